@@ -1,0 +1,35 @@
+"""The two kinds of mistake that are answered with one sentence instead of a traceback."""
+
+import sys
+from collections.abc import Callable
+
+
+class Failure(Exception):
+    """Something outside the program went wrong (a damaged file, a diverged run): exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(Failure, ValueError):
+    """What was asked for is impossible (a wrong value, a missing input): exit code 2."""
+
+    exit_code = 2
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's main(); a `Failure` becomes its sentence on stderr and its exit code."""
+    try:
+        main()
+    except Failure as error:
+        sys.exit(_say(f"error: {error}", error.exit_code))
+    except KeyboardInterrupt as stop:
+        sys.exit(_say(f"interrupted{': ' + str(stop) if str(stop) else ''}", 130))
+    except BrokenPipeError:
+        # The reader of our output has gone (`... | head`): not a failure of ours.
+        sys.stdout = None
+        sys.exit(0)
+
+
+def _say(sentence: str, exit_code: int) -> int:
+    print(sentence, file=sys.stderr, flush=True)
+    return exit_code

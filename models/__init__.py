@@ -1,0 +1,43 @@
+"""The networks: `make_model_from_args` builds any of the `registered_models`.
+
+Importing the package is cheap; torch is imported when the first model is built, so that the command line can
+check names and sizes (models.variants, models.config) at once.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from models.config import ModelConfig
+from models.variants import accepted_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.language_model import LanguageModel
+
+__all__ = ["ModelConfig", "import_original_state_dict", "make_model_from_args", "registered_models"]
+
+
+def registered_models() -> list[str]:
+    """Every name that `--model` accepts: full names first, then the aliases."""
+    return accepted_names()
+
+
+def make_model_from_args(args: Any) -> "LanguageModel":
+    """Build the freshly initialised model that a namespace of flags describes (fields: `ModelConfig`).
+
+    Raises UsageError for an unknown model or impossible sizes.
+    """
+    from models.language_model import LanguageModel
+
+    return LanguageModel(ModelConfig.from_args(args))
+
+
+def import_original_state_dict(state_dict: "Mapping[str, Tensor]", args: Any) -> "dict[str, Tensor]":
+    """Turn weights of the released code into those that `load_state_dict(strict=True)` takes for `args`.
+
+    Raises UsageError when the weights contradict one another.
+    """
+    from models.original import import_original
+
+    return import_original(state_dict, ModelConfig.from_args(args))
