@@ -88,7 +88,8 @@ class LanguageModel(nn.Module):
         if targets is not None or get_logits:
             logits = self.lm_head(x if targets is not None else x[:, -1:])
         if targets is not None:
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
+            scores = logits.to(torch.promote_types(logits.dtype, torch.float32))  # not in half precision
+            loss = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=-1)
         n_begin, n_mid, n_end = self.config.layers
         return {
             "logits": logits if get_logits else None,

@@ -1,4 +1,4 @@
-"""Number for number against outputs of the released code (tests/golden; all of ../shared/golden where it is)."""
+"""Number for number against outputs of the released code: tests/golden, and ../shared/golden where it is."""
 
 import json
 import types
@@ -126,7 +126,9 @@ def test_gradients(case):
 def test_weight_decay_groups(case):
     names = {parameter: name for name, parameter in case.model.named_parameters()}
     decaying, others = ({names[p] for p in group["params"]} for group in parameter_groups(case.model, 0.1))
-    expected = {name.replace(".q_attn.", ".c_attn.") for name in case.expected["weight_decay_groups"]["decay"]}
+    expected = {
+        name.replace(".q_attn.", ".c_attn.") for name in case.expected["weight_decay_groups"]["decay"]
+    }
     assert decaying == expected
     assert others == set(case.expected["weight_decay_groups"]["no_decay"])
 
