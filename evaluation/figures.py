@@ -1,0 +1,49 @@
+"""The figure of a run's curves."""
+
+from pathlib import Path
+from typing import Any
+
+# Colours that stay apart for colour-blind readers (Okabe and Ito), each run one of them.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+
+
+def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Loss, perplexity, learning rate and gradient norm over steps.
+
+    runs: label -> lines of metrics.jsonl. path: its suffix (.png, .pdf, .svg) decides the format.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")  # no window: this also runs where there is no screen
+    from matplotlib import pyplot
+
+    figure, ((loss, perplexity), (rate, norm)) = pyplot.subplots(2, 2, figsize=(11, 7), sharex=True)
+    for index, (label, lines) in enumerate(runs.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        _curve(loss, lines, "train_loss", color=colour, alpha=0.45, linewidth=1)
+        _curve(loss, lines, "val_loss", color=colour, marker=".", label=label)
+        _curve(perplexity, lines, "val_perplexity", color=colour, marker=".", label=label)
+        _curve(rate, lines, "lr", color=colour, label=label)
+        _curve(norm, lines, "mean_grad_norm", color=colour, label=label)
+        _curve(norm, lines, "max_grad_norm", color=colour, alpha=0.45, linewidth=1, linestyle=":")
+    loss.set_ylabel("loss, nats per token (faint: training)")
+    perplexity.set_ylabel("validation perplexity")
+    perplexity.set_yscale("log")
+    rate.set_ylabel("learning rate")
+    norm.set_ylabel("gradient norm: mean (dotted: largest)")
+    norm.set_yscale("log")
+    for axes in (rate, norm):
+        axes.set_xlabel("step")
+    for axes in (loss, perplexity, rate, norm):
+        axes.grid(alpha=0.3)
+    loss.legend(fontsize="small")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _curve(axes: Any, lines: list[dict[str, Any]], name: str, **style: Any) -> None:
+    points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), **style)

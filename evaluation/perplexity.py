@@ -1,0 +1,104 @@
+"""Loss, perplexity and accuracy over a set of batches, with their interval.
+
+Shapes: B batch, T tokens.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distributed import Precision
+from errors import Failure
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured. Losses are in nats per token."""
+
+    batch_losses: list[float]
+    batch_tokens: list[int]
+    correct_tokens: int
+    average_depth: float
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.batch_tokens)
+
+    @property
+    def loss(self) -> float:
+        """The mean over tokens, also where the last batch is smaller than the others."""
+        weighted = zip(self.batch_losses, self.batch_tokens, strict=True)
+        return math.fsum(loss * tokens for loss, tokens in weighted) / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        return to_perplexity(self.loss)
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of tokens that were the model's first choice."""
+        return self.correct_tokens / self.tokens
+
+    @property
+    def loss_standard_error(self) -> float | None:
+        """Of the mean loss, from the spread over batches of full size; None with fewer than two of them."""
+        full = [
+            loss
+            for loss, tokens in zip(self.batch_losses, self.batch_tokens, strict=True)
+            if tokens == max(self.batch_tokens)
+        ]
+        return statistics.stdev(full) / math.sqrt(len(full)) if len(full) > 1 else None
+
+    @property
+    def loss_interval(self) -> list[float] | None:
+        """The 95 % interval over batches, loss +- 1.96 standard errors; it says nothing about other seeds."""
+        if self.loss_standard_error is None:
+            return None
+        margin = 1.96 * self.loss_standard_error
+        return [self.loss - margin, self.loss + margin]
+
+    @property
+    def perplexity_interval(self) -> list[float] | None:
+        """The interval of the loss, exponentiated."""
+        return self.loss_interval and [to_perplexity(bound) for bound in self.loss_interval]
+
+
+def to_perplexity(loss: float) -> float:
+    """exp(loss in nats per token)."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision) -> Evaluation:
+    """Score `model` on batches of (inputs, targets), each (B, T). The training mode is left as it was found.
+
+    Raises Failure when a loss is not finite, or there is no batch.
+    """
+    losses, tokens, correct, depth = [], [], 0, 0.0
+    was_training = model.training
+    model.eval()
+    try:
+        for inputs, targets in batches:
+            inputs, targets = inputs.to(precision.device), targets.to(precision.device)
+            with precision.autocast():
+                output = model(inputs, targets, get_logits=True)
+            losses.append(output["cross_entropy_loss"].item())
+            tokens.append(targets.numel())
+            correct += (output["logits"].argmax(-1) == targets).sum().item()
+            depth += output["average_depth"] * targets.numel()
+    finally:
+        model.train(was_training)
+    if not losses:
+        raise Failure("there is nothing to evaluate on: no batch came from the data")
+    if not all(map(math.isfinite, losses)):
+        raise Failure(
+            f"the model gives a loss of {next(x for x in losses if not math.isfinite(x))} on real text"
+        )
+    return Evaluation(losses, tokens, correct, depth / sum(tokens))

@@ -1,0 +1,46 @@
+"""eval_summary_<checkpoint>.json and the lines that say the same on the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+from evaluation.perplexity import Evaluation
+from files import write_json
+
+
+def summarise(result: Evaluation, **about: Any) -> dict[str, Any]:
+    """The content of the file. about: what was evaluated, on what, and how. Losses in nats per token."""
+    return {
+        **about,
+        "loss": result.loss,
+        "loss_standard_error": result.loss_standard_error,
+        "loss_interval_95": result.loss_interval,
+        "perplexity": result.perplexity,
+        "perplexity_interval_95": result.perplexity_interval,
+        "interval_is": "1.96 standard errors over batches of one model; it says nothing about other seeds",
+        "accuracy": result.accuracy,
+        "average_depth": result.average_depth,
+        "tokens": result.tokens,
+        "batches": len(result.batch_losses),
+        "batch_losses": result.batch_losses,
+    }
+
+
+def summary_path(checkpoint: Path, output_dir: str | None) -> Path:
+    """Beside the checkpoint, or in output_dir."""
+    folder = checkpoint.parent if output_dir is None else Path(output_dir)
+    return folder / f"eval_summary_{checkpoint.stem}.json"
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    write_json(path, summary)
+
+
+def describe(result: Evaluation) -> str:
+    """One line for the terminal."""
+    low_high = result.perplexity_interval
+    interval = f" (95 % over batches: {low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else ""
+    return (
+        f"perplexity {result.perplexity:.3f}{interval}, loss {result.loss:.4f}, "
+        f"accuracy {100 * result.accuracy:.2f} %, average depth {result.average_depth:g}, "
+        f"{result.tokens:,} tokens in {len(result.batch_losses)} batches"
+    )

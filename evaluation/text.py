@@ -1,0 +1,49 @@
+"""Text from a model: prompt in, characters out."""
+
+from collections.abc import Iterator
+
+import torch
+
+from data.tokenizers import Tokenizer, stream_decoder
+from distributed import Precision
+from errors import UsageError
+from models.generation import generate
+from models.language_model import LanguageModel
+
+
+def stream_text(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_new_tokens: int,
+    precision: Precision,
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Iterator[str]:
+    """Continue `prompt`, yielding pieces of text as they are drawn; characters are never cut in half.
+
+    The same seed gives the same text. Raises UsageError for a prompt that holds no token.
+    """
+    ids = [int(token) for token in tokenizer.encode(prompt)]
+    if not ids:
+        if tokenizer.end_of_text is None:
+            raise UsageError("the prompt is empty, and this tokeniser has no end-of-text token to begin with")
+        ids = [tokenizer.end_of_text]
+    decoder = stream_decoder(tokenizer)
+    idx = torch.tensor([ids], device=precision.device)
+    with precision.autocast():
+        for drawn in generate(
+            model,
+            idx,
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            n_tokens=tokenizer.vocab_size,
+            generator=torch.Generator().manual_seed(seed),
+        ):
+            yield decoder.push(int(drawn))
+    yield decoder.finish()

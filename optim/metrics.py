@@ -1,0 +1,71 @@
+"""metrics.jsonl: one line for each logged interval of a run, and the curves read back from it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from errors import Failure
+from files import write_atomically
+
+FILE_NAME = "metrics.jsonl"
+CURVES = ("train_loss", "lr", "grad_norm", "val_loss", "val_perplexity", "val_accuracy")
+
+
+class MetricsFile:
+    """Appends lines; cut back to a step when a run goes on from there."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        """Keep the lines up to `step`: those after it will be written again."""
+        self.path = folder / FILE_NAME
+        kept = [line for line in _lines(self.path) if line["step"] <= step]
+        text = "".join(map(_to_line, kept))
+        write_atomically(self.path, lambda file: file.write(text.encode()))
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  (open as long as the run)
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Write one line at once, so that a killed run has lost none."""
+        self._file.write(_to_line(line))
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Force what was written to disk: before a checkpoint claims that its steps are logged."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, in order. Raises Failure when it is missing or empty."""
+    lines = _lines(folder / FILE_NAME)
+    if not lines:
+        raise Failure(f"{folder / FILE_NAME} is missing or holds no line yet: there are no curves to show")
+    return lines
+
+
+def curves(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The lists of summary.json: each curve's values, and the steps of training and of evaluation lines."""
+    result: dict[str, Any] = {
+        name: [line[name] for line in lines if line.get(name) is not None] for name in CURVES
+    }
+    result["steps"] = [line["step"] for line in lines]
+    result["val_steps"] = [line["step"] for line in lines if "val_loss" in line]
+    return result
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            # The power may fail in the middle of the last line; it is written again with its step.
+            print(f"warning: {path}, line {number} is incomplete and is left out")
+    return lines
+
+
+def _to_line(line: dict[str, Any]) -> str:
+    return json.dumps(line, ensure_ascii=False) + "\n"

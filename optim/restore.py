@@ -1,0 +1,83 @@
+"""A trained model, put together again from its checkpoint: what eval.py and generate.py begin with."""
+
+import json
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import config
+import models
+from distributed import Precision, choose_device, choose_precision
+from errors import UsageError
+from models.language_model import LanguageModel
+from optim import checkpoint
+from optim.state import FORMAT
+
+
+@dataclass(frozen=True)
+class Restored:
+    """model: in evaluation mode on its device. args: the run's flags under those given now.
+
+    tokenizer: what the run's corpus said of its tokeniser; None for a checkpoint of the released code.
+    step: updates made; None where the file does not tell.
+    """
+
+    path: Path
+    model: LanguageModel
+    args: Namespace
+    precision: Precision
+    tokenizer: dict[str, Any] | None
+    step: int | None
+
+
+def restore(path: Path, given: dict[str, Any]) -> Restored:
+    """Load the checkpoint `path` (a file, or a run's folder: its most advanced one).
+
+    given: flags of the command line, which override those of the run. Reads our checkpoints and those of the
+    released code, whose flags stand in the summary.json beside them, or are given.
+    Raises UsageError when flags and weights do not fit together, Failure for a damaged file.
+    """
+    path = checkpoint.find(path)
+    content = checkpoint.load(path)
+    ours = content.get("format") == FORMAT
+    args = config.complete(content["args"] if ours else _summary_args(path, given), given)
+    model = models.make_model_from_args(args)
+    weights = content.get("model", content)  # a file may hold the weights alone
+    _load_weights(model, models.import_original_state_dict(weights, args), path)
+    precision = choose_precision(args.dtype, choose_device(args.device))
+    return Restored(
+        path=path,
+        model=model.to(precision.device).eval(),
+        args=args,
+        precision=precision,
+        tokenizer=content.get("tokenizer") if ours else None,
+        step=content.get("step", content.get("itr")),
+    )
+
+
+def _summary_args(path: Path, given: dict[str, Any]) -> dict[str, Any]:
+    summary = path.parent / "summary.json"
+    if summary.exists():
+        try:
+            args = json.loads(summary.read_text(encoding="utf-8"))["args"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{summary} is not the summary of a run: it has no args") from error
+        # The device and folders of another machine say nothing about this one.
+        return {name: value for name, value in args.items() if name not in ("device", "data_dir")}
+    if "model" not in given:
+        raise UsageError(
+            f"{path} does not tell its flags and there is no summary.json beside it; "
+            "give --model, --n_layer, --n_embd and the others it was trained with"
+        )
+    return {}
+
+
+def _load_weights(model: LanguageModel, weights: dict[str, Any], path: Path) -> None:
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise UsageError(
+            f"the weights in {path} do not fit --model {model.config.model} of these sizes: {first}"
+        ) from error

@@ -1,0 +1,70 @@
+"""Where a run goes on: what --use_pretrained means, and when a run is finished already."""
+
+import json
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from config.run_name import identity
+from errors import UsageError
+from models import ModelConfig
+from optim import checkpoint
+
+
+def covered_by_summary(folder: Path, iterations: int) -> bool:
+    """Whether the run in `folder` has finished with at least that many iterations."""
+    path = folder / "summary.json"
+    if not path.exists():
+        return False
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["iterations"] >= iterations
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} is not the summary of a run of this project; move it away, or give another --exp_name"
+        ) from error
+
+
+def find_start(
+    args: Namespace, folder: Path, say: Callable[[str], None]
+) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint to go on from, and its content; None for a fresh start.
+
+    `auto`: the newest in the run's folder that can be read, if there is any. A file name: that one, in the
+    run's folder or anywhere. None: a fresh start, refused where it would overwrite a run. Raises UsageError
+    for that, and for a checkpoint of another architecture; other differences are said.
+    """
+    if args.use_pretrained is None:
+        existing = checkpoint.in_folder(folder)
+        if existing:
+            raise UsageError(
+                f"--use_pretrained None would overwrite the run in {folder} ({existing[0].name}); "
+                "give another --exp_name, or move that folder away"
+            )
+        return None
+    if args.use_pretrained == "auto":
+        start = checkpoint.newest(folder, say)
+    else:
+        inside = folder / args.use_pretrained
+        path = inside if inside.is_file() else Path(args.use_pretrained)
+        start = path, checkpoint.load(path)
+    if start is not None:
+        _compare(start[0], start[1].get("args", {}), args, say)
+    return start
+
+
+def _compare(path: Path, saved: dict[str, Any], args: Namespace, say: Callable[[str], None]) -> None:
+    """Refuse another architecture; say what else differs from the run that wrote the checkpoint."""
+    before = identity(Namespace(**{**vars(args), **saved}))
+    now = identity(args)
+    differences = {
+        name: f"--{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name]
+    }
+    architecture = [text for name, text in differences.items() if name in ModelConfig.__dataclass_fields__]
+    if architecture:
+        raise UsageError(
+            f"{path} is of another network ({', '.join(architecture)}); "
+            "give the flags it was trained with, or another --exp_name"
+        )
+    if differences:
+        say(f"warning: {path} was trained with other flags: {', '.join(differences.values())}")

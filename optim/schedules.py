@@ -1,0 +1,42 @@
+"""The learning rate as a function of the step: nothing of it needs to be stored in a checkpoint."""
+
+import torch
+from torch.optim import lr_scheduler
+
+from optim.config import TrainConfig
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, step: int = 0
+) -> lr_scheduler.LRScheduler:
+    """The schedule that `config.scheduler` names, standing at `step` (0 is before the first update).
+
+    `cos` and `linear` are PyTorch's OneCycleLR, as the published runs used it: from lr/100 up to lr at the
+    fraction `warmup_percent` of the iterations, down to (lr/100) / final_div_factor at the last; both legs
+    have the named shape. `none` is constant. Call `.step()` after each update but the last.
+    """
+    if config.scheduler == "none":
+        return lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
+    schedule = lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=config.lr,
+        total_steps=config.iterations,
+        pct_start=_peak_fraction(config),
+        anneal_strategy=config.scheduler,
+        cycle_momentum=False,
+        div_factor=100.0,
+        final_div_factor=config.final_div_factor,
+    )
+    if 0 < step < config.iterations:
+        # OneCycleLR's rate depends on the number of steps alone: stand one before, then take one.
+        schedule.load_state_dict({"last_epoch": step - 1, "_step_count": step + 1})
+        schedule.step()
+    return schedule
+
+
+def _peak_fraction(config: TrainConfig) -> float:
+    # A warm-up of exactly one step ends where it begins, and OneCycleLR divides by its length. A hair less
+    # gives what is meant: the peak at the first step.
+    if config.warmup_percent * config.iterations == 1.0:
+        return config.warmup_percent * (1.0 - 1e-9)
+    return config.warmup_percent

@@ -1,0 +1,141 @@
+"""Files on disk: whole or not at all, and never run."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from errors import Failure, UsageError
+from optim import checkpoint
+
+
+def write(path, step, size=10):
+    checkpoint.save(path, {"step": step, "model": torch.full((size,), float(step))})
+
+
+def test_round_trip_and_nothing_left_beside(tmp_path):
+    path = tmp_path / "run" / "ckpt_5.pt"
+    content = {
+        "step": 5,
+        "model": {"w": torch.randn(3)},
+        "args": {"lr": 1e-3, "exp_name": None},
+        "list": [1.5],
+    }
+    checkpoint.save(path, content)
+    loaded = checkpoint.load(path)
+    assert torch.equal(loaded["model"].pop("w"), content["model"].pop("w")) and loaded == content
+    assert os.listdir(path.parent) == ["ckpt_5.pt"]
+
+
+def test_order(tmp_path):
+    assert checkpoint.newest(tmp_path) is None
+    for step in (100, 1000, 20):
+        write(tmp_path / checkpoint.step_name(step), step)
+    (tmp_path / "ckpt_old.pt").write_bytes(b"not ours")
+    assert [path.name for path in checkpoint.in_folder(tmp_path)] == [
+        "ckpt_1000.pt",
+        "ckpt_100.pt",
+        "ckpt_20.pt",
+    ]
+    assert checkpoint.newest(tmp_path)[0].name == "ckpt_1000.pt"
+    write(tmp_path / "ckpt.pt", 500)  # a finished run that was extended to 1000 and beyond
+    assert checkpoint.newest(tmp_path)[0].name == "ckpt_1000.pt"
+    write(tmp_path / "ckpt.pt", 1500)
+    assert checkpoint.newest(tmp_path)[0].name == "ckpt.pt"
+    checkpoint.remove_intermediary(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["ckpt.pt", "ckpt_old.pt"]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"hello" * 50])
+def test_a_damaged_file_is_named_and_the_one_before_taken(tmp_path, damage):
+    write(tmp_path / "ckpt_1.pt", 1)
+    write(tmp_path / "ckpt_2.pt", 2)
+    newest = tmp_path / "ckpt_2.pt"
+    broken = damage(newest.read_bytes())
+    newest.write_bytes(broken)
+    said = []
+    path, content = checkpoint.newest(tmp_path, said.append)
+    assert path.name == "ckpt_1.pt" and content["step"] == 1
+    assert len(said) == 1 and "ckpt_2.pt is damaged or no checkpoint" in said[0]
+    assert newest.read_bytes() == broken  # left in place
+
+
+def test_starting_afresh_silently_is_worse_than_stopping(tmp_path):
+    (tmp_path / "ckpt_2.pt").write_bytes(b"broken")
+    with pytest.raises(Failure, match="none of the 1 checkpoints"):
+        checkpoint.newest(tmp_path, lambda text: None)
+
+
+class RunsACommand:
+    def __init__(self, victim):
+        self.victim = victim
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.victim}",)
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle"])
+def test_a_hostile_checkpoint_is_refused_and_nothing_runs(tmp_path, how):
+    path, victim = tmp_path / "ckpt.pt", tmp_path / "ran"
+    content = {"model": RunsACommand(victim)}
+    if how == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(Failure, match=r"ckpt\.pt"):
+        checkpoint.load(path)
+    assert not victim.exists()
+
+
+def test_what_is_no_checkpoint(tmp_path):
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(Failure, match="holds a list, not a checkpoint"):
+        checkpoint.load(tmp_path / "list.pt")
+    with pytest.raises(UsageError, match="there is no such checkpoint"):
+        checkpoint.load(tmp_path / "gone.pt")
+    with pytest.raises(UsageError, match="there is no such file or folder"):
+        checkpoint.find(tmp_path / "gone")
+    with pytest.raises(UsageError, match="holds no checkpoint"):
+        checkpoint.find(tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path):
+    write(tmp_path / "ckpt.pt", 1)
+    with pytest.raises(TypeError):
+        checkpoint.save(tmp_path / "ckpt.pt", {"step": 2, "generator": (x for x in ())})
+    assert checkpoint.load(tmp_path / "ckpt.pt")["step"] == 1
+    assert os.listdir(tmp_path) == ["ckpt.pt"]
+
+
+def test_sigkill_inside_saves(tmp_path):
+    """A process that does nothing but save is killed again and again: the file is always whole."""
+    script = textwrap.dedent(
+        """
+        import sys, torch
+        from pathlib import Path
+        from optim import checkpoint
+        weights = torch.zeros(2_000_000)
+        step = 0
+        while True:
+            step += 1
+            checkpoint.save(Path(sys.argv[1]) / "ckpt.pt", {"step": step, "model": weights.fill_(step)})
+            print(step, flush=True)
+        """
+    )
+    for attempt in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2 + attempt):
+            process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        content = checkpoint.load(tmp_path / "ckpt.pt")
+        assert (content["model"] == content["step"]).all()
+    checkpoint.remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == ["ckpt.pt"]

@@ -1,0 +1,142 @@
+"""Sums, seeds, optimisers, metrics: the small parts of the loop."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from errors import Failure
+from models.config import ModelConfig
+from models.language_model import LanguageModel
+from optim.metrics import MetricsFile, curves, read_metrics
+from optim.optimizers import OPTIMIZERS, make_optimizer
+from optim.randomness import PURPOSES, derive_seed, seed_torch
+from optim.state import Interval, TrainState
+from tests.optim.test_schedules import CONFIG
+
+
+def network():
+    torch.manual_seed(0)
+    return LanguageModel(
+        ModelConfig(model="ln_cotformer", vocab_size=20, n_layer=2, n_head=2, n_embd=8, bias=True)
+    )
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_optimizers_are_pytorchs(name):
+    model = network()
+    optimizer = make_optimizer(model, dataclasses.replace(CONFIG, opt=name))
+    kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "adafactor": torch.optim.Adafactor}[name]
+    assert type(optimizer) is kind
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert all(group["lr"] == CONFIG.lr for group in optimizer.param_groups)
+    if name == "adamw":
+        assert optimizer.defaults["betas"] == (0.9, 0.95) and optimizer.defaults["eps"] == 1e-8
+
+
+def test_only_linear_weights_decay():
+    model = network()
+    optimizer = make_optimizer(model, CONFIG)
+    decaying = {id(p) for p in optimizer.param_groups[0]["params"]}
+    for name, parameter in model.named_parameters():
+        linear = ".attn.c_" in name or ".mlp.c_" in name
+        assert (id(parameter) in decaying) == (linear and name.endswith("weight")), name
+
+
+def test_seeds_differ_by_each_argument():
+    seeds = {
+        derive_seed(seed, purpose, step, micro)
+        for seed in (1, 2)
+        for purpose in PURPOSES
+        for step in (0, 1, 2)
+        for micro in (0, 1, 2)
+    }
+    assert len(seeds) == 2 * len(PURPOSES) * 9
+    seed_torch(3, "forward", 4, 5)
+    first = torch.rand(3)
+    seed_torch(3, "forward", 4, 5)
+    assert torch.equal(first, torch.rand(3))
+
+
+def test_interval():
+    interval = Interval()
+    for loss, norm in ((4.0, 1.0), (2.0, 5.0), (3.0, None), (1.0, 3.0)):
+        interval.add(loss, norm, seconds=0.5)
+    assert (interval.steps, interval.loss_sum, interval.seconds) == (4, 10.0, 2.0)
+    assert (interval.norm_last, interval.norm_max, interval.norm_mean) == (3.0, 5.0, 3.0)
+    assert Interval().norm_mean is None
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_state_goes_through_a_checkpoint_unchanged(name, tmp_path):
+    """Two steps, save, two more; or load and two more: the same bits."""
+    config = dataclasses.replace(CONFIG, opt=name, iterations=10)
+    ids = torch.randint(0, 20, (2, 8))
+
+    def walk(state, steps):
+        for _ in range(steps):
+            state.model(ids, ids)["loss"].backward()
+            state.optimizer.step()
+            state.optimizer.zero_grad()
+            state.schedule.step()
+            state.step += 1
+            state.interval.add(1.0 / 3.0, 0.1, 0.7)
+
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    straight = TrainState.fresh(network(), config, scaler)
+    walk(straight, 2)
+    torch.save(straight.to_checkpoint(), tmp_path / "state.pt")
+    walk(straight, 2)
+
+    resumed = TrainState.fresh(network(), config, scaler)
+    resumed.restore(torch.load(tmp_path / "state.pt", weights_only=True), config)
+    assert resumed.step == 2 and resumed.optimizer.param_groups[0]["weight_decay"] == 0.1
+    walk(resumed, 2)
+    assert all(map(torch.equal, straight.model.state_dict().values(), resumed.model.state_dict().values()))
+    assert straight.interval == resumed.interval
+    assert straight.schedule.get_last_lr() == resumed.schedule.get_last_lr()
+
+
+def test_a_checkpoint_of_another_network_is_refused():
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    state = TrainState.fresh(network(), CONFIG, scaler)
+    content = state.to_checkpoint()
+    del content["model"]["lm_head.weight"]
+    with pytest.raises(Failure, match="does not fit the flags"):
+        state.restore(content, CONFIG)
+    with pytest.raises(Failure, match="no training checkpoint of this project"):
+        state.restore({"model": {}}, CONFIG)
+
+
+def lines(*steps):
+    return [{"step": step, "train_loss": 1.0 / step, "lr": 0.1} for step in steps]
+
+
+def test_metrics_are_cut_back_to_the_resumed_step(tmp_path):
+    first = MetricsFile(tmp_path, 0)
+    for line in lines(10, 20, 30):
+        first.append(line)
+    first.close()
+    second = MetricsFile(tmp_path, 20)
+    second.append({"step": 30, "train_loss": 7.0, "lr": 0.1, "val_loss": 2.0})
+    second.close()
+    assert read_metrics(tmp_path) == [
+        *lines(10, 20),
+        {"step": 30, "train_loss": 7.0, "lr": 0.1, "val_loss": 2.0},
+    ]
+    summary = curves(read_metrics(tmp_path))
+    assert summary["train_loss"] == [0.1, 0.05, 7.0] and summary["steps"] == [10, 20, 30]
+    assert summary["val_loss"] == [2.0] and summary["val_steps"] == [30]
+
+
+def test_a_line_cut_by_a_power_failure_is_left_out(tmp_path):
+    text = json.dumps(lines(10)[0]) + '\n{"step": 20, "trai'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    MetricsFile(tmp_path, 100).close()
+    assert read_metrics(tmp_path) == lines(10)
+
+
+def test_missing_metrics_are_said(tmp_path):
+    with pytest.raises(Failure, match="is missing or holds no line yet"):
+        read_metrics(tmp_path)
