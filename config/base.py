@@ -1,0 +1,290 @@
+"""Every flag of the command line, with its type, default and meaning: the parameter reference.
+
+`None` as a value means "not set" wherever the default or the meaning allows it. Each group below is one of `--help`.
+Which values are possible together is a matter for `config.checks`.
+"""
+
+from argparse import ArgumentParser
+
+from config.values import choice, device, dtype, integer, nullable, number, truth
+from models.config import DEPTH_EMBEDDINGS, POSITIONAL_ENCODERS
+from models.variants import accepted_names
+
+# fmt: off
+DATASETS = (
+    "pydoc", "slimpajama", "wikitext", "pg19", "shakespeare-char", "arxivmath", "owt2", "openwebtext2",
+    "arxiv2000", "arxiv+wiki",
+)
+# fmt: on
+TOKENIZERS = ("bytes", "gpt2")
+OPTIMIZERS = ("adamw", "sgd", "adafactor")
+SCHEDULERS = ("cos", "linear", "none")
+BACKENDS = ("nccl", "gloo", "fsdp")
+
+NO_EFFECT = "accepted for old commands; no effect"
+ADAPTIVE = "read by adaptive models only; no effect on those of fixed depth"
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """Add all groups of flags to `parser`."""
+    _training(parser.add_argument_group("Training").add_argument)
+    _optimizer(parser.add_argument_group("Optimizer").add_argument)
+    _dataset(parser.add_argument_group("Dataset").add_argument)
+    _architecture(parser.add_argument_group("Model architecture").add_argument)
+    _cotformer(parser.add_argument_group("CoTFormer").add_argument)
+    _adaptive(parser.add_argument_group("Adaptive depth").add_argument)
+    _cache(parser.add_argument_group("Positional encoding and cache").add_argument)
+    _evaluation(parser.add_argument_group("Evaluation").add_argument)
+    _logging(parser.add_argument_group("Logging and checkpoints").add_argument)
+    _distributed(parser.add_argument_group("Distributed training").add_argument)
+
+
+def _training(add) -> None:
+    add("--batch_size", type=integer, default=32, help="sequences in a micro-batch")
+    add(
+        "--acc_steps",
+        type=integer,
+        default=4,
+        help="micro-batches added up for one step, which sees batch_size x acc_steps sequences",
+    )
+    add(
+        "--iterations",
+        type=integer,
+        default=25000,
+        help="optimizer steps; the paper: 40k, adaptive models 60k",
+    )
+    add("--seed", type=integer, default=2, help="of the initial weights and all random draws of training")
+    add(
+        "--data_seed",
+        type=nullable(integer),
+        default=None,
+        help="of the order of the data; None: that of --seed",
+    )
+    add(
+        "--device",
+        type=device,
+        default="auto",
+        help="auto (CUDA if there is one, else the CPU), cpu, cuda or cuda:N",
+    )
+
+
+def _optimizer(add) -> None:
+    add("--opt", type=choice(OPTIMIZERS), default="adamw", help="adamw, sgd (momentum 0.9) or adafactor")
+    add("--lr", type=number, default=1e-3, help="peak learning rate")
+    add("--beta1", type=number, default=0.9, help="AdamW: decay of the first moment")
+    add("--beta2", type=number, default=0.95, help="AdamW: decay of the second moment")
+    add(
+        "--weight_decay",
+        type=number,
+        default=0.1,
+        help="on the weights of Linear layers; nothing else decays",
+    )
+    add(
+        "--grad_clip",
+        type=number,
+        default=0.0,
+        help="largest L2 norm of the gradient; 0: no clipping (the paper)",
+    )
+    add(
+        "--scheduler",
+        type=choice(SCHEDULERS),
+        default="cos",
+        help="up and down in cosines (cos) or straight lines (linear), or a constant rate (none)",
+    )
+    add(
+        "--warmup_percent",
+        type=number,
+        default=0.05,
+        help="fraction (not per cent) of the iterations until the peak, from lr/100; the paper: 0.2",
+    )
+    add(
+        "--final_div_factor",
+        type=number,
+        default=0.05,
+        help="the last learning rate is (lr/100) / final_div_factor: 0.2 lr at the default. The published "
+        "numbers were made with that, though a table beside them says lr x final_div_factor",
+    )
+
+
+def _dataset(add) -> None:
+    add(
+        "--dataset",
+        type=choice(DATASETS),
+        default="pydoc",
+        help=f"{', '.join(DATASETS)}; pydoc comes with Python and needs no network",
+    )
+    add(
+        "--tokenizer",
+        type=nullable(choice(TOKENIZERS)),
+        default=None,
+        help="bytes or gpt2; None: the corpus' own (pydoc: bytes)",
+    )
+    add("--data_dir", type=nullable(str), default=None, help="where token files lie; None: data/datasets")
+    add("--data_in_ram", action="store_true", help="read the token files into memory first")
+    add(
+        "--vocab_size",
+        type=integer,
+        default=50304,
+        help="rows of the embedding: the tokeniser's vocabulary, best rounded up to a multiple of 64",
+    )
+    add("--add_additional_space", action="store_true", help=NO_EFFECT)
+
+
+def _architecture(add) -> None:
+    add("--model", type=choice(accepted_names()), default="base", help=", ".join(accepted_names()))
+    add("--n_layer", type=integer, default=24, help="blocks, each counted once however often it runs")
+    add("--n_embd", type=integer, default=768, help="width C")
+    add("--n_head", type=integer, default=12, help="attention heads; a head is n_embd / n_head wide")
+    add(
+        "--sequence_length", type=integer, default=512, help="tokens T of a training sequence; the paper: 256"
+    )
+    add(
+        "--dtype",
+        type=dtype,
+        default="torch.bfloat16",
+        help="format of the matrix products: torch.bfloat16, torch.float16 (GPU only) or torch.float32. "
+        "A CPU that does not multiply bfloat16 natively takes float32 instead, and says so at the start",
+    )
+    add(
+        "--bias",
+        type=truth,
+        nargs="?",
+        const=True,
+        default=False,
+        help="true or false: whether Linear and LayerNorm layers have biases",
+    )
+    add(
+        "--dropout",
+        type=number,
+        default=0.0,
+        help="rate after embedding, attention and MLP; off in evaluation",
+    )
+    add("--compile", action="store_true", help="torch.compile the model: slower to start, then faster")
+    add("--rmsnorm_eps", type=number, default=1e-5, help=NO_EFFECT)
+    add("--multiple_of", type=integer, default=256, help=NO_EFFECT)
+
+
+def _cotformer(add) -> None:
+    add("--n_repeat", type=integer, default=2, help="how often the middle blocks run (R)")
+    add("--n_layer_begin", type=integer, default=0, help="blocks before the middle, run once; the paper: 2")
+    add("--n_layer_end", type=integer, default=0, help="blocks after the middle, run once; the paper: 1")
+    add(
+        "--depth_embedding",
+        type=nullable(choice([name for name in DEPTH_EMBEDDINGS if name])),
+        default=None,
+        help="added before each pass: linear_learned (a vector times the passes left), learned (a table), None",
+    )
+    add("--disable_ln_mid", action="store_true", help="LN-CoTFormer without its LayerNorm after each pass")
+    add("--min_repeat", type=integer, default=1, help=NO_EFFECT)
+    add("--depth_random_method", type=str, default="uniform", help=ADAPTIVE)
+    add("--mod_capacity_factor", type=number, default=0.6, help=NO_EFFECT)
+
+
+def _adaptive(add) -> None:
+    add("--halt_threshold", type=number, default=0.999, help=ADAPTIVE)
+    add("--depth_predictor_loss_coef", type=nullable(number), default=None, help=ADAPTIVE)
+    add(
+        "--eval_length_factor",
+        type=nullable(number),
+        nargs="+",
+        default=None,
+        help=f"R - 1 fractions of the tokens that take passes 2..R; {ADAPTIVE}",
+    )
+    add(
+        "--training_length_factor",
+        type=nullable(number),
+        nargs="+",
+        default=None,
+        help=f"the same in training; {ADAPTIVE}",
+    )
+
+
+def _cache(add) -> None:
+    add("--positional_encoder", type=choice(POSITIONAL_ENCODERS), default="rotary", help="rotary or none")
+    add(
+        "--attention_window_length",
+        type=nullable(integer),
+        default=None,
+        help="a token sees this many positions, its own included; None: all before it",
+    )
+    add("--lm_cache", type=choice(("none",)), default="none", help=NO_EFFECT)
+    add("--mem_cache_size", type=nullable(integer), default=None, help=NO_EFFECT)
+    add("--cache_topk", type=integer, default=1, help=NO_EFFECT)
+    add("--cache_selection_method", type=str, default="per_token_and_head", help=NO_EFFECT)
+    add("--cache_indexing_scheme", type=str, default="by_total", help=NO_EFFECT)
+    add("--track_cache_attention", action="store_true", help=NO_EFFECT)
+    add("--allow_cache_during_training", action="store_true", help=NO_EFFECT)
+
+
+def _evaluation(add) -> None:
+    add(
+        "--eval_freq",
+        type=integer,
+        default=200,
+        help="steps between evaluations on 24 batches; the last one is on the whole validation set",
+    )
+    add(
+        "--eval_seq_prefix",
+        type=nullable(str),
+        default="Once upon a time",
+        help="each evaluation continues this text; None or none: no sample",
+    )
+    add(
+        "--eval_seq_length",
+        type=nullable(integer),
+        default=None,
+        help="eval.py: tokens of a sequence; None: sequence_length",
+    )
+    add(
+        "--eval_sample_size",
+        type=nullable(integer),
+        default=None,
+        help="eval.py: tokens to evaluate on; None: the whole validation set",
+    )
+
+
+def _logging(add) -> None:
+    add(
+        "--log_freq",
+        type=nullable(integer),
+        default=None,
+        help="steps between lines of metrics.jsonl; None: eval_freq",
+    )
+    add("--wandb", action="store_true", help="log to Weights & Biases; WANDB_MODE=offline needs no network")
+    add("--wandb_project", type=str, default="my-project", help="W&B project")
+    add("--wandb_entity", type=nullable(str), default=None, help="W&B team; None: your own account")
+    add("--results_base_folder", type=str, default="./exps", help="where the folders of runs lie")
+    add(
+        "--save_checkpoint_freq",
+        type=nullable(integer),
+        default=None,
+        help="steps between checkpoints ckpt_<step>.pt; None: only ckpt.pt at the end",
+    )
+    add(
+        "--remove_intermediary_checkpoints_at_end",
+        action="store_true",
+        help="delete the ckpt_<step>.pt when the run has finished",
+    )
+    add(
+        "--use_pretrained",
+        type=nullable(str),
+        default="auto",
+        help="auto: go on from the newest checkpoint of this run, if any; a file; None: start afresh",
+    )
+    add(
+        "--exp_name",
+        type=nullable(str),
+        default=None,
+        help="name of the run's folder; None: made from the flags",
+    )
+    add("--run_prefix", type=nullable(str), default=None, help="put before the name that is made")
+
+
+def _distributed(add) -> None:
+    add(
+        "--distributed_backend",
+        type=nullable(choice(BACKENDS)),
+        default=None,
+        help="None: one process, the only one in this version",
+    )
+    add("--config_format", type=choice(("base",)), default="base", help="base, the only one there is")

@@ -1,0 +1,79 @@
+"""Values and combinations that are refused, each with a sentence."""
+
+import itertools
+import re
+from argparse import Namespace
+
+from errors import UsageError
+from models.config import ModelConfig
+
+AT_LEAST_ONE = (
+    "batch_size", "acc_steps", "iterations", "eval_freq", "log_freq", "save_checkpoint_freq",
+    "eval_seq_length", "eval_sample_size",
+)  # fmt: skip
+AT_LEAST_ZERO = ("seed", "data_seed", "weight_decay", "grad_clip")
+LONGEST_NAME = 150  # characters; file systems end at 255, and checkpoints' names are put behind
+
+
+def check(args: Namespace) -> None:
+    """Raises UsageError for the first thing that is wrong."""
+    for name in AT_LEAST_ONE:
+        _require(args, name, lambda value: value is None or value >= 1, "must be at least 1")
+    for name in AT_LEAST_ZERO:
+        _require(args, name, lambda value: value is None or value >= 0, "must not be negative")
+    for name in ("lr", "final_div_factor"):
+        _require(args, name, lambda value: value > 0, "must be above 0")
+    for name in ("beta1", "beta2"):
+        _require(args, name, lambda value: 0 <= value < 1, "must be at least 0 and below 1")
+    _require(args, "warmup_percent", lambda value: 0 <= value <= 1, "is a fraction, from 0 to 1")
+    for name in ("exp_name", "run_prefix"):
+        _check_name(name, getattr(args, name))
+    if args.device == "cpu" and args.dtype == "torch.float16":
+        raise UsageError("--dtype torch.float16 needs a GPU; on a CPU choose torch.bfloat16 or torch.float32")
+    if args.distributed_backend is not None:
+        raise UsageError(
+            f"--distributed_backend {args.distributed_backend}: this version trains in one process; leave it "
+            "out"
+        )
+    config = ModelConfig.from_args(args)
+    for name in ("eval_length_factor", "training_length_factor"):
+        _check_factors(name, getattr(args, name), config.n_repeat)
+
+
+def unused_notes(given: dict, config: ModelConfig) -> list[str]:
+    """A sentence for each flag that was given but that the model does not read."""
+    return [
+        f"note: --{name} has no effect on {config.model}" for name in config.unused_fields if name in given
+    ]
+
+
+def _require(args: Namespace, name: str, holds, rule: str) -> None:
+    value = getattr(args, name)
+    if not holds(value):
+        raise UsageError(f"--{name} {value} {rule}")
+
+
+def _check_name(flag: str, name: str | None) -> None:
+    """A name is one folder: with a slash in it, one run would lie inside another."""
+    if name is None:
+        return
+    if not re.fullmatch(r"[A-Za-z0-9._=+,@-]+", name) or set(name) == {"."} or name[0] == "-":
+        raise UsageError(f"--{flag} {name!r} must be a folder's name of letters, digits and . _ = + , @ -")
+    if len(name) > LONGEST_NAME:
+        raise UsageError(f"--{flag} has {len(name)} characters; at most {LONGEST_NAME} are allowed")
+
+
+def _check_factors(flag: str, factors: list[float] | None, n_repeat: int) -> None:
+    if factors is None:
+        return
+    shown = " ".join(map(str, factors))
+    if len(factors) != n_repeat - 1:
+        raise UsageError(
+            f"--{flag} {shown}: n_repeat={n_repeat} needs {n_repeat - 1} numbers, not {len(factors)}"
+        )
+    if any(factor is None or not 0 <= factor <= 1 for factor in factors):
+        raise UsageError(f"--{flag} {shown}: each must be from 0 to 1")
+    if any(later > earlier for earlier, later in itertools.pairwise(factors)):
+        raise UsageError(
+            f"--{flag} {shown}: must not increase, for a pass takes only tokens of the one before"
+        )

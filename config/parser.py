@@ -1,0 +1,106 @@
+"""From the command line to checked values; mistakes become one sentence (UsageError). No torch here."""
+
+import argparse
+import difflib
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from config.base import add_flags
+from config.checks import check
+from errors import UsageError
+from models.variants import find_variant
+
+
+class Parser(ArgumentParser):
+    """An argparse parser that answers with a sentence, and suggests the flag that was meant."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+    def parse(self, argv: Sequence[str] | None, into: Namespace | None = None) -> Namespace:
+        """Like parse_args, but a misspelt flag is answered with the nearest one."""
+        args, unknown = self.parse_known_args(argv, into)
+        if unknown:
+            self._refuse(unknown[0])
+        return args
+
+    def _refuse(self, text: str) -> NoReturn:
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        near = difflib.get_close_matches(text.split("=")[0], flags, n=1)
+        if not text.startswith("-"):
+            raise UsageError(f"{text!r} belongs to no flag; `python {self.prog} --help` lists them")
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"unknown flag {text}; {hint}`python {self.prog} --help` lists them")
+
+
+class _Help(argparse.HelpFormatter):
+    """Shows each default behind its explanation."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=110)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if not action.option_strings or action.default is argparse.SUPPRESS or action.dest == "help":
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return super()._format_args(action, action.metavar or "X")
+
+
+def build_parser(description: str | None = None, **settings: Any) -> Parser:
+    """The parser with all flags of config.base."""
+    parser = Parser(description=description, **settings)
+    add_flags(parser)
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
+    """All flags, defaults filled in, checked. Raises UsageError with one sentence."""
+    args = build_parser("Train a model. README.md shows how to begin.").parse(argv)
+    return finished(args)
+
+
+def parse_with_run(
+    argv: Sequence[str] | None, add_own_flags: Callable[[ArgumentParser], None], description: str | None
+) -> tuple[Namespace, dict[str, Any]]:
+    """For scripts that work on a run: their own flags, and the base flags that were given explicitly.
+
+    The base flags are for `complete`, once the run's own are known.
+    """
+    parser = build_parser(description, argument_default=None)
+    base = {action.dest: action for action in parser._actions}
+    for action in base.values():
+        if action.dest != "help":
+            action.default = argparse.SUPPRESS
+    add_own_flags(parser)
+    values = vars(parser.parse(argv))
+    given = {name: value for name, value in values.items() if name in base}
+    return Namespace(**{name: value for name, value in values.items() if name not in base}), given
+
+
+def complete(run_args: Mapping[str, Any], given: Mapping[str, Any]) -> Namespace:
+    """All flags: defaults, over them those of a run, over them those given now. Raises UsageError.
+
+    run_args may come from an older version or from the released code: names that are no flags are left out.
+    """
+    args = build_parser().parse([])
+    known = vars(args).keys()
+    for name, value in {**run_args, **given}.items():
+        if name in known:
+            setattr(args, name, value)
+    return finished(args)
+
+
+def finished(args: Namespace) -> Namespace:
+    """The full name of the model in place of its alias, and everything checked."""
+    args.model = find_variant(args.model).name
+    for name in ("eval_length_factor", "training_length_factor"):
+        if getattr(args, name) == [None]:
+            setattr(args, name, None)
+    check(args)
+    return args

@@ -1,0 +1,68 @@
+"""How the text of a flag becomes a value, or a sentence that says what was expected."""
+
+import difflib
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Reader = Callable[[str], Any]
+
+
+def integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is not a number") from None
+    if value != value or value in (float("inf"), float("-inf")):
+        raise ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+def truth(text: str) -> bool:
+    """true/false, yes/no, 1/0: bool("False") would be True."""
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in known:
+        raise ArgumentTypeError(f"{text!r} is neither true nor false")
+    return known[text.lower()]
+
+
+def nullable(read: Reader) -> Reader:
+    """`read`, but the text None means None."""
+
+    def read_or_none(text: str) -> Any:
+        return None if text.lower() == "none" else read(text)
+
+    return read_or_none
+
+
+def choice(allowed: Sequence[str]) -> Reader:
+    """One of `allowed`; for anything else the nearest is suggested."""
+
+    def read(text: str) -> str:
+        if text in allowed:
+            return text
+        near = difflib.get_close_matches(text, allowed, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ArgumentTypeError(f"{text!r} is unknown; {hint}choose from {', '.join(allowed)}")
+
+    return read
+
+
+def dtype(text: str) -> str:
+    """torch.bfloat16, torch.float16 or torch.float32, with or without "torch."."""
+    return "torch." + choice(("bfloat16", "float16", "float32"))(text.removeprefix("torch."))
+
+
+def device(text: str) -> str:
+    """auto, cpu, cuda or cuda:N."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise ArgumentTypeError(f"{text!r} is no device; choose from auto, cpu, cuda, cuda:N")
+    return text

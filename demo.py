@@ -1,0 +1,91 @@
+"""Five minutes: train a small LN-CoTFormer and a standard transformer on real text, and compare them.
+
+Both have the same unique layers and see the same tokens; the CoTFormer runs its middle layers several times.
+What it does, it does through the scripts that a user would call; each command is printed.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from errors import Failure, run_script
+
+ROOT = Path(__file__).parent
+FOLDER = Path("demo")
+PROMPT = "Return the "
+
+COMMON = """
+    --dataset pydoc --vocab_size 320 --n_layer 4 --n_head 4 --n_embd 128 --sequence_length 128
+    --batch_size 16 --acc_steps 1 --iterations 700 --lr 4e-3 --warmup_percent 0.1 --eval_freq 50
+    --save_checkpoint_freq 250 --remove_intermediary_checkpoints_at_end --seed 0
+"""
+MODELS = {
+    "LN-CoTFormer": """--model ln_cotformer --n_layer_begin 1 --n_layer_end 1 --n_repeat 3
+                       --depth_embedding linear_learned""",
+    "Standard": "--model standard",
+}
+
+
+def run(script: str, *arguments: str) -> None:
+    """Run one of the root scripts, as a user would from the shell."""
+    print(f"\n$ python {script} {shlex.join(arguments)}", flush=True)
+    code = subprocess.run([sys.executable, script, *arguments], cwd=ROOT).returncode
+    if code:
+        raise Failure(f"{script} ended with exit code {code}; what it said stands above")
+
+
+def folder_of(name: str) -> Path:
+    """Where main.py puts this run."""
+    import config
+
+    flags = shlex.split(f"{COMMON} {MODELS[name]} --results_base_folder {FOLDER}")
+    return config.experiment_dir(config.parse_args(flags))
+
+
+def table(folders: dict[str, Path]) -> str:
+    """Perplexity with its interval, size, depth and speed of each run."""
+    rows = [("", "perplexity", "95 % over batches", "parameters", "average depth", "tokens/s in training")]
+    for name, folder in folders.items():
+        evaluated = json.loads((ROOT / folder / "eval_summary_ckpt.json").read_text())
+        summary = json.loads((ROOT / folder / "summary.json").read_text())
+        tokens = summary["final"]["tokens"]
+        low, high = evaluated["perplexity_interval_95"]
+        rows.append(
+            (
+                name,
+                f"{evaluated['perplexity']:.3f}",
+                f"{low:.3f} to {high:.3f}",
+                f"{summary['parameters']:,}",
+                f"{evaluated['average_depth']:g}",
+                f"{tokens / summary['training_seconds']:,.0f}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
+    )
+
+
+def main() -> None:
+    folders = {name: folder_of(name) for name in MODELS}
+    for flags in MODELS.values():
+        run("main.py", *shlex.split(f"{flags} {COMMON} --results_base_folder {FOLDER}"))
+    for folder in folders.values():
+        run("eval.py", "--checkpoint", str(folder))
+    figure = FOLDER / "curves.png"
+    run("plot_curves.py", *map(str, folders.values()), "--labels", *folders, "--output", str(figure))
+    best = next(iter(folders.values()))
+    run("generate.py", "--checkpoint", str(best), "--prompt", PROMPT, "--max_new_tokens", "400")
+
+    print(
+        f"\n{table(folders)}\n(perplexity per byte, on the whole validation set; the same tokens for both)\n"
+    )
+    for name, folder in folders.items():
+        print(f"{name}: {folder}/ holds ckpt.pt, summary.json, metrics.jsonl and eval_summary_ckpt.json")
+    print(f"curves: {figure}")
+
+
+if __name__ == "__main__":
+    run_script(main)
