@@ -1,4 +1,4 @@
-"""Continue a prompt with a trained model: `python generate.py --checkpoint <folder or file> --prompt "..."`."""
+"""Continue a prompt with a trained model: `python generate.py --checkpoint <run> --prompt "Once upon"`."""
 
 import argparse
 import sys
@@ -38,14 +38,15 @@ def check(own: argparse.Namespace) -> None:
 def main() -> None:
     own, given = config.parse_with_run(None, add_flags, __doc__)
     check(own)
-    from data import tokenizer_for
+    from data.tokenizers import make_tokenizer, tokenizer_from_meta
     from evaluation.text import stream_text
     from optim.restore import restore
 
     run = restore(Path(own.checkpoint), given)
     pieces = stream_text(
         run.model,
-        tokenizer_for(run.tokenizer, run.args.tokenizer),
+        # A checkpoint of the released code does not tell its tokeniser: GPT-2's, unless --tokenizer says so.
+        tokenizer_from_meta(run.tokenizer) if run.tokenizer else make_tokenizer(run.args.tokenizer or "gpt2"),
         own.prompt,
         own.max_new_tokens,
         run.precision,

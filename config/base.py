@@ -1,7 +1,7 @@
 """Every flag of the command line, with its type, default and meaning: the parameter reference.
 
-`None` as a value means "not set" wherever the default or the meaning allows it. Each group below is one of `--help`.
-Which values are possible together is a matter for `config.checks`.
+`None` as a value means "not set" wherever the default or the meaning allows it. Each group below is one of
+`--help`. Which values are possible together is a matter for `config.checks`.
 """
 
 from argparse import ArgumentParser
@@ -172,7 +172,7 @@ def _cotformer(add) -> None:
         "--depth_embedding",
         type=nullable(choice([name for name in DEPTH_EMBEDDINGS if name])),
         default=None,
-        help="added before each pass: linear_learned (a vector times the passes left), learned (a table), None",
+        help="added before each pass: linear_learned (a vector times the passes left), learned (a table)",
     )
     add("--disable_ln_mid", action="store_true", help="LN-CoTFormer without its LayerNorm after each pass")
     add("--min_repeat", type=integer, default=1, help=NO_EFFECT)

@@ -40,10 +40,13 @@ def check(args: Namespace) -> None:
         _check_factors(name, getattr(args, name), config.n_repeat)
 
 
-def unused_notes(given: dict, config: ModelConfig) -> list[str]:
-    """A sentence for each flag that was given but that the model does not read."""
+def notes(args: Namespace) -> list[str]:
+    """A sentence for each flag that was set although the model does not read it."""
+    config = ModelConfig.from_args(args)
     return [
-        f"note: --{name} has no effect on {config.model}" for name in config.unused_fields if name in given
+        f"note: --{name} has no effect on {config.model}"
+        for name in config.unused_fields
+        if getattr(config, name) != ModelConfig.__dataclass_fields__[name].default
     ]
 
 

@@ -17,8 +17,8 @@ NOT_IDENTITY = {
     "wandb_project", "wandb_entity", "compile", "distributed_backend", "config_format", "dataset",
     "add_additional_space", "rmsnorm_eps", "multiple_of", "min_repeat", "mod_capacity_factor", "lm_cache",
     "mem_cache_size", "cache_topk", "cache_selection_method", "cache_indexing_scheme",
-    "track_cache_attention", "allow_cache_during_training", "depth_random_method", "halt_threshold", "depth_predictor_loss_coef",
-    "training_length_factor",
+    "track_cache_attention", "allow_cache_during_training", "depth_random_method", "halt_threshold",
+    "depth_predictor_loss_coef", "training_length_factor",
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from data.tokenizers import Tokenizer, stream_decoder
+from data.tokenizers import StreamDecoder, Tokenizer
 from distributed import Precision
 from errors import UsageError
 from models.generation import generate
@@ -27,12 +27,12 @@ def stream_text(
 
     The same seed gives the same text. Raises UsageError for a prompt that holds no token.
     """
-    ids = [int(token) for token in tokenizer.encode(prompt)]
+    ids = tokenizer.encode(prompt).tolist()
     if not ids:
         if tokenizer.end_of_text is None:
             raise UsageError("the prompt is empty, and this tokeniser has no end-of-text token to begin with")
         ids = [tokenizer.end_of_text]
-    decoder = stream_decoder(tokenizer)
+    decoder = StreamDecoder(tokenizer)
     idx = torch.tensor([ids], device=precision.device)
     with precision.autocast():
         for drawn in generate(

@@ -12,7 +12,7 @@ import numpy
 import torch
 
 import models
-from config.run_name import experiment_dir
+from config import experiment_dir, notes
 from data import Corpus, open_corpus
 from data.batches import Batches, contiguous_batches, prefetch, validation_subset
 from distributed import choose_device, choose_precision, require_single_process
@@ -155,6 +155,8 @@ class Run:
             )
 
     def _describe(self) -> None:
+        for note in notes(self.args):
+            self.say(note)
         device = self.precision.device
         name = (
             torch.cuda.get_device_name(device)

@@ -60,7 +60,7 @@ def train(
             log(line)
             _warn_of_spike(line, progress)
             state.interval = Interval()
-        if config.save_checkpoint_freq and state.step % config.save_checkpoint_freq == 0:
+        if _due_to_save(state.step, config):
             save()
 
 
@@ -111,6 +111,12 @@ def _require_finite(state: TrainState, loss: float, norm: float) -> None:
 
 def _due(step: int, frequency: int, config: TrainConfig) -> bool:
     return step % frequency == 0 or step == config.iterations
+
+
+def _due_to_save(step: int, config: TrainConfig) -> bool:
+    """At its interval, but not at the end: the final checkpoint follows at once."""
+    frequency = config.save_checkpoint_freq
+    return frequency is not None and step % frequency == 0 and step < config.iterations
 
 
 def _line(state: TrainState, rate: float, config: TrainConfig) -> dict[str, Any]:

@@ -1,0 +1,82 @@
+"""Real English text that every CPython installs: its language reference and its library's documentation."""
+
+import ast
+import inspect
+import io
+import re
+import sysconfig
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+from errors import Failure
+
+# Tests, and what a package manager puts beside the library.
+LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
+
+
+def documents() -> Iterator[str]:
+    """The topics of the language reference by name, then the library's modules by path, one document each.
+
+    A module's document is its docstrings and comments in the order of the source. Text and order depend on
+    the installed Python alone. Raises Failure where the sources are not installed.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise Failure(
+            "this Python comes without pydoc_data; use another --dataset, or a full CPython"
+        ) from error
+    library = Path(sysconfig.get_path("stdlib"))
+    modules = sorted(
+        path for path in library.rglob("*.py") if not LEFT_OUT & set(path.relative_to(library).parts)
+    )
+    if not modules:
+        raise Failure(f"{library} holds no library sources; use another --dataset, or a full CPython")
+    for _, text in sorted(topics.items()):
+        yield text.strip()
+    for path in modules:
+        text = prose(path.read_bytes())
+        if text:
+            yield text
+
+
+def prose(source: bytes) -> str:
+    """Docstrings and comments of a module, in order, an empty line between them; "" if it does not parse."""
+    try:
+        parts = [*_docstrings(source), *_comments(source)]
+    except (SyntaxError, ValueError, tokenize.TokenError):
+        return ""
+    return "\n\n".join(text for _, text in sorted(parts))
+
+
+def _docstrings(source: bytes) -> Iterator[tuple[int, str]]:
+    """(line, text) of each docstring."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if node.body and isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant):
+            text = node.body[0].value.value
+            if isinstance(text, str) and text.strip():
+                yield node.body[0].lineno, inspect.cleandoc(text)
+
+
+def _comments(source: bytes) -> Iterator[tuple[int, str]]:
+    """(line, text) of each run of comment lines; lines without a letter are ornament."""
+    first, last, lines = 0, 0, []
+    for token in tokenize.tokenize(io.BytesIO(source).readline):
+        if token.type != tokenize.COMMENT:
+            continue
+        text = token.string.lstrip("#").strip()
+        if not re.search("[A-Za-z]", text) or text.startswith("!"):
+            continue
+        line = token.start[0]
+        if lines and line != last + 1:
+            yield first, "\n".join(lines)
+            lines = []
+        if not lines:
+            first = line
+        lines.append(text)
+        last = line
+    if lines:
+        yield first, "\n".join(lines)

@@ -1,0 +1,33 @@
+"""Tiny Shakespeare (public domain), as Karpathy's char-rnn put it together."""
+
+import hashlib
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from errors import Failure, UsageError
+
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+TIMEOUT_SECONDS = 20
+
+
+def text(data_dir: Path, folder: Path) -> str:
+    """From a file in `folder` or `data_dir`, else downloaded. Raises Failure where neither is possible."""
+    for path in (folder / "input.txt", folder / "tinyshakespeare.txt", data_dir / "tinyshakespeare.txt"):
+        if path.is_file():
+            try:
+                return path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise UsageError(f"{path} is not text in UTF-8 (byte {error.start})") from error
+    try:
+        with urllib.request.urlopen(URL, timeout=TIMEOUT_SECONDS) as response:
+            content = response.read()
+    except (urllib.error.URLError, OSError) as error:
+        raise Failure(
+            f"tiny Shakespeare could not be downloaded ({error}); put the text at {folder / 'input.txt'}, "
+            "and the same command goes on from there"
+        ) from error
+    if hashlib.sha256(content).hexdigest() != SHA256:
+        raise Failure(f"{URL} did not send the text that is expected: its checksum differs")
+    return content.decode()
