@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -29,7 +30,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     except OSError as error:
         raise Failure(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is gone, or its folder never was
+            beside.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:

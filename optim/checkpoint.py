@@ -95,6 +95,11 @@ def newest(folder: Path, report: Callable[[str], None] = print) -> tuple[Path, d
     return best
 
 
+def keep_final(folder: Path, step: int) -> None:
+    """Before a finished run is extended: its ckpt.pt, of `step`, becomes ckpt_<step>.pt, to be kept."""
+    (folder / FINAL_NAME).replace(folder / step_name(step))
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what saves that were killed half-way have left beside the checkpoints."""
     for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):

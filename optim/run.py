@@ -147,6 +147,8 @@ class Run:
             )
         earlier = content["args"].get("iterations")
         if earlier != self.config.iterations and self.state.step < self.config.iterations:
+            if path == self.folder / checkpoint.FINAL_NAME:
+                checkpoint.keep_final(self.folder, self.state.step)
             self.say(
                 f"warning: the run was planned for {earlier} iterations and is now to have "
                 f"{self.config.iterations}: the schedule is laid out anew, and at step {self.state.step} the "
@@ -256,7 +258,7 @@ def _open_corpus(args: Namespace, say: Callable[[str], None]) -> Corpus:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": numpy.__version__}
 
 
 def _git_commit() -> str | None:

@@ -1,0 +1,64 @@
+"""A run's folder: the same for the same experiment, another for every other."""
+
+import re
+
+import pytest
+
+import config
+from config.run_name import NOT_IDENTITY, identity
+
+
+def name(flags=""):
+    return config.experiment_name(config.parse_args(f"--model ln_cotformer {flags}".split()))
+
+
+OTHER = [
+    "--batch_size 31", "--acc_steps 3", "--seed 3", "--data_seed 5", "--opt sgd", "--lr 2e-3", "--beta1 0.8",
+    "--beta2 0.9", "--weight_decay 0.2", "--grad_clip 1", "--scheduler linear", "--warmup_percent 0.1",
+    "--final_div_factor 0.1", "--tokenizer bytes", "--vocab_size 512", "--n_layer 20", "--n_embd 24",
+    "--n_head 6", "--sequence_length 64", "--dtype float32", "--bias true", "--dropout 0.1", "--n_repeat 3",
+    "--n_layer_begin 2", "--n_layer_end 1", "--depth_embedding learned", "--disable_ln_mid",
+    "--positional_encoder none", "--attention_window_length 9",
+]  # fmt: skip
+SAME = [
+    "--iterations 99", "--device cpu", "--data_dir x", "--data_in_ram", "--eval_freq 7", "--log_freq 7",
+    "--save_checkpoint_freq 9", "--use_pretrained None", "--wandb", "--compile", "--results_base_folder y",
+    "--data_seed 2", "--lr 0.001", "--rmsnorm_eps 1", "--eval_seq_prefix Hello",
+]  # fmt: skip
+
+
+def test_each_flag_of_the_experiment_gives_another_name():
+    names = [name(flags) for flags in ["", *OTHER]]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("flags", SAME)
+def test_other_flags_give_the_same_name(flags):
+    assert name(flags) == name()
+
+
+def test_every_flag_is_one_or_the_other():
+    """A flag added later must be put on one of the two lists here, by thought and not by accident."""
+    args = config.parse_args(["--model", "ln_cotformer"])
+    tested = {flags.split()[0].removeprefix("--") for flags in OTHER}
+    assert identity(args).keys() - {"model"} == tested
+    assert vars(args).keys() == identity(args).keys() | NOT_IDENTITY
+
+
+def test_flags_that_the_model_does_not_read_do_not_split_runs():
+    one, two = (
+        config.experiment_name(config.parse_args(["--model", "base", "--n_repeat", n])) for n in ("2", "5")
+    )
+    assert one == two
+
+
+def test_names_are_short_readable_and_safe():
+    full = name("--n_layer_begin 2 --n_layer_end 1 --n_repeat 5 --sequence_length 256 --run_prefix mine")
+    assert full.startswith("mine_2-21x5-1_c768_t256_lr0.001_bs32x4_seed2_")
+    assert re.fullmatch(r"[A-Za-z0-9._-]{1,100}", full)
+    assert name("--exp_name chosen") == "chosen"
+
+
+def test_folder():
+    args = config.parse_args("--model but --dataset owt2 --results_base_folder out --exp_name e".split())
+    assert config.experiment_dir(args).as_posix() == "out/owt2/but_full_depth/e"

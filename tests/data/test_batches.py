@@ -1,0 +1,154 @@
+"""Batches against a naive loader, written as loops."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from data.batches import Batches, EvaluationBatches, Windows, contiguous_batches, prefetch, validation_subset
+
+TOKENS = (
+    np.random.default_rng(0).integers(0, 60000, 83).astype(np.uint16)
+)  # 16 windows of 5, and two left over
+T = 5
+
+
+def naive_window(index):
+    x = [int(TOKENS[index * T + i]) for i in range(T)]
+    y = [int(TOKENS[index * T + i + 1]) for i in range(T)]
+    return x, y
+
+
+def same(batch, windows):
+    inputs, targets = batch
+    assert inputs.dtype == targets.dtype == torch.int64 and inputs.shape == (len(windows), T)
+    return [(x.tolist(), y.tolist()) for x, y in zip(inputs, targets, strict=True)] == list(
+        map(naive_window, windows)
+    )
+
+
+def naive_order(batches, n_samples):
+    """Window of each sample, in the order of steps and micro-batches."""
+    order = []
+    step = 0
+    while len(order) < n_samples:
+        for micro in range(2):
+            order += batches.indices(step, micro).tolist()
+        step += 1
+    return order[:n_samples]
+
+
+def make(seed=1, batch_size=3):
+    return Batches(TOKENS, T, batch_size=batch_size, acc_steps=2, seed=seed)
+
+
+def test_content_of_batches():
+    batches = make()
+    for step in range(7):
+        for micro in range(2):
+            assert same(batches.get(step, micro), batches.indices(step, micro))
+
+
+def test_each_epoch_is_a_fresh_permutation_of_all_windows():
+    order = naive_order(make(), 16 * 4)
+    epochs = [order[i : i + 16] for i in range(0, 64, 16)]
+    assert all(sorted(epoch) == list(range(16)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 4
+
+
+def test_a_batch_is_a_function_of_its_place_alone():
+    """Asked in any order, by any instance: restarts and the number of processes do not matter."""
+    straight = [make().indices(step, micro).tolist() for step in range(12) for micro in range(2)]
+    walked = make()
+    assert straight == [walked.indices(step, micro).tolist() for step in range(12) for micro in range(2)]
+    backwards = make()
+    for step in reversed(range(12)):
+        assert backwards.indices(step, 1).tolist() == straight[2 * step + 1]
+
+
+def test_seeds_give_other_orders():
+    assert naive_order(make(seed=1), 16) != naive_order(make(seed=2), 16)
+
+
+def test_accumulation_sees_the_samples_of_one_large_batch():
+    small, large = make(batch_size=2), Batches(TOKENS, T, batch_size=4, acc_steps=1, seed=1)
+    for step in range(9):
+        assert [*small.indices(step, 0), *small.indices(step, 1)] == large.indices(step, 0).tolist()
+
+
+def test_a_batch_larger_than_the_corpus():
+    batches = Batches(TOKENS, T, batch_size=40, acc_steps=1, seed=1)
+    order = batches.indices(0, 0).tolist()
+    assert sorted(order[:16]) == sorted(order[16:32]) == list(range(16)) and len(set(order[32:])) == 8
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "limit", "expected"),
+    [
+        (4, None, [4, 4, 4, 4]),
+        (5, None, [5, 5, 5, 1]),
+        (3, 35, [3, 3, 1]),
+        (3, 1, [1]),
+        (3, 10**9, [3] * 5 + [1]),
+    ],
+)
+def test_evaluation_windows_are_contiguous(batch_size, limit, expected):
+    batches = contiguous_batches(TOKENS, T, batch_size, limit)
+    assert len(batches) == len(expected)
+    seen = 0
+    for batch, size in zip(batches, expected, strict=True):
+        assert same(batch, range(seen, seen + size))
+        seen += size
+
+
+def test_the_last_window_needs_its_target():
+    assert Windows(TOKENS[:11], T).count == 2
+    assert Windows(TOKENS[:10], T).count == 1
+
+
+def test_validation_subset_is_fixed_and_spread():
+    first, again, other = (
+        [x.tolist() for x, _ in validation_subset(TOKENS, T, 2, n_batches=3, seed=seed)] for seed in (1, 1, 2)
+    )
+    assert first == again != other
+    assert len(first) == 3 and len({tuple(row) for batch in first for row in batch}) == 6
+    assert len(validation_subset(TOKENS, T, 4, n_batches=24, seed=1)) == 4  # the whole of a small set
+
+
+def test_evaluation_batches_can_be_walked_twice():
+    batches = EvaluationBatches(Windows(TOKENS, T), np.arange(4), 2)
+    assert [x.tolist() for x, _ in batches] == [x.tolist() for x, _ in batches]
+
+
+def test_prefetch_keeps_order_and_works_ahead():
+    made = []
+
+    def work(key):
+        made.append(key)
+        return key * key
+
+    stream = prefetch(work, range(10), depth=2)
+    assert next(stream) == 0
+    deadline = time.monotonic() + 10
+    while len(made) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert made == [0, 1, 2]  # two ahead of what was taken, and no more
+    assert [0, *stream] == [key * key for key in range(10)]
+
+
+def test_prefetch_hands_on_errors_and_leaves_no_thread():
+    def work(key):
+        if key == 2:
+            raise ValueError("the third")
+        return key
+
+    stream = prefetch(work, range(5))
+    assert [next(stream), next(stream)] == [0, 1]
+    with pytest.raises(ValueError, match="the third"):
+        next(stream)
+    abandoned = prefetch(work, range(2))
+    next(abandoned)
+    abandoned.close()
+    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
