@@ -15,8 +15,8 @@ AT_LEAST_ZERO = ("seed", "data_seed", "weight_decay", "grad_clip")
 LONGEST_NAME = 150  # characters; file systems end at 255, and checkpoints' names are put behind
 
 
-def check(args: Namespace) -> None:
-    """Raises UsageError for the first thing that is wrong."""
+def check_values(args: Namespace) -> None:
+    """Each flag by itself. Raises UsageError for the first that is wrong."""
     for name in AT_LEAST_ONE:
         _require(args, name, lambda value: value is None or value >= 1, "must be at least 1")
     for name in AT_LEAST_ZERO:
@@ -35,6 +35,10 @@ def check(args: Namespace) -> None:
             f"--distributed_backend {args.distributed_backend}: this version trains in one process; leave it "
             "out"
         )
+
+
+def check_architecture(args: Namespace) -> None:
+    """What has to fit together in the model. Raises UsageError."""
     config = ModelConfig.from_args(args)
     for name in ("eval_length_factor", "training_length_factor"):
         _check_factors(name, getattr(args, name), config.n_repeat)

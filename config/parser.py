@@ -2,12 +2,15 @@
 
 import argparse
 import difflib
-from argparse import ArgumentParser, Namespace
+import re
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from config.base import add_flags
-from config.checks import check
+from config.checks import check_architecture, check_values
+from config.values import integer, number, truth
 from errors import UsageError
 from models.variants import find_variant
 
@@ -17,16 +20,30 @@ class Parser(ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Help, **settings)
+        # A script's own flags of type int and float answer in the words of ours.
+        self.register("type", int, integer)
+        self.register("type", float, number)
+        # argparse's pattern takes -1e-3 and -inf for flags, and then calls the value missing.
+        self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message.removeprefix("argument "))
 
     def parse(self, argv: Sequence[str] | None, into: Namespace | None = None) -> Namespace:
         """Like parse_args, but a misspelt flag is answered with the nearest one."""
-        args, unknown = self.parse_known_args(argv, into)
+        words = list(sys.argv[1:] if argv is None else argv)
+        for word in words:
+            # Before argparse looks: to it, a required flag that is misspelt is one that is missing.
+            if word.startswith("-") and " " not in word and not self._is_known(word):
+                self._refuse(word)
+        args, unknown = self.parse_known_args(words, into)
         if unknown:
             self._refuse(unknown[0])
         return args
+
+    def _is_known(self, word: str) -> bool:
+        name = word.split("=")[0]
+        return name in self._option_string_actions or bool(self._negative_number_matcher.match(word))
 
     def _refuse(self, text: str) -> NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]
@@ -70,7 +87,7 @@ def parse_with_run(
 ) -> tuple[Namespace, dict[str, Any]]:
     """For scripts that work on a run: their own flags, and the base flags that were given explicitly.
 
-    The base flags are for `complete`, once the run's own are known.
+    The base flags are for `complete`, once the run's own are known; each is checked by itself here already.
     """
     parser = build_parser(description, argument_default=None)
     base = {action.dest: action for action in parser._actions}
@@ -80,20 +97,45 @@ def parse_with_run(
     add_own_flags(parser)
     values = vars(parser.parse(argv))
     given = {name: value for name, value in values.items() if name in base}
+    check_values(Namespace(**{**vars(build_parser().parse([])), **given}))
     return Namespace(**{name: value for name, value in values.items() if name not in base}), given
 
 
 def complete(run_args: Mapping[str, Any], given: Mapping[str, Any]) -> Namespace:
     """All flags: defaults, over them those of a run, over them those given now. Raises UsageError.
 
-    run_args may come from an older version or from the released code: names that are no flags are left out.
+    run_args may come from an older version or from the released code: names that are no flags are left out,
+    and so are those of LAUNCH.
     """
-    args = build_parser().parse([])
-    known = vars(args).keys()
-    for name, value in {**run_args, **given}.items():
-        if name in known:
-            setattr(args, name, value)
+    parser = build_parser()
+    args = parser.parse([])
+    for action in parser._actions:
+        name = action.dest
+        if name in run_args and name not in given and name not in LAUNCH:
+            setattr(args, name, _read_back(action, run_args[name]))
+    vars(args).update(given)
     return finished(args)
+
+
+# How and where a run was started, and where it was put: this process may be on another machine, and the names
+# that the released code made hold slashes.
+LAUNCH = ("device", "distributed_backend", "config_format", "exp_name", "run_prefix", "use_pretrained")
+
+
+def _read_back(action: argparse.Action, value: Any) -> Any:
+    """A value that stands in a run's file, checked as if it had been given; the default for a None.
+
+    Files are edited by hand, and the released code's hold None where it did not know (dtype).
+    """
+    if value is None:
+        return action.default
+    read = action.type or truth  # on/off flags have no type
+    try:
+        return [read(str(item)) for item in value] if isinstance(value, list) else read(str(value))
+    except ArgumentTypeError as error:
+        raise UsageError(
+            f"the run has --{action.dest} {error}; give --{action.dest} to replace it"
+        ) from error
 
 
 def finished(args: Namespace) -> Namespace:
@@ -102,5 +144,6 @@ def finished(args: Namespace) -> Namespace:
     for name in ("eval_length_factor", "training_length_factor"):
         if getattr(args, name) == [None]:
             setattr(args, name, None)
-    check(args)
+    check_values(args)
+    check_architecture(args)
     return args

@@ -23,9 +23,13 @@ NOT_IDENTITY = {
 
 
 def identity(args: Namespace) -> dict[str, Any]:
-    """The flags that make an experiment what it is. Fields that the model does not read are left out."""
-    ignored = NOT_IDENTITY | set(ModelConfig.from_args(args).unused_fields)
-    values = {name: value for name, value in sorted(vars(args).items()) if name not in ignored}
+    """The flags that make an experiment what it is, always the same ones: None where the model reads none."""
+    unread = ModelConfig.from_args(args).unused_fields
+    values = {
+        name: None if name in unread else value
+        for name, value in sorted(vars(args).items())
+        if name not in NOT_IDENTITY
+    }
     if values["data_seed"] is None:
         values["data_seed"] = args.seed
     return values

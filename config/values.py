@@ -11,9 +11,12 @@ Reader = Callable[[str], Any]
 
 def integer(text: str) -> int:
     try:
-        return int(text)
+        value = int(text)
     except ValueError:
         raise ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if abs(value) >= 2**63:
+        raise ArgumentTypeError(f"{text!r} is too large a number")
+    return value
 
 
 def number(text: str) -> float:

@@ -63,8 +63,8 @@ def _summary_args(path: Path, given: dict[str, Any]) -> dict[str, Any]:
             args = json.loads(summary.read_text(encoding="utf-8"))["args"]
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{summary} is not the summary of a run: it has no args") from error
-        # The device and folders of another machine say nothing about this one.
-        return {name: value for name, value in args.items() if name not in ("device", "data_dir")}
+        # The folders of another machine say nothing about this one.
+        return {name: value for name, value in args.items() if name != "data_dir"}
     if "model" not in given:
         raise UsageError(
             f"{path} does not tell its flags and there is no summary.json beside it; "
