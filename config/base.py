@@ -95,7 +95,7 @@ def _optimizer(add) -> None:
         "--warmup_percent",
         type=number,
         default=0.05,
-        help="fraction (not per cent) of the iterations until the peak, from lr/100, in the shape of --scheduler; the paper: 0.2",
+        help="fraction of the iterations until the peak, from lr/100 in the shape of --scheduler; paper: 0.2",
     )
     add(
         "--final_div_factor",

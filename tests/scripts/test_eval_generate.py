@@ -111,7 +111,7 @@ def test_another_tokeniser_is_refused(trained):
             path.unlink()
     (text / "input.txt").write_text((text / "input.txt").read_text().replace("cat", "CAT"))
     said = trained.run("eval.py", f"--checkpoint {trained.folder()}", 2).stderr
-    assert "but the model in" in said and "was trained on char (26) tokens" in said
+    assert "but the model in" in said and "was trained on char (28) tokens" in said
 
 
 def test_generation(trained):
@@ -134,7 +134,7 @@ def test_generation(trained):
         ("--top_k 0", "--top_k 0 must be at least 1"),
         ("--top_p 1.5", "--top_p 1.5 must be above 0 and at most 1"),
         ("--max_new_tokens 0", "--max_new_tokens 0 must be at least 1"),
-        ("--prompt @", "'@', which is not among the 26 characters"),
+        ("--prompt @", "'@', which is not among the 28 characters"),
         ("", "the prompt is empty"),
     ],
 )

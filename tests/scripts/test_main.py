@@ -134,15 +134,6 @@ def test_a_diverging_run_stops_with_its_last_checkpoint_intact(scripts):
     assert not (scripts.folder() / "summary.json").exists()
 
 
-def test_gradient_spikes_are_warned_of(scripts):
-    """A constant rate far too high: the norm jumps within an interval of 50 steps."""
-    said = scripts.train(
-        "--opt sgd --lr 3 --scheduler none --iterations 50 --eval_freq 50 --log_freq 50"
-    ).stdout
-    largest, mean = scripts.lines()[0]["max_grad_norm"], scripts.lines()[0]["mean_grad_norm"]
-    assert ("warning: a gradient spike" in said) == (largest > 5 * mean)
-
-
 def test_output_without_a_terminal_is_plain_lines(scripts):
     done = scripts.train()
     assert done.stderr == "" and "\r" not in done.stdout
@@ -186,7 +177,7 @@ def test_float32_and_bfloat16(scripts):
 @pytest.mark.parametrize(
     ("flags", "code", "parts"),
     [
-        ("--vocab_size 8", 2, ["has 26 tokens", "--vocab_size 8", "give --vocab_size 64"]),
+        ("--vocab_size 8", 2, ["has 28 tokens", "--vocab_size 8", "give --vocab_size 64"]),
         ("--tokenizer gpt2", 2, ["shakespeare-char comes in char only"]),
         ("--sequence_length 100000", 1, ["too few for a sequence of 100000"]),
         ("--dataset slimpajama", 1, ["cannot prepare slimpajama"]),

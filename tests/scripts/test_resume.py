@@ -15,7 +15,8 @@ from tests.conftest import ROOT, Scripts
 
 LN = (
     "--model ln_cotformer --n_layer 4 --n_layer_begin 1 --n_layer_end 1 --n_repeat 3 "
-    "--depth_embedding learned --dropout 0.1 --iterations 40 --save_checkpoint_freq 5 --eval_freq 10 --log_freq 3"
+    "--depth_embedding learned --dropout 0.1 --iterations 40 --save_checkpoint_freq 5 "
+    "--eval_freq 10 --log_freq 3"
 )
 MODEL = "cotformer_full_depth_lnmid_depthemb"
 VARYING = ("tokens_per_second", "seconds")
@@ -81,6 +82,7 @@ def slow(source, target):
     real(source, target)
 os.replace = slow
 sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
