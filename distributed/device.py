@@ -28,6 +28,7 @@ def choose_device(name: str) -> torch.device:
         # Resuming bit for bit needs kernels that add in one order. Where there is none, torch warns.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging only, and slow
     return device
 
 

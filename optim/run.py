@@ -110,14 +110,14 @@ class Run:
     def finish(self) -> None:
         """Write summary.json from the lines of metrics.jsonl."""
         lines = read_metrics(self.folder)
-        average_depth = self.model(torch.zeros(1, 1, dtype=torch.long, device=self.precision.device))
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.precision.device)
         write_json(
             self.folder / "summary.json",
             {
                 "args": vars(self.args),
                 "iterations": self.config.iterations,
                 "parameters": self.model.parameter_count(),
-                "average_depth": average_depth["average_depth"],
+                "average_depth": self.model(token)["average_depth"],
                 "tokenizer": self.corpus.meta["tokenizer"],
                 "final": lines[-1],
                 **curves(lines),
@@ -139,6 +139,7 @@ class Run:
             return
         path, content = start
         self.state.restore(content, self.config)
+        self.corpus.require_tokenizer(content["tokenizer"], f"the model in {path}")
         self.say(f"resuming from {path} at step {self.state.step}")
         if self.state.step > self.config.iterations:
             raise UsageError(

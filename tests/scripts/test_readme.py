@@ -1,0 +1,42 @@
+"""What README.md tells people to type exists and is accepted."""
+
+import re
+import shlex
+
+import config
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    shlex.split(line.strip().removeprefix("python "), comments=True)
+    for line in README.replace("\\\n", " ").splitlines()
+    if line.startswith("    python ")
+]
+
+
+def test_training_commands_are_accepted():
+    commands = [command for command in COMMANDS if command[0] == "main.py"]
+    assert commands
+    for _, *flags in commands:
+        config.parse_args(flags)
+
+
+def test_commands_on_a_run_use_flags_that_exist():
+    import eval as eval_script
+    import generate
+
+    add_flags = {"eval.py": eval_script.add_flags, "generate.py": generate.add_flags}
+    used = [command for command in COMMANDS if command[0] in add_flags]
+    assert {command[0] for command in used} == set(add_flags)
+    for script, *flags in used:
+        config.parse_with_run(flags, add_flags[script], None)
+
+
+def test_scripts_targets_and_flags_that_are_named_exist():
+    for name in re.findall(r"\b\w+\.py\b", README):
+        assert list(ROOT.glob(f"{name}")) or list(ROOT.glob(f"*/{name}")), name
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"make (demo|test|lint)\b", README)) == {"demo", "test", "lint"} <= set(targets)
+    own = {"--checkpoint", "--prompt", "--max_new_tokens", "--top_p", "--output", "--help"}
+    known = {flag for action in config.build_parser()._actions for flag in action.option_strings}
+    assert set(re.findall(r"--\w+", README)) <= known | own
