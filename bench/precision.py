@@ -1,8 +1,8 @@
 """Is bfloat16 worth it on this CPU? `python bench/precision.py [--repeats 7]`
 
 Matrix products and one training step of each model, in float32 and bfloat16 in turn, in one run: the ratios
-are what counts, for the machine may be busy. `distributed.precision` decides by the processor's features; this
-shows whether it decides well.
+are what counts, for the machine may be busy. `distributed.precision` decides by the processor's features;
+this shows whether it decides well.
 """
 
 import argparse

@@ -17,7 +17,9 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     matplotlib.use("Agg")  # no window: this also runs where there is no screen
     from matplotlib import pyplot
 
-    figure, ((loss, perplexity), (rate, norm)) = pyplot.subplots(2, 2, figsize=(11, 7), sharex=True)
+    figure, ((loss, perplexity), (rate, norm)) = pyplot.subplots(
+        2, 2, figsize=(11, 7), sharex=True, layout="constrained"
+    )
     for index, (label, lines) in enumerate(runs.items()):
         colour = COLOURS[index % len(COLOURS)]
         _curve(loss, lines, "train_loss", color=colour, alpha=0.45, linewidth=1)
@@ -32,12 +34,14 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     rate.set_ylabel("learning rate")
     norm.set_ylabel("gradient norm: mean (dotted: largest)")
     norm.set_yscale("log")
+    for axis in (perplexity.yaxis, norm.yaxis):  # 6 rather than 6 x 10^0
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
     for axes in (rate, norm):
         axes.set_xlabel("step")
     for axes in (loss, perplexity, rate, norm):
         axes.grid(alpha=0.3)
-    loss.legend(fontsize="small")
-    figure.tight_layout()
+    figure.legend(*loss.get_legend_handles_labels(), loc="outside upper center", fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
