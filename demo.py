@@ -20,7 +20,7 @@ PROMPT = "Return the "
 
 COMMON = """
     --dataset pydoc --vocab_size 320 --n_layer 4 --n_head 2 --n_embd 128 --sequence_length 128
-    --batch_size 8 --acc_steps 1 --iterations 1600 --lr 4e-3 --warmup_percent 0.1
+    --batch_size 8 --acc_steps 1 --iterations 1400 --lr 4e-3 --warmup_percent 0.1
     --eval_freq 200 --log_freq 50 --save_checkpoint_freq 400 --remove_intermediary_checkpoints_at_end --seed 0
 """
 MODELS = {
