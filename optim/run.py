@@ -141,10 +141,12 @@ class Run:
         self.state.restore(content, self.config)
         self.corpus.require_tokenizer(content["tokenizer"], f"the model in {path}")
         self.say(f"resuming from {path} at step {self.state.step}")
-        if self.state.step > self.config.iterations:
+        # Of a run whose ckpt.pt is there, only the summary can be missing; elsewhere there is nothing to do.
+        done = self.state.step == self.config.iterations and path == self.folder / checkpoint.FINAL_NAME
+        if self.state.step >= self.config.iterations and not done:
             raise UsageError(
-                f"{path} has {self.state.step} steps already, more than --iterations "
-                f"{self.config.iterations}; ask for more, or give another --exp_name"
+                f"{path} has {self.state.step} steps already, and --iterations {self.config.iterations} "
+                "asks for no more; ask for more, or give another --exp_name"
             )
         earlier = content["args"].get("iterations")
         if earlier != self.config.iterations and self.state.step < self.config.iterations:

@@ -36,8 +36,9 @@ class WandbLog:
                 config=vars(args),
             )
         except wandb.errors.Error as error:
+            reason = str(error).splitlines()[0].rstrip(". ")
             raise Failure(
-                f"W&B does not start ({error}): `wandb login`, set WANDB_MODE=offline, or leave --wandb out"
+                f"W&B does not start ({reason}): run `wandb login`, set WANDB_MODE=offline, or leave --wandb out"
             ) from error
 
     def log(self, line: dict[str, Any]) -> None:

@@ -147,6 +147,10 @@ def test_use_pretrained(scripts, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert [json.loads(line)["step"] for line in (two / "metrics.jsonl").read_text().splitlines()] == [10, 12]
 
+    for file in ("ckpt_8.pt", "ckpt.pt"):
+        flags = scripts.train_flags(f"--exp_name four --iterations 8 --use_pretrained {one / file}")
+        assert "asks for no more" in scripts.run("main.py", flags, 2).stderr
+
     refused = scripts.run("main.py", scripts.train_flags("--exp_name three --use_pretrained gone.pt"), 2)
     assert "gone.pt: there is no such checkpoint" in refused.stderr
     assert not (scripts.results / "shakespeare-char" / "base" / "three").exists()
