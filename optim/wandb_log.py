@@ -38,7 +38,7 @@ class WandbLog:
         except wandb.errors.Error as error:
             reason = str(error).splitlines()[0].rstrip(". ")
             raise Failure(
-                f"W&B does not start ({reason}): run `wandb login`, set WANDB_MODE=offline, or leave --wandb out"
+                f"W&B does not start ({reason}): `wandb login`, or set WANDB_MODE=offline, or drop --wandb"
             ) from error
 
     def log(self, line: dict[str, Any]) -> None:
