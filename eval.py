@@ -35,7 +35,9 @@ def main() -> None:
         in_ram=args.data_in_ram,
     )
     corpus.require_tokenizer(run.tokenizer, f"the model in {run.path}")
-    batches = contiguous_batches(corpus.val, length, args.batch_size, args.eval_sample_size)
+    batches = contiguous_batches(
+        corpus.val, length, args.batch_size, args.eval_sample_size, vocab_size=args.vocab_size
+    )
     print(f"{run.path} (step {run.step}) on {corpus.name}, {run.precision.device}, {run.precision.reason}")
     result = evaluate(
         run.model,

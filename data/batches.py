@@ -12,24 +12,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from errors import Failure
+
 Batch = tuple[Tensor, Tensor]
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
 class Windows:
-    """The tokens cut into windows of T that do not overlap; window i predicts tokens iT+1 .. iT+T."""
+    """The tokens cut into windows of T that do not overlap; window i predicts tokens iT+1 .. iT+T.
 
-    def __init__(self, tokens: np.ndarray, sequence_length: int) -> None:
+    vocab_size: what is gathered is checked against it, if given (a mapped file can be damaged meanwhile).
+    """
+
+    def __init__(self, tokens: np.ndarray, sequence_length: int, vocab_size: int | None = None) -> None:
         self._tokens = tokens
         self._length = sequence_length
+        self._vocab_size = vocab_size
         self.count = (len(tokens) - 1) // sequence_length  # the last, incomplete one is dropped
 
     def gather(self, indices: np.ndarray) -> Batch:
-        """The windows (B,) in one vectorised read."""
+        """The windows (B,) in one vectorised read. Raises Failure for a token beyond the vocabulary."""
         spans = np.lib.stride_tricks.sliding_window_view(self._tokens, self._length + 1)
-        read = torch.from_numpy(spans[indices * self._length].astype(np.int64))  # (B, T + 1)
-        return read[:, :-1], read[:, 1:]
+        read = spans[indices * self._length].astype(np.int64)  # (B, T + 1)
+        if self._vocab_size is not None and read.max() >= self._vocab_size:
+            file = getattr(self._tokens, "filename", None) or "the array of tokens"
+            raise Failure(
+                f"{file} holds token {read.max()}, but the vocabulary has {self._vocab_size:,}: it was "
+                "damaged; bring it again or, where it was prepared here, delete the meta.json beside it"
+            )
+        both = torch.from_numpy(read)
+        return both[:, :-1], both[:, 1:]
 
 
 class Batches:
@@ -42,9 +55,15 @@ class Batches:
     """
 
     def __init__(
-        self, tokens: np.ndarray, sequence_length: int, batch_size: int, acc_steps: int, seed: int
+        self,
+        tokens: np.ndarray,
+        sequence_length: int,
+        batch_size: int,
+        acc_steps: int,
+        seed: int,
+        vocab_size: int | None = None,
     ) -> None:
-        self._windows = Windows(tokens, sequence_length)
+        self._windows = Windows(tokens, sequence_length, vocab_size)
         self._batch_size = batch_size
         self._acc_steps = acc_steps
         self._seed = seed
@@ -87,22 +106,31 @@ class EvaluationBatches:
 
 
 def contiguous_batches(
-    tokens: np.ndarray, sequence_length: int, batch_size: int, max_tokens: int | None = None
+    tokens: np.ndarray,
+    sequence_length: int,
+    batch_size: int,
+    max_tokens: int | None = None,
+    vocab_size: int | None = None,
 ) -> EvaluationBatches:
     """All windows in order; with max_tokens only the first ones that it covers, at least one."""
-    windows = Windows(tokens, sequence_length)
+    windows = Windows(tokens, sequence_length, vocab_size)
     count = windows.count if max_tokens is None else min(windows.count, max(1, max_tokens // sequence_length))
     return EvaluationBatches(windows, np.arange(count), batch_size)
 
 
 def validation_subset(
-    tokens: np.ndarray, sequence_length: int, batch_size: int, n_batches: int, seed: int
+    tokens: np.ndarray,
+    sequence_length: int,
+    batch_size: int,
+    n_batches: int,
+    seed: int,
+    vocab_size: int | None = None,
 ) -> EvaluationBatches:
     """n_batches full batches of windows from all over the set (fewer batches where it is smaller).
 
     The same windows for one seed, so that losses at different steps can be compared.
     """
-    windows = Windows(tokens, sequence_length)
+    windows = Windows(tokens, sequence_length, vocab_size)
     chosen = np.random.default_rng(seed).permutation(windows.count)[: n_batches * batch_size]
     return EvaluationBatches(windows, np.sort(chosen), batch_size)
 

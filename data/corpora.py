@@ -65,25 +65,28 @@ class Source:
 
 def _prepare_pydoc(data_dir: Path, folder: Path, tokenizer_name: str) -> int:
     tokenizer = make_tokenizer(tokenizer_name)
-    documents = [
-        np.append(tokenizer.encode(text), np.uint16(tokenizer.end_of_text)) for text in pydoc.documents()
-    ]
+    texts = list(pydoc.documents())
     fraction = 0.05
-    chosen = validation_documents(len(documents), fraction)
+    chosen = validation_documents(len(texts), fraction)
+    documents = {
+        "train": [text for index, text in enumerate(texts) if index not in chosen],
+        "val": [text for index, text in enumerate(texts) if index in chosen],
+    }
+    end = np.uint16(tokenizer.end_of_text)
     splits = {
-        "train": [document for index, document in enumerate(documents) if index not in chosen],
-        "val": [document for index, document in enumerate(documents) if index in chosen],
+        split: [np.append(tokenizer.encode(text), end) for text in part] for split, part in documents.items()
     }
     meta = {
         "corpus": "pydoc",
         "tokenizer": tokenizer.to_meta(),
         "source": "topics of the language reference, docstrings and comments of the standard library",
         "python": platform.python_version(),
-        "documents": {split: len(parts) for split, parts in splits.items()},
+        "documents": {split: len(part) for split, part in documents.items()},
+        "bytes": {split: _size(part) for split, part in documents.items()},
         "split": f"{fraction:.2%} of the documents, numpy default_rng({SPLIT_SEED}).permutation",
     }
     write_corpus(folder, splits, meta)
-    return len(documents)
+    return len(texts)
 
 
 def _prepare_shakespeare(data_dir: Path, folder: Path, tokenizer_name: str) -> int:
@@ -98,10 +101,16 @@ def _prepare_shakespeare(data_dir: Path, folder: Path, tokenizer_name: str) -> i
         "tokenizer": tokenizer.to_meta(),
         "source": "tiny Shakespeare",
         "documents": {"train": 1, "val": 1},
+        "bytes": {"train": _size([text[:cut]]), "val": _size([text[cut:]])},
         "split": "the first 90 % of the characters, and the rest",
     }
     write_corpus(folder, {"train": [tokens[:cut]], "val": [tokens[cut:]]}, meta)
     return 1
+
+
+def _size(texts: list[str]) -> int:
+    """Bytes in UTF-8: what a loss per byte is divided by, whatever the tokeniser."""
+    return sum(len(text.encode()) for text in texts)
 
 
 def validation_documents(count: int, fraction: float) -> set[int]:
@@ -133,15 +142,16 @@ def open_corpus(
     *,
     data_dir: str | Path | None = None,
     tokenizer: str | None = None,
-    vocab_size: int = 2**16,
-    sequence_length: int = 1,
+    vocab_size: int | None = None,
+    sequence_length: int | None = None,
     in_ram: bool = False,
     log: Callable[[str], None] = print,
 ) -> Corpus:
     """Open a corpus, preparing its token files on first use.
 
     data_dir: None for data/datasets. tokenizer: None for the corpus' own. vocab_size, sequence_length: of the
-    model that is to read it. Raises UsageError for what does not fit together, Failure for damaged files.
+    model that is to read it, None where no model is. Raises UsageError for what does not fit together,
+    Failure for damaged files.
     """
     source = _find(name)
     tokenizer = tokenizer or source.tokenizers[0]
@@ -156,9 +166,10 @@ def open_corpus(
     if meta is None:
         _require_brought(source, folder)
         meta = {"corpus": source.name, "tokenizer": {"name": "gpt2", "vocab_size": Gpt2.vocab_size}}
-    require_vocabulary(folder, meta, vocab_size)
+    if vocab_size is not None:
+        require_vocabulary(folder, meta, vocab_size)
     train, val = (
-        open_tokens(folder / f"{split}.bin", meta, vocab_size, sequence_length, in_ram) for split in SPLITS
+        open_tokens(folder / f"{split}.bin", meta, sequence_length or 1, in_ram) for split in SPLITS
     )
     return Corpus(source.name, folder, meta, train, val)
 
@@ -184,6 +195,10 @@ def _folder(source: Source, data_dir: Path, tokenizer: str) -> Path:
 def _prepare(
     source: Source, data_dir: Path, folder: Path, tokenizer: str, log: Callable[[str], None]
 ) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # better known before the work than after it
+    except OSError as error:
+        raise Failure(f"cannot write {folder}: {error.strerror}; choose another --data_dir") from error
     log(f"preparing {source.name} in {folder}, once ...")
     started = time.perf_counter()
     documents = source.prepare(data_dir, folder, tokenizer)

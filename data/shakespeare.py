@@ -1,7 +1,7 @@
 """Tiny Shakespeare (public domain), as Karpathy's char-rnn put it together."""
 
 import hashlib
-import urllib.error
+import http.client
 import urllib.request
 from pathlib import Path
 
@@ -16,18 +16,28 @@ def text(data_dir: Path, folder: Path) -> str:
     """From a file in `folder` or `data_dir`, else downloaded. Raises Failure where neither is possible."""
     for path in (folder / "input.txt", folder / "tinyshakespeare.txt", data_dir / "tinyshakespeare.txt"):
         if path.is_file():
-            try:
-                return path.read_text(encoding="utf-8")
-            except UnicodeDecodeError as error:
-                raise UsageError(f"{path} is not text in UTF-8 (byte {error.start})") from error
+            return _read(path)
     try:
         with urllib.request.urlopen(URL, timeout=TIMEOUT_SECONDS) as response:
             content = response.read()
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, http.client.HTTPException) as error:  # the latter from what is no web server
+        reason = " ".join(str(error).split())  # it may quote lines of what was sent
         raise Failure(
-            f"tiny Shakespeare could not be downloaded ({error}); put the text at {folder / 'input.txt'}, "
+            f"tiny Shakespeare could not be downloaded ({reason}); put the text at {folder / 'input.txt'}, "
             "and the same command goes on from there"
         ) from error
     if hashlib.sha256(content).hexdigest() != SHA256:
         raise Failure(f"{URL} did not send the text that is expected: its checksum differs")
     return content.decode()
+
+
+def _read(path: Path) -> str:
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not text in UTF-8 (byte {error.start})") from error
+    except OSError as error:
+        raise Failure(f"cannot read {path}: {error.strerror}") from error
+    if not content:
+        raise UsageError(f"{path} is empty; put a text there, or delete it to download tiny Shakespeare")
+    return content

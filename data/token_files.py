@@ -1,7 +1,9 @@
 """Token files: {train,val}.bin, little-endian uint16, and a meta.json that says what they hold."""
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,53 +45,94 @@ def write_corpus(folder: Path, splits: dict[str, list[np.ndarray]], meta: dict[s
 def read_meta(folder: Path) -> dict[str, Any] | None:
     """The content of meta.json; None where there is none. Raises Failure when it is damaged."""
     path = folder / META
-    if not path.exists():
-        return None
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(meta["tokenizer"]["vocab_size"], int):
-            raise TypeError("vocab_size")
-    except (ValueError, KeyError, TypeError) as error:
+        with _reading(path):
+            meta = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if meta is not None:
+            _check_meta(meta)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Failure(
-            f"{path} is damaged ({error}); delete its folder to prepare the corpus again"
+            f"{path} is damaged ({error}); delete it to prepare the corpus again, or bring it again"
         ) from error
     return meta
 
 
-def open_tokens(
-    path: Path, meta: dict[str, Any] | None, vocab_size: int, sequence_length: int, in_ram: bool
-) -> np.ndarray:
+def _check_meta(meta: Any) -> None:
+    """Raises KeyError, TypeError or AttributeError where something that is read later is not there."""
+    numbers = {"vocab_size": meta["tokenizer"]["vocab_size"]}
+    for split, described in meta.get("splits", {}).items():
+        numbers |= {f"{name} of {split}": described[name] for name in ("tokens", "largest_token")}
+    for name, value in numbers.items():
+        if not isinstance(value, int):
+            raise TypeError(f"{name} is {value!r}")
+    if not isinstance(meta["tokenizer"]["name"], str):
+        raise TypeError("the tokeniser's name is no text")
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Failure(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def open_tokens(path: Path, meta: dict[str, Any], sequence_length: int, in_ram: bool) -> np.ndarray:
     """The tokens of a file (n,), uint16: mapped read-only, or read into memory.
 
     Raises Failure naming the file when it is missing, empty, of odd length, of another length than meta.json
-    says, too short for one sequence, or holds a token beyond vocab_size.
+    says, too short for one sequence, or holds a token that its tokeniser does not have.
     """
+    described = meta.get("splits", {}).get(path.stem)
+    with _reading(path):
+        count = _token_count(path)
+        if described is not None and described["tokens"] != count:
+            what = "truncated" if count < described["tokens"] else "longer than it was made"
+            raise Failure(
+                f"{path} is {what}: {count:,} tokens, but meta.json says {described['tokens']:,}; "
+                f"{_remedy(path)}"
+            )
+        _require_sequence(path, count, sequence_length)
+        tokens = np.memmap(path, dtype=DTYPE, mode="r")
+    # Of a large file, what was measured when it was made is believed: reading it again would take long.
+    # Damage that came later is found by batches that are given a vocab_size.
+    believed = described is not None and count > _READ_AGAIN
+    largest = described["largest_token"] if believed else _largest(tokens)
+    tokenizer = meta["tokenizer"]
+    if largest >= tokenizer["vocab_size"]:
+        raise Failure(
+            f"{path} holds token {largest}, but its {tokenizer['name']} tokeniser has "
+            f"{tokenizer['vocab_size']:,}; {_remedy(path)}"
+        )
+    return np.array(tokens) if in_ram else tokens
+
+
+def _token_count(path: Path) -> int:
+    """Raises Failure unless the file is a whole number of tokens, and one at least."""
     if not path.is_file():
-        raise Failure(f"{path} is missing; delete its folder to prepare the corpus again, or bring the file")
+        raise Failure(f"{path} is missing; {_remedy(path)}")
     size = path.stat().st_size
     if size == 0:
-        raise Failure(f"{path} is empty; delete its folder to prepare the corpus again")
+        raise Failure(f"{path} is empty; {_remedy(path)}")
     if size % DTYPE.itemsize:
         raise Failure(
-            f"{path} has an odd number of bytes ({size:,}), so it is no whole file of 16-bit tokens"
+            f"{path} has an odd number of bytes ({size:,}), so it is no whole file of 16-bit tokens; "
+            f"{_remedy(path)}"
         )
-    described = (meta or {}).get("splits", {}).get(path.stem)
-    count = size // DTYPE.itemsize
-    if described is not None and described["tokens"] != count:
-        what = "truncated" if count < described["tokens"] else "longer than it was made"
-        raise Failure(f"{path} is {what}: {count:,} tokens, but meta.json says {described['tokens']:,}")
+    return size // DTYPE.itemsize
+
+
+def _remedy(path: Path) -> str:
+    # Not the folder: it may hold the text that a corpus is made from, or the other file of a brought one.
+    return f"bring the file again or, where it was prepared here, delete {path.parent / META}"
+
+
+def _require_sequence(path: Path, count: int, sequence_length: int) -> None:
     if count < sequence_length + 1:
         raise Failure(
             f"{path} has {count:,} tokens, too few for a sequence of {sequence_length} and its targets; "
             f"choose --sequence_length below {count}"
         )
-    tokens = np.memmap(path, dtype=DTYPE, mode="r")
-    # Of a large file, what was measured when it was made is believed: reading it again would take long.
-    believed = described is not None and count > _READ_AGAIN
-    largest = described["largest_token"] if believed else _largest(tokens)
-    if largest >= vocab_size:
-        raise Failure(f"{path} holds token {largest}, beyond vocab_size {vocab_size}")
-    return np.array(tokens) if in_ram else tokens
 
 
 def _largest(tokens: np.ndarray) -> int:

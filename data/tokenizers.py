@@ -102,18 +102,27 @@ class Characters:
         return {"name": self.name, "vocab_size": self.vocab_size, "characters": self.characters}
 
 
+# Those that need no corpus to be made.
+TOKENIZERS: dict[str, type[Tokenizer]] = {tokenizer.name: tokenizer for tokenizer in (Bytes, Gpt2)}
+
+
 def make_tokenizer(name: str) -> Tokenizer:
-    """`bytes` or `gpt2`. Raises Failure where the vocabulary cannot be had."""
-    return {"bytes": Bytes, "gpt2": Gpt2}[name]()
+    """`bytes` or `gpt2`. Raises UsageError for other names, Failure where the vocabulary cannot be had."""
+    if name not in TOKENIZERS:
+        raise UsageError(f"tokeniser {name!r} is unknown to this version; it has {' and '.join(TOKENIZERS)}")
+    return TOKENIZERS[name]()
 
 
 def tokenizer_from_meta(meta: dict[str, Any]) -> Tokenizer:
-    """The tokeniser that `to_meta` described. Raises UsageError for one that this version does not know."""
-    if meta.get("name") == Characters.name:
-        return Characters(meta["characters"])
-    if meta.get("name") not in ("bytes", "gpt2"):
-        raise UsageError(f"tokeniser {meta.get('name')!r} is unknown to this version")
-    return make_tokenizer(meta["name"])
+    """The tokeniser that `to_meta` described.
+
+    Raises UsageError for one that this version does not know, Failure where its vocabulary cannot be had.
+    """
+    if meta.get("name") != Characters.name:
+        return make_tokenizer(meta.get("name"))
+    if not isinstance(meta.get("characters"), str):
+        raise Failure('the description of the char tokeniser lacks its "characters": bring one that has them')
+    return Characters(meta["characters"])
 
 
 def decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:

@@ -186,7 +186,12 @@ class Run:
     def _batches(self) -> Iterator[Batch]:
         config = self.config
         source = Batches(
-            self.corpus.train, config.sequence_length, config.batch_size, config.acc_steps, config.data_seed
+            self.corpus.train,
+            config.sequence_length,
+            config.batch_size,
+            config.acc_steps,
+            config.data_seed,
+            vocab_size=self.args.vocab_size,
         )
         pin = self.precision.device.type == "cuda"
 
@@ -208,10 +213,12 @@ class Run:
         config = self.config
         shape = (self.corpus.val, config.sequence_length, config.batch_size)
         if step == config.iterations:
-            batches = contiguous_batches(*shape)
+            batches = contiguous_batches(*shape, vocab_size=self.args.vocab_size)
         else:
             seed = derive_seed(config.data_seed, "validation")
-            batches = validation_subset(*shape, n_batches=EVAL_BATCHES, seed=seed)
+            batches = validation_subset(
+                *shape, n_batches=EVAL_BATCHES, seed=seed, vocab_size=self.args.vocab_size
+            )
         result = evaluation_line(evaluate(self.model, batches, self.precision))
         if self.tokenizer is not None:
             pieces = stream_text(

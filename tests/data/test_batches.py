@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from data.batches import Batches, EvaluationBatches, Windows, contiguous_batches, prefetch, validation_subset
+from errors import Failure
 
 TOKENS = (
     np.random.default_rng(0).integers(0, 60000, 83).astype(np.uint16)
@@ -152,3 +153,29 @@ def test_prefetch_hands_on_errors_and_leaves_no_thread():
     next(abandoned)
     abandoned.close()
     assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+
+
+def test_damage_after_opening_is_named(tmp_path):
+    """A mapped file whose content changes: the window that holds the damage is refused."""
+    path = tmp_path / "train.bin"
+    (TOKENS % 100).tofile(path)
+    mapped = np.memmap(path, np.uint16, "r")
+    every = [
+        contiguous_batches(mapped, T, 1, vocab_size=100),
+        validation_subset(mapped, T, 1, n_batches=16, seed=1, vocab_size=100),
+    ]
+    training = Batches(mapped, T, batch_size=1, acc_steps=1, seed=1, vocab_size=100)
+    for batches in every:
+        assert len(list(batches)) == 16
+    with open(path, "r+b") as file:
+        file.seek(2 * (3 * T + 2))  # in window 3
+        file.write(np.uint16(100).tobytes())
+    for batches in every:
+        with pytest.raises(Failure, match=r"train\.bin holds token 100, but the vocabulary has 100"):
+            list(batches)
+    for step in range(16):
+        if training.indices(step, 0) == 3:
+            with pytest.raises(Failure, match=r"train\.bin holds token 100"):
+                training.get(step, 0)
+        else:
+            training.get(step, 0)

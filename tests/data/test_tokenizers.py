@@ -14,7 +14,7 @@ from data.tokenizers import (
     make_tokenizer,
     tokenizer_from_meta,
 )
-from errors import UsageError
+from errors import Failure, UsageError
 from tests.conftest import ROOT, SHARED_DATA
 
 MIXED = "Plain, naïve, 日本語, 🙂 and\n\ttabs. <|endoftext|>"
@@ -69,6 +69,8 @@ def test_unknown_characters_and_tokenisers_are_refused():
         Characters("ab").encode("abx")
     with pytest.raises(UsageError, match="'klingon' is unknown"):
         tokenizer_from_meta({"name": "klingon"})
+    with pytest.raises(Failure, match='lacks its "characters"'):
+        tokenizer_from_meta({"name": "char", "vocab_size": 65})
 
 
 def test_without_network_or_cache_a_sentence(tmp_path):
