@@ -1,21 +1,21 @@
 """Draw the curves of one or several runs: `python plot_curves.py <run folder> ... [--output curves.png]`."""
 
-import argparse
 from pathlib import Path
 
+from config.parser import Parser
 from errors import UsageError, run_script
 
 FORMATS = (".png", ".pdf", ".svg")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="run", help="a run's folder (with metrics.jsonl)"
     )
     parser.add_argument("--output", type=Path, default=Path("curves.png"), help="default: %(default)s")
     parser.add_argument("--labels", nargs="+", help="one name for each run; default: model and folder")
-    args = parser.parse_args()
+    args = parser.parse(None)
     if args.output.suffix not in FORMATS:
         raise UsageError(f"--output {args.output}: the suffix must be one of {', '.join(FORMATS)}")
     labels = args.labels or [f"{run.resolve().parent.name}/{run.resolve().name}" for run in args.runs]

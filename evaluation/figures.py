@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from files import write_atomically
+
 # Colours that stay apart for colour-blind readers (Okabe and Ito), each run one of them.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
@@ -10,7 +12,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Loss, perplexity, learning rate and gradient norm over steps.
 
-    runs: label -> lines of metrics.jsonl. path: its suffix (.png, .pdf, .svg) decides the format.
+    runs: label -> lines of metrics.jsonl. path: its suffix (.png, .pdf, .svg) decides the format. Raises Failure where it cannot be written.
     """
     import matplotlib
 
@@ -42,8 +44,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     for axes in (loss, perplexity, rate, norm):
         axes.grid(alpha=0.3)
     figure.legend(*loss.get_legend_handles_labels(), loc="outside upper center", fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=150))
     pyplot.close(figure)
 
 

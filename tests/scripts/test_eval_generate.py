@@ -154,6 +154,9 @@ def test_curves(trained, tmp_path):
     )
     trained.refuse("plot_curves.py", f"{folder} {folder}", 2, "as many different labels")
     trained.refuse("plot_curves.py", f"{tmp_path}", 1, "metrics.jsonl is missing")
+    trained.refuse("plot_curves.py", f"{folder} --outptu x.png", 2, "did you mean --output?")
+    trained.refuse("plot_curves.py", "", 2, "the following arguments are required: run")
+    trained.refuse("plot_curves.py", f"{folder} --output {path}/x.png", 1, "cannot write")
 
 
 def test_nothing_but_plain_data_in_a_checkpoint(trained):
