@@ -13,8 +13,8 @@ def main() -> None:
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="run", help="a run's folder (with metrics.jsonl)"
     )
-    parser.add_argument("--output", type=Path, default=Path("curves.png"), help="default: %(default)s")
-    parser.add_argument("--labels", nargs="+", help="one name for each run; default: model and folder")
+    parser.add_argument("--output", type=Path, default=Path("curves.png"), help="a .png, .pdf or .svg file")
+    parser.add_argument("--labels", nargs="+", help="one name for each run; None: model and folder")
     args = parser.parse(None)
     if args.output.suffix not in FORMATS:
         raise UsageError(f"--output {args.output}: the suffix must be one of {', '.join(FORMATS)}")

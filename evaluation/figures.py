@@ -12,7 +12,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Loss, perplexity, learning rate and gradient norm over steps.
 
-    runs: label -> lines of metrics.jsonl. path: its suffix (.png, .pdf, .svg) decides the format. Raises Failure where it cannot be written.
+    runs: label -> lines of metrics.jsonl. path: its suffix (.png, .pdf, .svg) decides the format.
+    Raises Failure where it cannot be written.
     """
     import matplotlib
 
