@@ -1,7 +1,8 @@
 """The two kinds of mistake that are answered with one sentence instead of a traceback."""
 
+import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class Failure(Exception):
@@ -14,6 +15,14 @@ class UsageError(Failure, ValueError):
     """What was asked for is impossible (a wrong value, a missing input): exit code 2."""
 
     exit_code = 2
+
+
+def unknown(what: str, name: str, allowed: Iterable[str]) -> str:
+    """The sentence for a name that is none of `allowed`: with the nearest one, and all of them."""
+    allowed = list(allowed)
+    near = difflib.get_close_matches(name, allowed, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{what}; {hint}choose from {', '.join(allowed)}"
 
 
 def run_script(main: Callable[[], None]) -> None:

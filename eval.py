@@ -20,7 +20,8 @@ def main() -> None:
     from data import open_corpus
     from data.batches import contiguous_batches
     from evaluation.perplexity import evaluate
-    from evaluation.report import describe, summarise, summary_path, write_summary
+    from evaluation.report import describe, summarise, summary_path
+    from files import write_json
     from optim.restore import restore
 
     run = restore(Path(own.checkpoint), given)
@@ -54,7 +55,7 @@ def main() -> None:
         "batch_size": args.batch_size,
         "arithmetic": run.precision.reason,
     }
-    write_summary(path, summarise(result, **about))
+    write_json(path, summarise(result, **about))
     print(describe(result))
     print(f"written: {path}")
 

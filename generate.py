@@ -27,7 +27,7 @@ def check(own: argparse.Namespace) -> None:
     """Refuse values that mean nothing."""
     if own.max_new_tokens < 1:
         raise UsageError(f"--max_new_tokens {own.max_new_tokens} must be at least 1")
-    if not 0.0 <= own.temperature < float("inf"):
+    if own.temperature < 0:
         raise UsageError(f"--temperature {own.temperature} must be 0 or more")
     if own.top_k is not None and own.top_k < 1:
         raise UsageError(f"--top_k {own.top_k} must be at least 1")

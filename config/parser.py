@@ -29,14 +29,14 @@ class Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message.removeprefix("argument "))
 
-    def parse(self, argv: Sequence[str] | None, into: Namespace | None = None) -> Namespace:
+    def parse(self, argv: Sequence[str] | None) -> Namespace:
         """Like parse_args, but a misspelt flag is answered with the nearest one."""
         words = list(sys.argv[1:] if argv is None else argv)
         for word in words:
             # Before argparse looks: to it, a required flag that is misspelt is one that is missing.
             if word.startswith("-") and " " not in word and not self._is_known(word):
                 self._refuse(word)
-        args, unknown = self.parse_known_args(words, into)
+        args, unknown = self.parse_known_args(words)
         if unknown:
             self._refuse(unknown[0])
         return args

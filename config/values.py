@@ -1,10 +1,11 @@
 """How the text of a flag becomes a value, or a sentence that says what was expected."""
 
-import difflib
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from errors import unknown
 
 Reader = Callable[[str], Any]
 
@@ -52,9 +53,7 @@ def choice(allowed: Sequence[str]) -> Reader:
     def read(text: str) -> str:
         if text in allowed:
             return text
-        near = difflib.get_close_matches(text, allowed, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ArgumentTypeError(f"{text!r} is unknown; {hint}choose from {', '.join(allowed)}")
+        raise ArgumentTypeError(unknown(f"{text!r} is unknown", text, allowed))
 
     return read
 

@@ -1,6 +1,5 @@
 """The registry of corpora: name -> where its text comes from, how it is split, which tokeniser it has."""
 
-import difflib
 import platform
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import numpy as np
 from data import pydoc, shakespeare
 from data.token_files import SPLITS, open_tokens, read_meta, require_vocabulary, write_corpus
 from data.tokenizers import Characters, Gpt2, Tokenizer, make_tokenizer, tokenizer_from_meta
-from errors import Failure, UsageError
+from errors import Failure, UsageError, unknown
 
 DEFAULT_FOLDER = Path(__file__).parent / "datasets"
 SPLIT_SEED = 2357
@@ -178,9 +177,7 @@ def _find(name: str) -> Source:
     for source in SOURCES:
         if name in (source.name, *source.aliases):
             return source
-    near = difflib.get_close_matches(name, registered_corpora(), n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise UsageError(f"--dataset {name}: unknown corpus; {hint}choose from {', '.join(registered_corpora())}")
+    raise UsageError(unknown(f"--dataset {name}: unknown corpus", name, registered_corpora()))
 
 
 def _folder(source: Source, data_dir: Path, tokenizer: str) -> Path:

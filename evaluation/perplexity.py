@@ -46,11 +46,9 @@ class Evaluation:
     @property
     def loss_standard_error(self) -> float | None:
         """Of the mean loss, from the spread over batches of full size; None with fewer than two of them."""
-        full = [
-            loss
-            for loss, tokens in zip(self.batch_losses, self.batch_tokens, strict=True)
-            if tokens == max(self.batch_tokens)
-        ]
+        size = max(self.batch_tokens)
+        pairs = zip(self.batch_losses, self.batch_tokens, strict=True)
+        full = [loss for loss, tokens in pairs if tokens == size]
         return statistics.stdev(full) / math.sqrt(len(full)) if len(full) > 1 else None
 
     @property

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.perplexity import Evaluation
-from files import write_json
 
 
 def summarise(result: Evaluation, **about: Any) -> dict[str, Any]:
@@ -29,10 +28,6 @@ def summary_path(checkpoint: Path, output_dir: str | None) -> Path:
     """Beside the checkpoint, or in output_dir."""
     folder = checkpoint.parent if output_dir is None else Path(output_dir)
     return folder / f"eval_summary_{checkpoint.stem}.json"
-
-
-def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    write_json(path, summary)
 
 
 def describe(result: Evaluation) -> str:

@@ -3,10 +3,9 @@
 No torch here: the command line reads this table to refuse a wrong name before torch is imported.
 """
 
-import difflib
 from dataclasses import dataclass
 
-from errors import UsageError
+from errors import UsageError, unknown
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,4 @@ def find_variant(name: str) -> Variant:
     for variant in VARIANTS:
         if name in (variant.name, variant.alias):
             return variant
-    near = difflib.get_close_matches(name, accepted_names(), n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise UsageError(f"--model {name}: unknown model; {hint}choose from {', '.join(accepted_names())}")
+    raise UsageError(unknown(f"--model {name}: unknown model", name, accepted_names()))

@@ -27,13 +27,13 @@ def save(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, lambda file: torch.save(content, file))
 
 
-def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint, ours or another's, as plain data.
 
     Raises Failure when the file is damaged, or holds anything besides tensors and plain data.
     """
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UsageError(f"{path}: there is no such checkpoint") from error
     except Exception as error:  # torch reports damage in a dozen ways, and never says what to do

@@ -75,7 +75,8 @@ class TrainState:
     def restore(self, content: dict[str, Any], config: TrainConfig) -> None:
         """Go on from `content` (of `to_checkpoint`), with the schedule that `config` describes.
 
-        Raises UsageError when it is not a training checkpoint of this project or is one of another network.
+        Raises UsageError when it is not a training checkpoint of this project, Failure when it is one of
+        another network.
         """
         if content.get("format") != FORMAT:
             raise UsageError(

@@ -79,7 +79,8 @@ class Scripts:
         return folder
 
     def lines(self, model: str = "base") -> list[dict]:
-        return [json.loads(text) for text in (self.folder(model) / "metrics.jsonl").read_text().splitlines()]
+        text = (self.folder(model) / "metrics.jsonl").read_text()
+        return [json.loads(line) for line in text.split("\n") if line]
 
 
 @pytest.fixture

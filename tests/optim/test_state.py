@@ -137,6 +137,16 @@ def test_a_line_cut_by_a_power_failure_is_left_out(tmp_path):
     assert read_metrics(tmp_path) == lines(10)
 
 
+def test_a_sample_may_hold_any_character(tmp_path):
+    """Some characters end a line for Python's splitlines, but not in JSON."""
+    sample = "one\u2028two\u0085three\nfour"
+    metrics = MetricsFile(tmp_path, 0)
+    metrics.append({"step": 1, "sample": sample})
+    metrics.close()
+    MetricsFile(tmp_path, 1).close()
+    assert read_metrics(tmp_path) == [{"step": 1, "sample": sample}]
+
+
 def test_missing_metrics_are_said(tmp_path):
     with pytest.raises(Failure, match="is missing or holds no line yet"):
         read_metrics(tmp_path)
