@@ -7,7 +7,8 @@
 from argparse import ArgumentParser
 
 from config.values import choice, device, dtype, integer, nullable, number, truth
-from models.config import DEPTH_EMBEDDINGS, POSITIONAL_ENCODERS
+from models.capacities import DRAWS
+from models.config import CHOICES, DEPTH_EMBEDDINGS, POSITIONAL_ENCODERS
 from models.variants import accepted_names
 
 # fmt: off
@@ -22,7 +23,6 @@ SCHEDULERS = ("cos", "linear", "none")
 BACKENDS = ("nccl", "gloo", "fsdp")
 
 NO_EFFECT = "accepted for old commands; no effect"
-ADAPTIVE = "read by adaptive models only; no effect on those of fixed depth"
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -176,26 +176,88 @@ def _cotformer(add) -> None:
     )
     add("--disable_ln_mid", action="store_true", help="LN-CoTFormer without its LayerNorm after each pass")
     add("--min_repeat", type=integer, default=1, help=NO_EFFECT)
-    add("--depth_random_method", type=str, default="uniform", help=ADAPTIVE)
-    add("--mod_capacity_factor", type=number, default=0.6, help=NO_EFFECT)
 
 
 def _adaptive(add) -> None:
-    add("--halt_threshold", type=number, default=0.999, help=ADAPTIVE)
-    add("--depth_predictor_loss_coef", type=nullable(number), default=None, help=ADAPTIVE)
     add(
-        "--eval_length_factor",
-        type=nullable(number),
-        nargs="+",
-        default=None,
-        help=f"R - 1 fractions of the tokens that take passes 2..R; {ADAPTIVE}",
+        "--depth_random_method",
+        type=str,
+        default="uniform",
+        help=f"adm, adaptive_but: how training draws the capacities of a forward pass: {', '.join(DRAWS)}; "
+        "any other name is uniform, as in the released code",
     )
     add(
         "--training_length_factor",
         type=nullable(number),
         nargs="+",
         default=None,
-        help=f"the same in training; {ADAPTIVE}",
+        help="adm, adaptive_but: train with these R - 1 capacities instead of drawn ones",
+    )
+    add(
+        "--eval_length_factor",
+        type=nullable(number),
+        nargs="+",
+        default=None,
+        help="adm, adaptive_but: evaluate with these R - 1 capacities, fractions of the tokens that take "
+        "passes 2..R; None: all of them",
+    )
+    add(
+        "--routing",
+        type=choice(CHOICES["routing"]),
+        default="topk",
+        help="adm, adaptive_but in evaluation: topk (the best tokens of each sequence, which looks ahead) or "
+        "threshold (causal)",
+    )
+    add(
+        "--routing_threshold",
+        type=nullable(number),
+        nargs="+",
+        default=None,
+        help="the R - 1 thresholds of --routing threshold; None: those that calibrate.py found for "
+        "--eval_length_factor",
+    )
+    add("--mod_capacity_factor", type=number, default=0.6, help=NO_EFFECT)
+    add(
+        "--halt_threshold",
+        type=number,
+        default=0.999,
+        help="stick_breaking: a token stops when its probability of having halted exceeds this",
+    )
+    add(
+        "--depth_predictor_loss_coef",
+        type=nullable(number),
+        default=None,
+        help="stick_breaking: weight of the ACT loss (expected depth); None: 0.03",
+    )
+    add(
+        "--act_penalty",
+        type=nullable(number),
+        default=None,
+        help="the same, by the name that the released code writes into its runs; wins if both are given",
+    )
+    add(
+        "--act_loss_reduction",
+        type=choice(CHOICES["act_loss_reduction"]),
+        default="mean",
+        help="stick_breaking: the ACT loss is a mean over tokens, or their sum, as in the released code",
+    )
+    add(
+        "--ponder_lambda_p",
+        type=number,
+        default=0.4,
+        help="pondernet: halting probability of the geometric prior; the paper: 0.4",
+    )
+    add(
+        "--ponder_kl_div_loss_weight",
+        type=number,
+        default=0.01,
+        help="pondernet: weight of the divergence from the prior",
+    )
+    add(
+        "--ponder_eval",
+        type=choice(CHOICES["ponder_eval"]),
+        default="expectation",
+        help="pondernet: evaluate the expectation over halting steps, or a drawn step (sample)",
     )
 
 

@@ -1,6 +1,5 @@
 """Values and combinations that are refused, each with a sentence."""
 
-import itertools
 import re
 from argparse import Namespace
 
@@ -11,7 +10,10 @@ AT_LEAST_ONE = (
     "batch_size", "acc_steps", "iterations", "eval_freq", "log_freq", "save_checkpoint_freq",
     "eval_seq_length", "eval_sample_size",
 )  # fmt: skip
-AT_LEAST_ZERO = ("seed", "data_seed", "weight_decay", "grad_clip")
+AT_LEAST_ZERO = (
+    "seed", "data_seed", "weight_decay", "grad_clip", "depth_predictor_loss_coef", "act_penalty",
+    "ponder_kl_div_loss_weight",
+)  # fmt: skip
 LONGEST_NAME = 150  # characters; file systems end at 255, and checkpoints' names are put behind
 
 
@@ -39,9 +41,7 @@ def check_values(args: Namespace) -> None:
 
 def check_architecture(args: Namespace) -> None:
     """What has to fit together in the model. Raises UsageError."""
-    config = ModelConfig.from_args(args)
-    for name in ("eval_length_factor", "training_length_factor"):
-        _check_factors(name, getattr(args, name), config.n_repeat)
+    ModelConfig.from_args(args)
 
 
 def notes(args: Namespace) -> list[str]:
@@ -68,19 +68,3 @@ def _check_name(flag: str, name: str | None) -> None:
         raise UsageError(f"--{flag} {name!r} must be a folder's name of letters, digits and . _ = + , @ -")
     if len(name) > LONGEST_NAME:
         raise UsageError(f"--{flag} has {len(name)} characters; at most {LONGEST_NAME} are allowed")
-
-
-def _check_factors(flag: str, factors: list[float] | None, n_repeat: int) -> None:
-    if factors is None:
-        return
-    shown = " ".join(map(str, factors))
-    if len(factors) != n_repeat - 1:
-        raise UsageError(
-            f"--{flag} {shown}: n_repeat={n_repeat} needs {n_repeat - 1} numbers, not {len(factors)}"
-        )
-    if any(factor is None or not 0 <= factor <= 1 for factor in factors):
-        raise UsageError(f"--{flag} {shown}: each must be from 0 to 1")
-    if any(later > earlier for earlier, later in itertools.pairwise(factors)):
-        raise UsageError(
-            f"--{flag} {shown}: must not increase, for a pass takes only tokens of the one before"
-        )

@@ -141,7 +141,7 @@ def _read_back(action: argparse.Action, value: Any) -> Any:
 def finished(args: Namespace) -> Namespace:
     """The full name of the model in place of its alias, and everything checked."""
     args.model = find_variant(args.model).name
-    for name in ("eval_length_factor", "training_length_factor"):
+    for name in ("eval_length_factor", "training_length_factor", "routing_threshold"):
         if getattr(args, name) == [None]:
             setattr(args, name, None)
     check_values(args)

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from models.config import ModelConfig
+from models.variants import PONDER, ROUTING, STICK_BREAKING
+
+ADAPTIVE = ROUTING + STICK_BREAKING + PONDER
 
 # Flags that do not change what is computed, or only how far: the same experiment has the same folder, so that
 # the same command resumes it on any machine, and a larger --iterations extends it.
@@ -17,18 +20,21 @@ NOT_IDENTITY = {
     "wandb_project", "wandb_entity", "compile", "distributed_backend", "config_format", "dataset",
     "add_additional_space", "rmsnorm_eps", "multiple_of", "min_repeat", "mod_capacity_factor", "lm_cache",
     "mem_cache_size", "cache_topk", "cache_selection_method", "cache_indexing_scheme",
-    "track_cache_attention", "allow_cache_during_training", "depth_random_method", "halt_threshold",
-    "depth_predictor_loss_coef", "training_length_factor",
+    "track_cache_attention", "allow_cache_during_training", "routing", "routing_threshold", "ponder_eval",
 }  # fmt: skip
 
 
 def identity(args: Namespace) -> dict[str, Any]:
-    """The flags that make an experiment what it is, always the same ones: None where the model reads none."""
+    """The flags that make an experiment what it is: None for a flag of repeats that the model does not read.
+
+    Those of adaptive models stand here only where they are read: runs of fixed depth are older than they are,
+    and keep their names.
+    """
     unread = ModelConfig.from_args(args).unused_fields
     values = {
         name: None if name in unread else value
         for name, value in sorted(vars(args).items())
-        if name not in NOT_IDENTITY
+        if name not in NOT_IDENTITY and not (name in ADAPTIVE and name in unread)
     }
     if values["data_seed"] is None:
         values["data_seed"] = args.seed

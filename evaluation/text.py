@@ -33,11 +33,10 @@ def stream_text(
             raise UsageError("the prompt is empty, and this tokeniser has no end-of-text token to begin with")
         ids = [tokenizer.end_of_text]
     decoder = StreamDecoder(tokenizer)
-    idx = torch.tensor([ids], device=precision.device)
     with precision.autocast():
         for drawn in generate(
             model,
-            idx,
+            [ids],
             max_new_tokens,
             temperature=temperature,
             top_k=top_k,
@@ -45,5 +44,5 @@ def stream_text(
             n_tokens=tokenizer.vocab_size,
             generator=torch.Generator().manual_seed(seed),
         ):
-            yield decoder.push(int(drawn))
+            yield decoder.push(int(drawn.tokens))
     yield decoder.finish()

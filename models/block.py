@@ -1,19 +1,29 @@
 """The parts every variant is built from: attention, MLP, and the pre-norm block that joins them.
 
-Shapes: B batch, T tokens, C = n_embd, H = n_head, D = C / H.
+Shapes: *rows.shape as in `models.rows`, C = n_embd, H = n_head, D = C / H.
 """
+
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import ModelConfig
-from models.key_values import LayerStore
+from models.key_values import Store
 from models.positions import rotate
+from models.rows import Rows
 
 
 def layer_norm(config: ModelConfig) -> nn.LayerNorm:
     """LayerNorm with eps 1e-5; it has a bias only if the configuration asks for biases."""
     return nn.LayerNorm(config.n_embd, eps=1e-5, bias=config.bias)
+
+
+class Context(NamedTuple):
+    """Representations that offer keys and values in place of the rows' own: x (*rows.shape, C)."""
+
+    x: Tensor
+    rows: Rows
 
 
 class Attention(nn.Module):
@@ -27,23 +37,42 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, store: LayerStore) -> Tensor:
-        """x (B, T, C) -> (B, T, C)."""
-        q, k, v = (
-            part.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, H, T, D)
-            for part in self.c_attn(x).chunk(3, dim=-1)
-        )
-        keys, values, mask = store.add(rotate(k, rotation), v)
+    def forward(self, x: Tensor, rows: Rows, store: Store, context: Context | None = None) -> Tensor:
+        """x (*rows.shape, C) -> (*rows.shape, C). context: what keys and values are made of, if not x."""
+        if context is None:
+            key_rows = rows
+            q, k, v = self._heads(self.c_attn(x), 3)
+        else:
+            key_rows = context.rows
+            query, key_value = self._split_projection()
+            (q,) = self._heads(F.linear(x, *query), 1)
+            k, v = self._heads(F.linear(context.x, *key_value), 2)
+        k = rotate(k, key_rows.rotation)
+        seen = store.add(key_rows.to_batch(k), key_rows.to_batch(v), key_rows, rows)
+        if not rows.total:
+            return x
         y = F.scaled_dot_product_attention(
-            rotate(q, rotation),
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None,
+            rows.to_batch(rotate(q, rows.rotation)),
+            seen.keys,
+            seen.values,
+            attn_mask=seen.mask,
+            is_causal=seen.causal,
             # The function form does not know about evaluation mode: without this it would drop there too.
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return self.resid_dropout(self.c_proj(y.transpose(1, 2).flatten(-2)))
+        return self.resid_dropout(self.c_proj(rows.from_batch(y).flatten(-2)))
+
+    def _heads(self, projected: Tensor, parts: int) -> list[Tensor]:
+        """(..., parts * C) -> parts times (..., H, D)."""
+        return [part.unflatten(-1, (self.n_head, -1)) for part in projected.chunk(parts, dim=-1)]
+
+    def _split_projection(self) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
+        """Weight and bias of the queries, and those of keys and values."""
+        width = self.c_proj.in_features
+        weight, bias = self.c_attn.weight, self.c_attn.bias
+        if bias is None:
+            return (weight[:width], None), (weight[width:], None)
+        return (weight[:width], bias[:width]), (weight[width:], bias[width:])
 
 
 class MLP(nn.Module):
@@ -56,7 +85,7 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, C) -> (B, T, C)."""
+        """x (..., C) -> (..., C)."""
         return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
 
 
@@ -70,7 +99,12 @@ class Block(nn.Module):
         self.ln_2 = layer_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, store: LayerStore) -> Tensor:
-        """x (B, T, C) -> (B, T, C)."""
-        x = x + self.attn(self.ln_1(x), rotation, store)
+    def forward(self, x: Tensor, rows: Rows, store: Store, context: Context | None = None) -> Tensor:
+        """x (*rows.shape, C) -> (*rows.shape, C).
+
+        context: keys and values are those of ln_1 of its representations instead of x's.
+        """
+        if context is not None:
+            context = Context(self.ln_1(context.x), context.rows)
+        x = x + self.attn(self.ln_1(x), rows, store, context)
         return x + self.mlp(self.ln_2(x))

@@ -1,13 +1,20 @@
 """What a network is made of, as one frozen value that refuses impossible combinations. No torch here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from errors import UsageError
-from models.variants import Variant, find_variant
+from models.capacities import check_factors
+from models.variants import OPTIONAL, Variant, find_variant
 
 DEPTH_EMBEDDINGS = (None, "linear_learned", "learned")
 POSITIONAL_ENCODERS = ("rotary", "none")
+CHOICES = {
+    "routing": ("topk", "threshold"),
+    "act_loss_reduction": ("mean", "sum"),
+    "ponder_eval": ("expectation", "sample"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,18 @@ class ModelConfig:
     n_layer_end: int = 0
     depth_embedding: str | None = None
     disable_ln_mid: bool = False
+    depth_random_method: str = "uniform"
+    training_length_factor: Sequence[float] | None = None
+    eval_length_factor: Sequence[float] | None = None
+    routing: str = "topk"
+    routing_threshold: Sequence[float] | None = None
+    halt_threshold: float = 0.999
+    depth_predictor_loss_coef: float | None = None
+    act_penalty: float | None = None
+    act_loss_reduction: str = "mean"
+    ponder_lambda_p: float = 0.4
+    ponder_kl_div_loss_weight: float = 0.01
+    ponder_eval: str = "expectation"
 
     def __post_init__(self) -> None:
         find_variant(self.model)
@@ -65,6 +84,23 @@ class ModelConfig:
                 f"depth_embedding={self.depth_embedding} is unknown; "
                 f"choose from {', '.join(map(str, DEPTH_EMBEDDINGS))}"
             )
+        for name in CHOICES:
+            if getattr(self, name) not in CHOICES[name]:
+                raise UsageError(
+                    f"{name}={getattr(self, name)} is unknown; choose from {', '.join(CHOICES[name])}"
+                )
+        for name in ("halt_threshold", "ponder_lambda_p"):
+            if not 0.0 < getattr(self, name) < 1.0:
+                raise UsageError(f"{name}={getattr(self, name)} is a probability, above 0 and below 1")
+        for name in ("training_length_factor", "eval_length_factor"):
+            if getattr(self, name) is not None:
+                check_factors(name, getattr(self, name), self.n_repeat)
+        thresholds = self.routing_threshold
+        if thresholds is not None and len(thresholds) != self.n_repeat - 1:
+            raise UsageError(
+                f"--routing_threshold has {len(thresholds)} numbers; n_repeat={self.n_repeat} has "
+                f"{self.n_repeat - 1} routers, one for each pass but the last"
+            )
         if self.variant.repeats and self.n_layer_begin + self.n_layer_end >= self.n_layer:
             raise UsageError(
                 f"n_layer_begin={self.n_layer_begin} and n_layer_end={self.n_layer_end} leave no layer "
@@ -73,10 +109,9 @@ class ModelConfig:
 
     @classmethod
     def from_args(cls, args: Any) -> "ModelConfig":
-        """Read the fields from a namespace; one that it lacks keeps its default."""
-        return cls(
-            **{field.name: getattr(args, field.name) for field in fields(cls) if hasattr(args, field.name)}
-        )
+        """Read the fields from a namespace; one that it lacks, or that is None there, keeps its default."""
+        values = {field.name: getattr(args, field.name, None) for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if value is not None})
 
     @property
     def variant(self) -> Variant:
@@ -94,6 +129,20 @@ class ModelConfig:
         return self.n_layer_begin, self.n_layer - self.n_layer_begin - self.n_layer_end, self.n_layer_end
 
     @property
+    def repeats(self) -> int:
+        """Passes through the middle that a token can take."""
+        return self.n_repeat if self.variant.repeats else 1
+
+    @property
+    def penalty_weight(self) -> float:
+        """Of stick breaking's ACT loss; 0.03 is the released code's.
+
+        `act_penalty` stands in its runs' files beside a depth_predictor_loss_coef that it had replaced.
+        """
+        given = [value for value in (self.act_penalty, self.depth_predictor_loss_coef) if value is not None]
+        return given[0] if given else 0.03
+
+    @property
     def has_ln_mid(self) -> bool:
         return self.variant.depth_parts and not self.disable_ln_mid
 
@@ -104,5 +153,4 @@ class ModelConfig:
     @property
     def unused_fields(self) -> tuple[str, ...]:
         """The fields that this variant does not read."""
-        depth = () if self.variant.depth_parts else ("depth_embedding", "disable_ln_mid")
-        return depth if self.variant.repeats else ("n_repeat", "n_layer_begin", "n_layer_end", *depth)
+        return tuple(name for name in OPTIONAL if name not in self.variant.reads)

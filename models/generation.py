@@ -1,9 +1,10 @@
-"""Writing text: one token at a time, each by running the model over the whole context again.
+"""Writing text, one token at a time.
 
 Shapes: B batch, T tokens, V = vocab_size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,10 +39,17 @@ def next_token_probabilities(
     return probabilities
 
 
+class Drawn(NamedTuple):
+    """tokens: (B,) ids. passes: (B,) passes through the middle spent on choosing each."""
+
+    tokens: Tensor
+    passes: Tensor
+
+
 @torch.no_grad()
 def generate(
     model: LanguageModel,
-    idx: Tensor,
+    prompts: Tensor | Sequence[Sequence[int]],
     max_new_tokens: int,
     *,
     temperature: float = 1.0,
@@ -49,22 +57,55 @@ def generate(
     top_p: float | None = None,
     n_tokens: int | None = None,
     generator: torch.Generator | None = None,
-) -> Iterator[Tensor]:
-    """Continue idx (B, T), yielding the ids (B, 1) of each new position as soon as they are drawn.
+    thresholds: Sequence[float] | None = None,
+    cached: bool = True,
+    keep: int | None = None,
+) -> Iterator[Drawn]:
+    """Continue B prompts, ids (B, T) or lists of any lengths, yielding each new position as it is drawn.
 
-    The model sees the last `sequence_length` tokens. n_tokens: ids from here on are never drawn (a vocabulary
-    padded beyond what the tokeniser knows). generator: on the CPU, whatever the model's device, so that a
-    seed means the same text on each. The model's training mode is left as it was found.
+    n_tokens: ids from here on are never drawn (a vocabulary padded beyond what the tokeniser knows).
+    generator: on the CPU, whatever the model's device, so that a seed means the same text on each.
+    thresholds: of models that route; None: those of the flags, or full depth. Without a cache a model that
+    routes by top-k does so here too, though it then sees its own future.
+    cached: keep keys and values; else the whole context is computed again for each token, to the same result.
+    keep: the model sees at most `sequence_length` tokens, at positions from 0. When the text outgrows that,
+    it is cut to its last `keep` tokens and these are computed anew; None: half of sequence_length. With keep
+    = sequence_length the window slides token by token, as in the released code, and no cache helps. The
+    model's training mode is left as it was found.
     """
-    was_training = model.training
+    limit = model.config.sequence_length
+    keep = max(1, limit // 2) if keep is None else keep
+    device = model.lm_head.weight.device
+    contexts = [[int(token) for token in prompt][-limit:] for prompt in prompts]
+    cache, was_training = None, model.training
     model.eval()
     try:
         for _ in range(max_new_tokens):
-            context = idx[:, -model.config.sequence_length :]
-            logits = model(context, get_logits=True)["logits"][:, -1]
-            probabilities = next_token_probabilities(logits[:, :n_tokens], temperature, top_k, top_p)
-            drawn = torch.multinomial(probabilities.cpu(), 1, generator=generator).to(idx.device)
-            idx = torch.cat((idx, drawn), dim=1)
-            yield drawn
+            if any(len(context) > limit for context in contexts):
+                contexts = [context if len(context) <= limit else context[-keep:] for context in contexts]
+                cache = None
+            if cache is None:
+                idx, lengths = _padded(contexts, device)
+                cache = model.new_cache(len(contexts)) if cached else None
+            else:
+                idx, lengths = torch.tensor([context[-1:] for context in contexts], device=device), None
+            output = model(
+                idx, get_logits=True, thresholds=thresholds, get_routing=True, cache=cache, lengths=lengths
+            )
+            logits = output["logits"][:, -1, :n_tokens]
+            probabilities = next_token_probabilities(logits, temperature, top_k, top_p)
+            drawn = torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0]
+            last = [length - 1 for length in lengths] if lengths else [-1] * len(contexts)
+            yield Drawn(drawn, output["passes"].cpu()[range(len(contexts)), last])
+            for context, token in zip(contexts, drawn.tolist(), strict=True):
+                context.append(token)
     finally:
         model.train(was_training)
+
+
+def _padded(contexts: list[list[int]], device: torch.device) -> tuple[Tensor, list[int] | None]:
+    """Ids (B, longest), and the lengths where they differ."""
+    lengths = [len(context) for context in contexts]
+    longest = max(lengths)
+    idx = torch.tensor([context + [0] * (longest - len(context)) for context in contexts], device=device)
+    return idx, None if min(lengths) == longest else lengths

@@ -1,87 +1,119 @@
 """Which keys and values a query may see: the stores that attention asks.
 
-Attention computes the queries, keys and values of its own tokens and hands the keys and values to a store;
-the store answers with all that are visible, and how. What a pass may look at (its own tokens, or those of
-earlier passes too) is therefore a choice of store, and attention knows nothing of repeats.
+Attention computes queries, keys and values of its rows and hands the keys and values to a store; the store
+answers with all that are visible, and how. What a pass may look at (its own tokens, or those of earlier
+passes too) is a choice of store, and attention knows nothing of repeats. The stores here forget when the
+forward pass is over; those of `models.cache` keep what they were given, for generation.
 
-Shapes: B batch, H heads, T tokens of this pass, S visible tokens, D head size.
+Shapes: B batch, H heads, n rows of a pass, S visible tokens, D head size.
 """
 
+from collections.abc import Hashable
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from models.rows import FAR, Rows
+
 
 class Visible(NamedTuple):
-    """keys, values: (B, H, S, D). mask: (T, S), True where a query may look; None: plain causal, S = T."""
+    """keys, values: (B, H, S, D). mask: (n, S) or (B, 1, n, S), True where a query may look; None: anywhere.
+
+    causal: with no mask, whether the i-th query sees the first i keys only.
+    """
 
     keys: Tensor
     values: Tensor
     mask: Tensor | None
+    causal: bool = False
 
 
-class LayerStore(Protocol):
-    """The store as one layer sees it."""
+class Store(Protocol):
+    """What one layer may look at."""
 
-    def add(self, keys: Tensor, values: Tensor) -> Visible:
-        """Hand in this pass's keys and values, (B, H, T, D) each; get back all that its queries may see."""
-
-
-def causal_mask(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
-    """(T,), (S,) -> (T, S): a query sees keys at its own position and before, at most `window` positions."""
-    distance = query_positions[:, None] - key_positions[None, :]
-    visible = distance >= 0
-    return visible if window is None else visible & (distance < window)
+    def add(self, keys: Tensor, values: Tensor, key_rows: Rows, query_rows: Rows) -> Visible:
+        """Hand in keys and values, (B, H, n, D) each, of `key_rows`; get what `query_rows` may see."""
 
 
-class OwnPass:
-    """Ordinary causal attention: a pass sees itself only. Serves every layer, for it keeps nothing."""
+class Memory(Protocol):
+    """Where the layers of a forward pass find their stores.
 
-    def __init__(self, positions: Tensor, window: int | None = None) -> None:
-        self._mask = None if window is None else causal_mask(positions, positions, window)
-
-    def add(self, keys: Tensor, values: Tensor) -> Visible:
-        return Visible(keys, values, self._mask)
-
-
-class AllPasses:
-    """Cross-repeat attention (Eq. 3): pass r sees the keys and values of passes 1..r, by position.
-
-    One store serves all middle layers; `layer(i)` is the view of the i-th.
+    lasting: whether later forward passes will look at what this one adds.
     """
 
-    def __init__(self, n_layers: int, positions: Tensor, window: int | None = None) -> None:
-        self._positions = positions
+    lasting: bool
+
+    def own_pass(self, layer: Hashable, repeat: int = 1) -> Store:
+        """Ordinary causal attention: a pass sees the tokens of the same repeat."""
+
+    def all_passes(self, layer: Hashable, repeat: int) -> Store:
+        """Cross-repeat attention (Eq. 3): pass r sees the tokens of passes 1..r."""
+
+
+def visible(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
+    """A query sees keys at its own position and before, at most `window` positions.
+
+    (n,) or (B, n) and (S,) or (B, S) -> (n, S), or (B, 1, n, S) where sequences differ.
+    """
+    query, key = query_positions[..., :, None], key_positions[..., None, :]
+    mask = query >= key
+    if window is not None:
+        mask &= (query - key < window) | (query == FAR)  # padding must see something, lest softmax gives NaN
+    return mask if mask.dim() == 2 else mask[:, None]
+
+
+class ForwardMemory:
+    """The stores of one forward pass, with gradients: keys and values are kept as they were computed."""
+
+    lasting = False
+
+    def __init__(self, window: int | None = None) -> None:
+        self._own = _OwnPass(window)
+        self._shared: dict[Hashable, _AllPasses] = {}
+        self._masks: dict[int, Tensor] = {}  # by number of passes; all layers share them
         self._window = window
-        self._layers: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(n_layers)]
-        self._masks: dict[int, Tensor | None] = {}  # by number of passes; all layers share them
 
-    def layer(self, index: int) -> "_AllPassesLayer":
-        return _AllPassesLayer(self, index)
+    def own_pass(self, layer: Hashable, repeat: int = 1) -> Store:
+        return self._own
 
-    def add(self, index: int, keys: Tensor, values: Tensor) -> Visible:
-        passes = self._layers[index]
-        passes.append((keys, values))
-        if len(passes) == 1:
-            return Visible(keys, values, self._mask(1))
-        return Visible(
-            torch.cat([keys for keys, _ in passes], dim=2),
-            torch.cat([values for _, values in passes], dim=2),
-            self._mask(len(passes)),
-        )
-
-    def _mask(self, n_passes: int) -> Tensor | None:
-        if n_passes not in self._masks:
-            plain = n_passes == 1 and self._window is None
-            keys = self._positions.repeat(n_passes)
-            self._masks[n_passes] = None if plain else causal_mask(self._positions, keys, self._window)
-        return self._masks[n_passes]
+    def all_passes(self, layer: Hashable, repeat: int) -> Store:
+        if layer not in self._shared:
+            self._shared[layer] = _AllPasses(self._masks, self._window)
+        return self._shared[layer]
 
 
-class _AllPassesLayer(NamedTuple):
-    store: AllPasses
-    index: int
+class _OwnPass:
+    """A pass sees itself only. Serves every layer, for it keeps nothing but the mask."""
 
-    def add(self, keys: Tensor, values: Tensor) -> Visible:
-        return self.store.add(self.index, keys, values)
+    def __init__(self, window: int | None) -> None:
+        self._window = window
+        self._mask: tuple[Rows, Rows, Tensor] | None = None
+
+    def add(self, keys: Tensor, values: Tensor, key_rows: Rows, query_rows: Rows) -> Visible:
+        if key_rows is query_rows and self._window is None:
+            return Visible(keys, values, None, causal=True)
+        if self._mask is None or self._mask[0] is not key_rows or self._mask[1] is not query_rows:
+            mask = visible(query_rows.positions, key_rows.positions, self._window)
+            self._mask = key_rows, query_rows, mask
+        return Visible(keys, values, self._mask[2])
+
+
+class _AllPasses:
+    """One layer's keys and values of all passes so far."""
+
+    def __init__(self, masks: dict[int, Tensor], window: int | None) -> None:
+        self._passes: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._masks, self._window = masks, window
+
+    def add(self, keys: Tensor, values: Tensor, key_rows: Rows, query_rows: Rows) -> Visible:
+        self._passes.append((keys, values, key_rows.positions))
+        count = len(self._passes)
+        if count == 1 and self._window is None:
+            return Visible(keys, values, None, causal=True)
+        all_keys, all_values, positions = zip(*self._passes, strict=True)
+        if count not in self._masks:
+            if any(part.dim() == 2 for part in positions):
+                positions = [part.expand(len(keys), -1) for part in positions]
+            self._masks[count] = visible(query_rows.positions, torch.cat(positions, -1), self._window)
+        return Visible(torch.cat(all_keys, dim=2), torch.cat(all_values, dim=2), self._masks[count])

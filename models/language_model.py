@@ -3,25 +3,45 @@
 Shapes: B batch, T tokens, C = n_embd, V = vocab_size.
 """
 
+import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.block import Block, layer_norm
+from models.cache import Cache
+from models.capacities import check_factors, draw_factors
 from models.config import ModelConfig
 from models.depth_embedding import DEPTH_EMBEDDINGS
-from models.key_values import OwnPass
+from models.halting import HaltingGate, StickBreaking
+from models.key_values import ForwardMemory, Memory
+from models.mixture_of_repeats import MixtureOfRepeats, RoutedUniversal
 from models.positions import POSITIONS
-from models.repeaters import REPEATERS, Middle
+from models.readout import ExpectedExit, LastExit
+from models.repeaters import CrossRepeat, Middle, Once, Repeated, Universal
+from models.routing import Router, Routing, Threshold, TopK
+from models.rows import Grid, Rows
+
+REPEATERS = {
+    "once": Once,
+    "universal": Universal,
+    "cross_repeat": CrossRepeat,
+    "mixture_of_repeats": MixtureOfRepeats,
+    "routed_universal": RoutedUniversal,
+    "stick_breaking": StickBreaking,
+    "ponder": functools.partial(Universal, every_exit=True),
+}
 
 
 class LanguageModel(nn.Module):
     """One class for all variants: the row of `models.variants` says which parts it is put together from.
 
     Parameters carry the names of the published checkpoints: `transformer.` with `wte`, `h_begin`, `h_mid`
-    (`h` in the plain transformer), `h_end`, `ln_mid`, `ln_f`; `depth_emb`; `lm_head`, tied to wte.
+    (`h` in the plain transformer), `h_end`, `ln_mid`, `ln_f`, `mod` (routers); `depth_emb`; `depth_predictor`
+    (the gate of stick breaking); `to_halt_logits` (PonderNet); `lm_head`, tied to wte.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -46,9 +66,16 @@ class LanguageModel(nn.Module):
             DEPTH_EMBEDDINGS[config.depth_embedding](config) if config.has_depth_embedding else None
         )
         self.positions = POSITIONS[config.positional_encoder](config.head_size)
+        if variant.routed:
+            self.transformer["mod"] = nn.ModuleList(Router(config) for _ in range(config.n_repeat - 1))
+        self.depth_predictor = HaltingGate(config) if variant.repeater == "stick_breaking" else None
+        # The last pass takes the rest of the halting probability, so it has no head of its own.
+        n_heads = config.n_repeat - 1 if variant.repeater == "ponder" else 0
+        self.to_halt_logits = nn.ModuleList(nn.Linear(config.n_embd, 1) for _ in range(n_heads))
         self.drop = nn.Dropout(config.dropout)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.repeater = REPEATERS[variant.repeater]()
+        self.readout = ExpectedExit(config) if variant.repeater == "ponder" else LastExit()
         self._initialise()
         self.lm_head.weight = self.transformer.wte.weight
 
@@ -61,59 +88,148 @@ class LanguageModel(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    @property
-    def middle(self) -> Middle:
+    def forward(
+        self,
+        idx: Tensor,
+        targets: Tensor | None = None,
+        get_logits: bool = False,
+        *,
+        length_factors: Sequence[float] | None = None,
+        thresholds: Sequence[float] | None = None,
+        get_routing: bool = False,
+        cache: Cache | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> dict[str, Any]:
+        """Run the network on token ids idx (B, T), of any length T, and score it where targets are given.
+
+        targets: (B, T) ids; -1 is ignored by the loss. length_factors or thresholds: route by the top k of
+        R - 1 capacities, or by R - 1 thresholds, instead of as the configuration says; of no effect on models
+        that do not route. cache: continue the sequences that it holds, and add these tokens to them.
+        lengths: tokens of each sequence that count, where they differ; the rest of its row is padding.
+
+        Returns a dict with
+        logits: None unless get_logits; (B, T, V), or (B, 1, V), the last position, without targets.
+        loss: what training minimises, and cross_entropy_loss, the part that perplexity is made of: scalars in
+        nats per token, None without targets.
+        average_depth: blocks that a token passes, on average. tokens_per_pass: tokens of a sequence that each
+        of the R passes computed, averaged over the batch.
+        With get_routing also router_scores (B, R - 1, T), NaN where a router did not see a token, and passes
+        (B, T), how many each token took.
+        """
+        config = self.config
+        rows, memory = self._rows(idx, cache, lengths)
+        x = self.drop(self.transformer.wte(idx.flatten()[rows.tokens].view(rows.shape)))
+        for index, block in enumerate(self.transformer.h_begin):
+            x = block(x, rows, memory.own_pass(("begin", index)))
+        repeated = self.repeater(x, rows, self._middle(length_factors, thresholds, memory), memory)
+        exits = [self._end(x, rows, memory, number) for number, x in enumerate(repeated.exits, start=1)]
+        logits = loss = cross_entropy = passes = None
+        if targets is not None or get_logits:
+            if targets is None:
+                exits = [rows.last(x) for x in exits]
+            logits, loss, cross_entropy, passes = self.readout(self, exits, targets, self.training)
+        if loss is not None and self.training and repeated.penalty is not None:
+            per = rows.total if config.act_loss_reduction == "sum" else 1
+            loss = loss + config.penalty_weight * per * repeated.penalty
+        tokens = [taken.total / rows.grid.batch for taken in repeated.passes]
+        tokens += [0.0] * (config.repeats - len(tokens))
+        if passes is None:
+            passes = sum(tokens) * rows.grid.batch / rows.total
+        n_begin, n_mid, n_end = config.layers
+        output = {
+            "logits": logits if get_logits else None,
+            "loss": loss,
+            "cross_entropy_loss": cross_entropy,
+            "average_depth": float(passes) * n_mid + n_begin + n_end,
+            "tokens_per_pass": tokens,
+        }
+        return output | _routing_by_position(repeated, config.repeats) if get_routing else output
+
+    def _rows(self, idx: Tensor, cache: Cache | None, lengths: Sequence[int] | None) -> tuple[Rows, Memory]:
+        """All tokens of the input as rows, and the memory that they work with."""
+        batch, length = idx.shape
+        positions = torch.arange(length, device=idx.device)
+        if cache is not None and any(cache.lengths):
+            positions = positions + torch.tensor(cache.lengths, device=idx.device)[:, None]
+        work = torch.promote_types(self.lm_head.weight.dtype, torch.float32)
+        rotation = self.positions(positions)
+        grid = Grid(batch, length, positions, rotation and tuple(table.to(work) for table in rotation))
+        rows = Rows(grid)
+        if lengths is not None:
+            ends = torch.tensor(lengths, device=idx.device)[:, None]
+            rows = rows.keep(torch.arange(length, device=idx.device) < ends)
+        if cache is None:
+            return rows, ForwardMemory(self.config.attention_window_length)
+        cache.advance(rows.counts)
+        return rows, cache
+
+    def _middle(
+        self, length_factors: Sequence[float] | None, thresholds: Sequence[float] | None, memory: Memory
+    ) -> Middle:
         """The parts that the repeater works with."""
+        variant = self.config.variant
+        routing = self._routing(length_factors, thresholds, memory) if variant.routed else None
         return Middle(
             blocks=self.transformer[self._middle_name],
             n_repeat=self.config.n_repeat,
             ln_mid=self.transformer.ln_mid,
             depth_embedding=self.depth_emb,
-            window=self.config.attention_window_length,
+            routers=self.transformer["mod"] if variant.routed else None,
+            routing=routing,
+            halting_gate=self.depth_predictor,
+            halt_threshold=self.config.halt_threshold,
         )
 
-    def forward(
-        self, idx: Tensor, targets: Tensor | None = None, get_logits: bool = False
-    ) -> dict[str, Tensor | float | None]:
-        """Run the network on token ids idx (B, T), of any length T, and score it where targets are given.
+    def _routing(
+        self, length_factors: Sequence[float] | None, thresholds: Sequence[float] | None, memory: Memory
+    ) -> Routing:
+        """What was asked for; else in training a draw of capacities, in evaluation what the flags say."""
+        config = self.config
+        by_threshold = config.routing == "threshold" and not self.training
+        if length_factors is None and thresholds is None and (by_threshold or memory.lasting):
+            thresholds = config.routing_threshold or [0.0] * (config.n_repeat - 1)
+        if thresholds is not None:
+            return Threshold(thresholds)
+        if length_factors is None and self.training:
+            length_factors = config.training_length_factor or self._drawn_factors()
+        if length_factors is None:
+            length_factors = config.eval_length_factor or [1.0] * (config.n_repeat - 1)
+        check_factors("length_factors", length_factors, config.n_repeat)
+        return TopK(length_factors, config.variant.single_precision_capacities)
 
-        targets: (B, T) ids; -1 is ignored by the loss. Returns a dict with
-        logits: None unless get_logits; (B, T, V), or (B, 1, V), the last position, without targets.
-        loss: what training minimises, and cross_entropy_loss, the part that perplexity is made of: scalars in
-        nats per token, None without targets.
-        average_depth: blocks that a token passes, on average.
-        """
-        x, passes = self.hidden_states(idx)
-        logits = loss = None
-        if targets is not None or get_logits:
-            logits = self.lm_head(x if targets is not None else x[:, -1:])
-        if targets is not None:
-            scores = logits.to(torch.promote_types(logits.dtype, torch.float32))  # not in half precision
-            loss = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=-1)
-        n_begin, n_mid, n_end = self.config.layers
-        return {
-            "logits": logits if get_logits else None,
-            "loss": loss,
-            "cross_entropy_loss": loss,
-            "average_depth": passes * n_mid + n_begin + n_end,
-        }
+    @torch.compiler.disable
+    def _drawn_factors(self) -> list[float]:
+        """From torch's generator on the CPU, which the training loop seeds by step and micro-batch."""
+        if self.config.n_repeat == 1:
+            return []
+        return draw_factors(self.config.depth_random_method, torch.rand(self.config.n_repeat - 1).tolist())
 
-    def hidden_states(self, idx: Tensor) -> tuple[Tensor, float]:
-        """idx (B, T) -> what the head reads, (B, T, C), after ln_f; and the passes through the middle."""
-        positions = torch.arange(idx.shape[1], device=idx.device)
-        rotation = self.positions(positions)
-        store = OwnPass(positions, self.config.attention_window_length)
-        x = self.drop(self.transformer.wte(idx))
-        for block in self.transformer.h_begin:
-            x = block(x, rotation, store)
-        x, passes = self.repeater(x, positions, rotation, self.middle)
-        for block in self.transformer.h_end:
-            x = block(x, rotation, store)
-        return self.transformer.ln_f(x), passes
+    def _end(self, x: Tensor, rows: Rows, memory: Memory, exit_number: int) -> Tensor:
+        for index, block in enumerate(self.transformer.h_end):
+            x = block(x, rows, memory.own_pass(("end", index), exit_number))
+        return x
+
+    def new_cache(self, batch: int) -> Cache:
+        """An empty cache for `batch` sequences of up to `sequence_length` tokens: for forward's `cache`."""
+        config = self.config
+        return Cache(batch, config.sequence_length, config.attention_window_length)
 
     def parameter_count(self) -> int:
         """Number of weights; the head shares the embedding's, which are counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def _routing_by_position(repeated: Repeated, n_repeat: int) -> dict[str, Tensor]:
+    """Scores and passes in the order of the input."""
+    rows = repeated.passes[0]
+    size = rows.grid.batch, rows.grid.length
+    passes = torch.zeros(size, dtype=torch.long, device=rows.tokens.device)
+    for taken in repeated.passes:
+        passes.view(-1)[taken.tokens] += 1
+    scores = torch.full((n_repeat - 1, *size), torch.nan, device=passes.device)
+    for number, (seen, score) in enumerate(repeated.scores):
+        scores[number].view(-1)[seen.tokens] = score.detach().flatten().float()
+    return {"router_scores": scores.transpose(0, 1), "passes": passes}
 
 
 def _blocks(config: ModelConfig, count: int) -> nn.ModuleList:

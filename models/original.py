@@ -10,6 +10,12 @@ from errors import UsageError
 from models.config import ModelConfig
 
 _PREFIXES = ("_orig_mod.", "module.")  # left behind by torch.compile and by DistributedDataParallel
+# PonderNet's head stands in a list of its own, behind the last LayerNorm.
+_RENAMED = {
+    "to_logits.0.weight": "transformer.ln_f.weight",
+    "to_logits.0.bias": "transformer.ln_f.bias",
+    "to_logits.1.weight": "lm_head.weight",
+}
 _TIED = ("transformer.wte.weight", "lm_head.weight")
 
 
@@ -18,15 +24,16 @@ def import_original(state_dict: Mapping[str, Tensor], config: ModelConfig) -> di
 
     Prefixes go, and with them what is no weight: causal-mask buffers (`attn.bias`, four-dimensional) and
     rotary tables (`transformer.wpe`). A split projection (`q_attn` C -> C beside `c_attn` C -> 2C) is joined
-    to one of C -> 3C with rows q, k, v. Of the tied embedding and head, one may be missing.
+    to one of C -> 3C with rows q, k, v. Of the tied embedding and head, one may be missing. What is never
+    used goes too: the router and the halting head behind the last pass, and PonderNet's stick-breaking gate.
     Raises UsageError when the two tied tensors differ, or a value is no tensor.
     """
     weights = {}
     for name, value in state_dict.items():
         if not isinstance(value, Tensor):
             raise UsageError(f"{name} in the checkpoint is a {type(value).__name__}, not a tensor of weights")
-        name = _strip(name)
-        if not _is_buffer(name, value):
+        name = _RENAMED.get(_strip(name), _strip(name))
+        if not _is_buffer(name, value) and not _is_unused(name, config):
             weights[name] = value
     _join_projections(weights, config.n_embd)
     _tie(weights)
@@ -41,6 +48,13 @@ def _strip(name: str) -> str:
 
 def _is_buffer(name: str, value: Tensor) -> bool:
     return name.startswith("transformer.wpe.") or (name.endswith(".attn.bias") and value.dim() == 4)
+
+
+def _is_unused(name: str, config: ModelConfig) -> bool:
+    last = config.n_repeat - 1
+    if config.variant.repeater == "ponder" and name.startswith("depth_predictor."):
+        return True
+    return name.startswith((f"transformer.mod.{last}.", f"to_halt_logits.{last}."))
 
 
 def _join_projections(weights: dict[str, Tensor], n_embd: int) -> None:

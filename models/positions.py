@@ -1,6 +1,6 @@
 """Where a token stands: rotary positions, or none.
 
-Shapes: B batch, T tokens, H heads, D head size.
+Shapes: D head size; ... any leading dimensions, H heads.
 """
 
 import torch
@@ -25,7 +25,7 @@ class Rotary(nn.Module):
         self.head_size = head_size
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions (..., T), integers -> cosines and sines, each (..., T, D/2), in float64.
+        """positions (...), integers -> cosines and sines, each (..., D/2), in float64.
 
         Computed once a forward pass, for any length; `rotate` casts them to what it works in.
         """
@@ -38,16 +38,15 @@ POSITIONS = {"rotary": Rotary, "none": NoPositions}
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Turn queries or keys x (B, H, T, D) by their positions; without a rotation they stay as they are.
+    """Turn queries or keys x (..., H, D) by their positions; without a rotation they stay as they are.
 
+    rotation: cosines and sines that broadcast to (..., D/2), the same for every head.
     Works in float32 at least: in bfloat16 the angles of late positions would lose their last digits.
     """
     if rotation is None:
         return x
     work = torch.promote_types(x.dtype, torch.float32)
-    cos, sin = (table.to(work) for table in rotation)
-    if cos.dim() == 3:  # positions that differ between sequences: (B, T, D/2), the same for every head
-        cos, sin = cos[:, None], sin[:, None]
-    even, odd = x.to(work).unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, T, D/2) each
+    cos, sin = (table.to(work).unsqueeze(-2) for table in rotation)
+    even, odd = x.to(work).unflatten(-1, (-1, 2)).unbind(-1)  # (..., H, D/2) each
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
     return turned.flatten(-2).to(x.dtype)

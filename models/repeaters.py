@@ -2,56 +2,87 @@
 
 A repeater takes the representations after the first blocks and returns each token's final representation,
 together with what that cost. It owns no weights: it works on the parts that the language model holds, so that
-every parameter keeps the name it has in the published checkpoints.
+every parameter keeps the name it has in the published checkpoints. Those that let tokens stop early stand in
+`models.mixture_of_repeats` and `models.halting`.
 
-Shapes: B batch, T tokens, C = n_embd, R = n_repeat.
+Shapes: *rows.shape as in `models.rows`, C = n_embd, R = n_repeat.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Protocol
 
 from torch import Tensor, nn
 
-from models.key_values import AllPasses, OwnPass
+from models.key_values import Memory
+from models.routing import Routing
+from models.rows import Rows
 
 
 @dataclass(frozen=True)
 class Middle:
-    """The parts a repeater works with. Where a variant has no ln_mid it is the identity."""
+    """The parts a repeater works with; where a variant has none they are None (ln_mid: the identity)."""
 
     blocks: nn.ModuleList
     n_repeat: int
     ln_mid: nn.Module
     depth_embedding: nn.Module | None
-    window: int | None
+    routers: nn.ModuleList | None
+    routing: Routing | None
+    halting_gate: nn.Module | None
+    halt_threshold: float
+
+    def with_depth(self, x: Tensor, repeat: int) -> Tensor:
+        """x before pass `repeat` (1-based), with the embedding of the R - repeat passes to come."""
+        return x if self.depth_embedding is None else x + self.depth_embedding(self.n_repeat - repeat)
 
 
-class Repeated(NamedTuple):
-    """x: final representations (B, T, C). passes: passes through the middle, averaged over tokens."""
+@dataclass(frozen=True)
+class Repeated:
+    """What the middle did.
 
-    x: Tensor
-    passes: float
+    exits: representations (*rows.shape, C) to predict from: one, but PonderNet has one after every pass.
+    passes: the rows that each pass computed. scores: those of each router, of the rows it saw.
+    penalty: what the model adds to its training loss for depth, already weighted per token; a scalar or None.
+    """
+
+    exits: list[Tensor]
+    passes: list[Rows]
+    scores: list[tuple[Rows, Tensor]]
+    penalty: Tensor | None = None
+
+
+class Repeater(Protocol):
+    """A strategy for the middle."""
+
+    def __call__(self, x: Tensor, rows: Rows, middle: Middle, memory: Memory) -> Repeated:
+        """x (*rows.shape, C), before the middle."""
 
 
 class Once:
     """The standard transformer: every block once."""
 
-    def __call__(self, x: Tensor, positions: Tensor, rotation: Tensor, middle: Middle) -> Repeated:
-        store = OwnPass(positions, middle.window)
-        for block in middle.blocks:
-            x = block(x, rotation, store)
-        return Repeated(x, 1.0)
+    def __call__(self, x: Tensor, rows: Rows, middle: Middle, memory: Memory) -> Repeated:
+        for index, block in enumerate(middle.blocks):
+            x = block(x, rows, memory.own_pass(("middle", index)))
+        return Repeated([x], [rows], [])
 
 
 class Universal:
-    """Block Universal Transformer: R passes, each of which attends to its own tokens only (T keys)."""
+    """Block Universal Transformer: R passes, each of which attends to its own tokens only (T keys).
 
-    def __call__(self, x: Tensor, positions: Tensor, rotation: Tensor, middle: Middle) -> Repeated:
-        store = OwnPass(positions, middle.window)
-        for _ in range(middle.n_repeat):
-            for block in middle.blocks:
-                x = block(x, rotation, store)
-        return Repeated(x, float(middle.n_repeat))
+    every_exit: predict from the representations after every pass (PonderNet), not only after the last.
+    """
+
+    def __init__(self, every_exit: bool = False) -> None:
+        self._every_exit = every_exit
+
+    def __call__(self, x: Tensor, rows: Rows, middle: Middle, memory: Memory) -> Repeated:
+        exits = []
+        for repeat in range(1, middle.n_repeat + 1):
+            for index, block in enumerate(middle.blocks):
+                x = block(x, rows, memory.own_pass(("middle", index), repeat))
+            exits.append(x)
+        return Repeated(exits if self._every_exit else exits[-1:], [rows] * middle.n_repeat, [])
 
 
 class CrossRepeat:
@@ -61,15 +92,10 @@ class CrossRepeat:
     r, and the LayerNorm follows every pass, the last one too.
     """
 
-    def __call__(self, x: Tensor, positions: Tensor, rotation: Tensor, middle: Middle) -> Repeated:
-        store = AllPasses(len(middle.blocks), positions, middle.window)
+    def __call__(self, x: Tensor, rows: Rows, middle: Middle, memory: Memory) -> Repeated:
         for repeat in range(1, middle.n_repeat + 1):
-            if middle.depth_embedding is not None:
-                x = x + middle.depth_embedding(middle.n_repeat - repeat)
+            x = middle.with_depth(x, repeat)
             for index, block in enumerate(middle.blocks):
-                x = block(x, rotation, store.layer(index))
+                x = block(x, rows, memory.all_passes(("middle", index), repeat))
             x = middle.ln_mid(x)
-        return Repeated(x, float(middle.n_repeat))
-
-
-REPEATERS = {"once": Once, "universal": Universal, "cross_repeat": CrossRepeat}
+        return Repeated([x], [rows] * middle.n_repeat, [])

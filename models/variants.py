@@ -7,6 +7,16 @@ from dataclasses import dataclass
 
 from errors import UsageError, unknown
 
+# Fields of `models.config.ModelConfig` that only some variants read.
+REPEATS = ("n_repeat", "n_layer_begin", "n_layer_end")
+DEPTH_PARTS = ("depth_embedding", "disable_ln_mid")
+ROUTING = (
+    "depth_random_method", "training_length_factor", "eval_length_factor", "routing", "routing_threshold",
+)  # fmt: skip
+STICK_BREAKING = ("halt_threshold", "depth_predictor_loss_coef", "act_penalty", "act_loss_reduction")
+PONDER = ("ponder_lambda_p", "ponder_kl_div_loss_weight", "ponder_eval")
+OPTIONAL = REPEATS + DEPTH_PARTS + ROUTING + STICK_BREAKING + PONDER
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -15,31 +25,60 @@ class Variant:
     name: the value of --model; checkpoints and folders carry it.
     alias: a short name for the same.
     paper_name: what the paper's tables call it.
-    repeater: key into `models.repeaters.REPEATERS`: what the middle blocks do.
-    repeats: whether n_repeat and the reserved layers (n_layer_begin, n_layer_end) apply.
-    depth_parts: whether the depth embedding and the LayerNorm ln_mid apply.
+    repeater: key into `models.language_model.REPEATERS`: what the middle blocks do.
+    reads: those of the OPTIONAL fields that apply.
+    single_precision_capacities: whether the released code rounds its capacities in float32.
     """
 
     name: str
     alias: str
     paper_name: str
     repeater: str
-    repeats: bool = True
-    depth_parts: bool = False
+    reads: tuple[str, ...] = REPEATS
+    single_precision_capacities: bool = False
 
+    @property
+    def repeats(self) -> bool:
+        return "n_repeat" in self.reads
+
+    @property
+    def depth_parts(self) -> bool:
+        """Whether the depth embedding and the LayerNorm ln_mid apply."""
+        return "disable_ln_mid" in self.reads
+
+    @property
+    def routed(self) -> bool:
+        """Whether routers decide by token who takes the next pass."""
+        return "routing" in self.reads
+
+
+_ROUTED = REPEATS + DEPTH_PARTS + ROUTING
+_ADAPTIVE_BUT = "but_mod_efficient_sigmoid_lnmid_depthemb_random_factor"
 
 VARIANTS = (
-    Variant("base", "standard", "Standard", "once", repeats=False),
+    Variant("base", "standard", "Standard", "once", ()),
     Variant("but_full_depth", "but", "Block Universal Transformer", "universal"),
     Variant("cotformer_full_depth", "cotformer", "CoTFormer", "cross_repeat"),
     Variant("cotformer_full_depth_lnmid_depthemb", "ln_cotformer", "LN-CoTFormer", "cross_repeat",
-            depth_parts=True),
+            REPEATS + DEPTH_PARTS),
+    Variant("adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_single_final", "adm",
+            "Adaptive LN-CoTFormer", "mixture_of_repeats", _ROUTED),
+    Variant(_ADAPTIVE_BUT, "adaptive_but", "Adaptive BUT", "routed_universal", _ROUTED,
+            single_precision_capacities=True),
+    # The released code has a copy of the same for counting; the name exists so that old commands keep
+    # working.
+    Variant(f"{_ADAPTIVE_BUT}_for_mac_compute", "adaptive_but_macs", "Adaptive BUT", "routed_universal",
+            _ROUTED, single_precision_capacities=True),
+    Variant("but_halting_freeze_input_on_stop", "stick_breaking", "Stick breaking", "stick_breaking",
+            REPEATS + STICK_BREAKING),
+    Variant("pondernet", "pondernet", "PonderNet", "ponder", REPEATS + PONDER),
 )  # fmt: skip
 
 
 def accepted_names() -> list[str]:
     """Every value that --model takes: the names in the order of the table, then the aliases."""
-    return [variant.name for variant in VARIANTS] + [variant.alias for variant in VARIANTS]
+    names = [variant.name for variant in VARIANTS] + [variant.alias for variant in VARIANTS]
+    return list(dict.fromkeys(names))
 
 
 def find_variant(name: str) -> Variant:

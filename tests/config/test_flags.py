@@ -42,7 +42,10 @@ def parse(text=""):
 def test_every_flag_of_the_reference_with_its_default():
     ours = vars(parse())
     assert {name: ours[name] for name in REFERENCE} == REFERENCE
-    assert ours.keys() - REFERENCE.keys() == {"tokenizer", "log_freq"}
+    assert ours.keys() - REFERENCE.keys() == {
+        "tokenizer", "log_freq", "routing", "routing_threshold", "act_penalty", "act_loss_reduction",
+        "ponder_lambda_p", "ponder_kl_div_loss_weight", "ponder_eval",
+    }  # fmt: skip
 
 
 def test_every_flag_has_a_meaning_and_flags_without_effect_say_so():

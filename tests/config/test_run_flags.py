@@ -53,7 +53,7 @@ def test_a_runs_file_in_old_or_short_forms():
         ({"lr": "abc"}, "the run has --lr 'abc' is not a number; give --lr to replace it"),
         ({"n_layer": 2.5}, "--n_layer '2.5' is not a whole number"),
         ({"wandb": "perhaps"}, "--wandb 'perhaps' is neither true nor false"),
-        ({"model": "pondernet"}, "pondernet"),
+        ({"model": "mamba"}, "mamba"),
         ({"dataset": "c4"}, "give --dataset to replace it"),
         ({"batch_size": 0}, "--batch_size 0 must be at least 1"),
     ],

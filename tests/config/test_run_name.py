@@ -42,7 +42,35 @@ def test_every_flag_is_one_or_the_other():
     args = config.parse_args(["--model", "ln_cotformer"])
     tested = {flags.split()[0].removeprefix("--") for flags in OTHER}
     assert identity(args).keys() - {"model"} == tested
-    assert vars(args).keys() == identity(args).keys() | NOT_IDENTITY
+    adaptive = {flags.split()[0].removeprefix("--") for part in ADAPTIVE.values() for flags in part}
+    assert vars(args).keys() == identity(args).keys() | NOT_IDENTITY | adaptive
+
+
+ADAPTIVE = {
+    "adm": ["--depth_random_method exponential_decay", "--training_length_factor 0.5"],
+    "stick_breaking": [
+        "--halt_threshold 0.9", "--depth_predictor_loss_coef 0.1", "--act_penalty 0.1",
+        "--act_loss_reduction sum",
+    ],
+    "pondernet": ["--ponder_lambda_p 0.2", "--ponder_kl_div_loss_weight 0.2"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ADAPTIVE)
+def test_flags_of_adaptive_models_name_their_runs_and_no_others(model):
+    changes = ["", *(flags for all_flags in ADAPTIVE.values() for flags in all_flags)]
+    names = {flags: name(f"--model {model} {flags}") for flags in changes}
+    for flags in changes[1:]:
+        assert (names[flags] != names[""]) == (flags in ADAPTIVE[model]), flags
+    assert name(f"--model {model} --routing threshold --ponder_eval sample") == names[""]
+    read = {flags.split()[0].removeprefix("--") for flags in ADAPTIVE[model]}
+    common = identity(config.parse_args(["--model", "ln_cotformer"])).keys()
+    ours = identity(config.parse_args(["--model", model])).keys()
+    assert ours - common == read
+
+
+def test_runs_of_fixed_depth_keep_the_names_they_had_before_there_were_adaptive_models():
+    assert name("--n_repeat 3").endswith("_16a767d4")
 
 
 def test_flags_that_the_model_does_not_read_do_not_split_runs():

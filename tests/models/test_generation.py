@@ -6,6 +6,7 @@ import torch
 from models.config import ModelConfig
 from models.generation import generate, next_token_probabilities
 from models.language_model import LanguageModel
+from models.variants import VARIANTS
 
 LOGITS = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
 
@@ -31,40 +32,149 @@ def test_probabilities_by_hand(settings, expected):
     torch.testing.assert_close(next_token_probabilities(LOGITS, **settings), torch.tensor([expected]).float())
 
 
-@pytest.fixture
-def network():
-    torch.manual_seed(3)
-    config = ModelConfig(model="cotformer", vocab_size=50, sequence_length=8, n_layer=2, n_head=2, n_embd=16)
-    return LanguageModel(config)
+@pytest.fixture(params=[variant.name for variant in VARIANTS])
+def name(request):
+    return request.param
 
 
-def text(network, prompt, n=20, seed=0, **settings):
-    drawn = generate(network, prompt, n, generator=torch.Generator().manual_seed(seed), **settings)
-    return torch.cat(list(drawn), dim=1)
+LIMIT = 12
 
 
-def test_greedy_equals_running_the_model_on_the_last_tokens(network):
-    idx = torch.randint(0, 50, (2, 3))
-    drawn = text(network, idx, temperature=0)
-    for step in range(20):
-        logits = network.eval()(idx[:, -8:], get_logits=True)["logits"][:, -1]
-        assert torch.equal(logits.argmax(-1), drawn[:, step])
-        idx = torch.cat((idx, drawn[:, step : step + 1]), dim=1)
+def build(name, dtype=torch.float64, **fields):
+    """A network whose weights are large enough that tokens differ in what they do."""
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 31, "sequence_length": LIMIT, "n_layer": 4, "n_head": 2, "n_embd": 12}
+    repeats = {"n_repeat": 3, "n_layer_begin": 1, "n_layer_end": 1}
+    parts = {"depth_embedding": "linear_learned", "halt_threshold": 0.6}
+    config = ModelConfig(model=name, **{**sizes, **repeats, **parts, **fields})
+    network = LanguageModel(config).to(dtype).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return network
 
 
-def test_a_seed_means_one_text(network):
-    prompt = torch.zeros(1, 1, dtype=torch.long)
-    assert torch.equal(text(network, prompt, seed=5), text(network, prompt, seed=5))
-    assert not torch.equal(text(network, prompt, seed=5), text(network, prompt, seed=6))
+def budgets(network):
+    """Thresholds to try; other models have one way only."""
+    return [None, [0.5, 0.5], [0.3, 0.6], [2.0, 2.0]] if network.config.variant.routed else [None]
 
 
-def test_padding_of_the_vocabulary_is_never_drawn(network):
-    assert text(network, torch.zeros(1, 1, dtype=torch.long), n=200, n_tokens=7, temperature=5.0).max() < 7
+def steps(network, prompts, n=30, seed=0, **settings):
+    generator = torch.Generator().manual_seed(seed)
+    return list(generate(network, prompts, n, generator=generator, **settings))
 
 
-def test_the_training_mode_is_left_as_it_was(network):
-    network.train()
-    drawn = generate(network, torch.zeros(1, 1, dtype=torch.long), 5)
+def text(network, prompts, **settings):
+    """(B, n) ids."""
+    return torch.stack([step.tokens for step in steps(network, prompts, **settings)], dim=1)
+
+
+PROMPTS = {
+    "one": [[3, 1, 4, 1, 5]],
+    "even": [[3, 1, 4], [1, 5, 9]],
+    "uneven": [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5], [8] * LIMIT],
+    "long": [list(range(20)), [7, 7]],
+}
+
+
+@pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
+def test_the_cache_gives_the_tokens_of_full_recomputation(name, prompts):
+    """In float64, drawn tokens and passes alike, through prefill, decoding and the cut of a full context."""
+    network = build(name)
+    for thresholds in budgets(network):
+        cached, plain = (steps(network, prompts, cached=on, thresholds=thresholds) for on in (True, False))
+        for ours, reference in zip(cached, plain, strict=True):
+            assert torch.equal(ours.tokens, reference.tokens)
+            assert torch.equal(ours.passes, reference.passes)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_logits_of_decoding_equal_those_of_one_forward_pass(name, window):
+    """In float32 within 1e-4, token by token and in chunks."""
+    network = build(name, torch.float32, attention_window_length=window)
+    idx = torch.randint(0, 31, (3, LIMIT))
+    for thresholds in budgets(network):
+        full = network(idx, idx, get_logits=True, thresholds=thresholds)["logits"].log_softmax(-1)
+        for chunks in ([LIMIT], [1] * LIMIT, [4, 3, 1, 4]):
+            cache, place = network.new_cache(3), 0
+            for size in chunks:
+                place += size
+                new = idx[:, place - size : place]
+                with torch.no_grad():
+                    logits = network(new, get_logits=True, cache=cache, thresholds=thresholds)["logits"]
+                ours = logits[:, 0].log_softmax(-1)
+                torch.testing.assert_close(ours, full[:, place - 1], atol=1e-4, rtol=0)
+
+
+def test_uneven_prompts_are_written_as_if_each_were_alone(name):
+    network = build(name)
+    for thresholds in budgets(network):
+        settings = {"temperature": 0, "thresholds": thresholds}
+        together = text(network, PROMPTS["uneven"], **settings)
+        for row, prompt in zip(together, PROMPTS["uneven"], strict=True):
+            assert torch.equal(text(network, [prompt], **settings)[0], row)
+
+
+def test_greedy_equals_running_the_model_on_the_last_tokens():
+    """The window of the released code: the last `sequence_length` tokens, for each token anew."""
+    network = build("cotformer")
+    idx = torch.randint(0, 31, (2, 3))
+    for cached in (True, False):
+        drawn = text(network, idx, temperature=0, keep=LIMIT, cached=cached)
+        context = idx
+        for step in range(30):
+            logits = network(context[:, -LIMIT:], get_logits=True)["logits"][:, -1]
+            assert torch.equal(logits.argmax(-1), drawn[:, step])
+            context = torch.cat((context, drawn[:, step : step + 1]), dim=1)
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(None, 6), (4, 4), (12, 12), (1, 1)])
+def test_a_full_context_is_cut_to_its_last_tokens(keep, expected, monkeypatch):
+    network = build("but")
+    fed = []
+    forward = network.forward
+
+    def watched(idx, **settings):
+        fed.append(idx.shape[1])
+        return forward(idx, **settings)
+
+    monkeypatch.setattr(network, "forward", watched)
+    steps(network, [[1, 2, 3]], n=11, keep=keep)
+    assert fed == [3, *[1] * 9, expected]
+
+
+def test_a_halted_token_takes_no_place_in_the_cache():
+    network = build("adm")
+    sizes = {}
+    for thresholds in ([0.0, 0.0], [2.0, 2.0]):
+        cache = network.new_cache(1)
+        with torch.no_grad():
+            network(torch.randint(0, 31, (1, 8)), cache=cache, thresholds=thresholds)
+        sizes[thresholds[0]] = cache.bytes_per_token
+    layer = 2 * 12 * 8  # keys and values of float64
+    assert sizes == {0.0: (1 + 2 * 3 + 1) * layer, 2.0: (1 + 2 + 1) * layer}
+
+
+def test_a_cache_is_not_written_beyond_its_end():
+    network = build("base")
+    cache = network.new_cache(1)
+    network(torch.zeros(1, LIMIT, dtype=torch.long), cache=cache)
+    with pytest.raises(ValueError, match="the cache holds 12 tokens a sequence, not 13"):
+        network(torch.zeros(1, 1, dtype=torch.long), cache=cache)
+
+
+def test_a_seed_means_one_text():
+    network = build("cotformer")
+    assert torch.equal(text(network, [[0]], seed=5), text(network, [[0]], seed=5))
+    assert not torch.equal(text(network, [[0]], seed=5), text(network, [[0]], seed=6))
+
+
+def test_padding_of_the_vocabulary_is_never_drawn():
+    assert text(build("cotformer"), [[0]], n=200, n_tokens=7, temperature=5.0).max() < 7
+
+
+def test_the_training_mode_is_left_as_it_was():
+    network = build("cotformer").train()
+    drawn = generate(network, [[0]], 5)
     next(drawn)
     drawn.close()  # abandoned half-way
     assert network.training

@@ -9,14 +9,16 @@ import torch
 import models
 from errors import UsageError
 from models.config import ModelConfig
-from models.variants import VARIANTS
+from models.variants import PONDER, ROUTING, STICK_BREAKING, VARIANTS
+
+ADAPTIVE = ROUTING + STICK_BREAKING + PONDER
 
 SMALL = {"vocab_size": 40, "sequence_length": 8, "n_layer": 4, "n_head": 2, "n_embd": 16, "n_repeat": 3}
 
 
 def build(model, **fields):
     torch.manual_seed(1)
-    return models.make_model_from_args(types.SimpleNamespace(model=model, **{**SMALL, **fields}))
+    return models.make_model_from_args(types.SimpleNamespace(model=model, **{**SMALL, **fields})).eval()
 
 
 @pytest.fixture(params=[variant.name for variant in VARIANTS])
@@ -41,7 +43,14 @@ def test_what_comes_back(name):
     scored = network(idx, idx)
     assert scored["logits"] is None and scored["loss"].shape == ()
     assert network(idx, idx, get_logits=True)["logits"].shape == (2, 8, 40)
-    assert scored["average_depth"] == (4 if name == "base" else 12)
+    if name == "pondernet":  # an expectation over its halting steps
+        assert 4 < scored["average_depth"] < 12
+    else:
+        assert scored["average_depth"] == (4 if name == "base" else 12)
+    assert scored["tokens_per_pass"] == [8.0] * (1 if name == "base" else 3)
+    routing = network(idx, get_routing=True)
+    assert (routing["passes"] == (1 if name == "base" else 3)).all()
+    assert routing["router_scores"].isnan().all() != network.config.variant.routed or name == "base"
 
 
 def test_last_position_is_that_of_the_full_logits(name):
@@ -120,6 +129,12 @@ def test_positions_of_evaluation_may_exceed_those_of_training(name):
         ({"positional_encoder": "sine"}, "positional_encoder=sine is unknown; choose from rotary, none"),
         ({"depth_embedding": "deep"}, "depth_embedding=deep is unknown"),
         ({"attention_window_length": 0}, "attention_window_length=0 must be at least 1 or None"),
+        ({"eval_length_factor": [0.5]}, "--eval_length_factor 0.5: n_repeat=3 needs 2 numbers, not 1"),
+        ({"training_length_factor": [0.5, 0.6]}, "--training_length_factor 0.5 0.6: must not increase"),
+        ({"eval_length_factor": [1.5, 0.6]}, "--eval_length_factor 1.5 0.6: each must be from 0 to 1"),
+        ({"routing": "best"}, "routing=best is unknown; choose from topk, threshold"),
+        ({"routing_threshold": [0.5]}, "--routing_threshold has 1 numbers; n_repeat=3 has 2 routers"),
+        ({"halt_threshold": 1.0}, "halt_threshold=1.0 is a probability, above 0 and below 1"),
         ({"model": "cotfromer"}, "unknown model; did you mean cotformer?"),
     ],
 )
@@ -140,5 +155,13 @@ def test_fields_that_a_variant_does_not_read_are_accepted():
         "n_layer_end",
         "depth_embedding",
         "disable_ln_mid",
+        *ADAPTIVE,
     )
-    assert ModelConfig(model="ln_cotformer", **SMALL).unused_fields == ()
+    assert ModelConfig(model="ln_cotformer", **SMALL).unused_fields == ADAPTIVE
+    assert ModelConfig(model="adm", **SMALL).unused_fields == STICK_BREAKING + PONDER
+    assert ModelConfig(model="pondernet", **SMALL).unused_fields == (
+        "depth_embedding",
+        "disable_ln_mid",
+        *ROUTING,
+        *STICK_BREAKING,
+    )

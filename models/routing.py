@@ -1,0 +1,70 @@
+"""Who goes on: the two ways to decide which tokens take the next pass.
+
+Shapes: *rows.shape as in `models.rows`, R = n_repeat.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.capacities import kept, ratios
+from models.config import ModelConfig
+from models.rows import Rows
+
+
+class Router(nn.Module):
+    """One vector w: the score of a token is sigmoid(w . x) (paper, Section 4.1)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.mod_router = nn.Linear(config.n_embd, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (*rows.shape, C) -> scores (*rows.shape), in float32 at least: in bfloat16 many would tie."""
+        work = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.to(work), self.mod_router.weight.to(work)).squeeze(-1).sigmoid()
+
+
+class Routing(Protocol):
+    """Decides after each of the passes 1..R-1 which of its tokens take the next."""
+
+    def choose(self, repeat: int, scores: Tensor, rows: Rows) -> Rows:
+        """scores (*rows.shape) of the rows that took pass `repeat` -> those of them that go on."""
+
+
+class TopK:
+    """The highest scores of each sequence, a given fraction of its tokens: how the models are trained.
+
+    Whether a token is among them depends on tokens behind it. This is not causal: it cannot write text token
+    by token, and a perplexity measured with it sees a little of the future.
+    """
+
+    def __init__(self, factors: Sequence[float], single_precision: bool) -> None:
+        """factors: R - 1 fractions of the whole sequence."""
+        self._ratios, self._single_precision = ratios(factors), single_precision
+
+    def choose(self, repeat: int, scores: Tensor, rows: Rows) -> Rows:
+        if self._ratios[repeat - 1] == 1.0:
+            return rows.whole()
+        if scores.dim() != 2:
+            raise ValueError("top-k routing needs sequences of equal length; use thresholds")
+        count = kept(self._ratios[repeat - 1], scores.shape[1], self._single_precision)
+        return rows.choose(scores.topk(count, dim=1, sorted=False).indices.sort(dim=1).values)
+
+
+class Threshold:
+    """A token goes on if its score reaches the router's threshold: causal, whatever else is in the batch."""
+
+    def __init__(self, thresholds: Sequence[float]) -> None:
+        """thresholds: R - 1 of them; at 0 every token goes on, above 1 none does."""
+        self._thresholds = thresholds
+
+    def choose(self, repeat: int, scores: Tensor, rows: Rows) -> Rows:
+        threshold = self._thresholds[repeat - 1]
+        if threshold <= 0.0:
+            return rows.whole()
+        return rows.keep(scores >= threshold)
