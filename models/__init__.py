@@ -4,7 +4,7 @@ Importing the package is cheap; torch is imported when the first model is built,
 check names and sizes (models.variants, models.config) at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from models.config import ModelConfig
@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from models.language_model import LanguageModel
+    from models.macs import Macs
 
-__all__ = ["ModelConfig", "import_original_state_dict", "make_model_from_args", "registered_models"]
+__all__ = [
+    "ModelConfig", "count_macs", "import_original_state_dict", "make_model_from_args", "registered_models",
+]  # fmt: skip
 
 
 def registered_models() -> list[str]:
@@ -31,6 +34,18 @@ def make_model_from_args(args: Any) -> "LanguageModel":
     from models.language_model import LanguageModel
 
     return LanguageModel(ModelConfig.from_args(args))
+
+
+def count_macs(
+    args: Any,
+    sequence_length: int,
+    length_factors: "Sequence[float] | None" = None,
+    convention: str = "paper",
+) -> "Macs":
+    """Multiply-accumulates of one forward pass over one sequence: see `models.macs.count_macs`."""
+    from models import macs
+
+    return macs.count_macs(args, sequence_length, length_factors, convention)
 
 
 def import_original_state_dict(state_dict: "Mapping[str, Tensor]", args: Any) -> "dict[str, Tensor]":

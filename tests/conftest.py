@@ -44,7 +44,8 @@ class Scripts:
         self.data_dir, self.results = data_dir, results
 
     def command(self, script: str, flags: str) -> list[str]:
-        return [sys.executable, str(ROOT / script), *flags.split()]
+        what = script.split() if script.startswith("-m ") else [str(ROOT / script)]
+        return [sys.executable, *what, *flags.split()]
 
     def train_flags(self, flags: str = "") -> str:
         return f"{TINY} --data_dir {self.data_dir} --results_base_folder {self.results} {flags}"
@@ -55,7 +56,7 @@ class Scripts:
             self.command(script, flags),
             capture_output=True,
             text=True,
-            env={**os.environ, **env},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
             timeout=300,
         )
         assert done.returncode == code, done.stdout + done.stderr

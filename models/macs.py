@@ -1,0 +1,186 @@
+"""How much arithmetic a forward pass is: multiply-accumulates in closed form, and numbers of parameters.
+
+Two conventions, for one sequence of T tokens (C = n_embd, V = vocab_size):
+paper: as the published numbers were made (ptflops): attention is counted dense, over all keys whatever the
+mask, and the head for the last position only; what the released adaptive BUT computes of halted tokens is not
+counted. true: what this code computes: only the keys that are visible, the head at every position, and the
+keys and values that halted tokens offer. Which keys a routed token sees depends on where the others stand;
+this is the expectation over evenly spread tokens. Embedding look-ups, norms, activations and softmax count
+nothing.
+
+`python -m models.macs --model adm --n_repeat 5 ...` prints the table.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from errors import UsageError, unknown
+from models.capacities import check_factors, tokens_per_pass
+from models.config import ModelConfig
+
+CONVENTIONS = ("paper", "true")
+PARTS = ("projections", "attention", "mlp", "head", "router")
+
+
+class Macs(int):
+    """A number of multiply-accumulates, and the `parts` that it is the sum of (keys: PARTS)."""
+
+    parts: dict[str, int]
+
+    def __new__(cls, parts: dict[str, int]) -> "Macs":
+        macs = super().__new__(cls, sum(parts.values()))
+        macs.parts = parts
+        return macs
+
+
+def count_macs(
+    args: Any,
+    sequence_length: int,
+    length_factors: Sequence[float] | None = None,
+    convention: str = "paper",
+) -> Macs:
+    """MACs of one forward pass over one sequence of `sequence_length` tokens (Section 4 of the paper).
+
+    args: a namespace of flags, or a ModelConfig. length_factors: fractions of the tokens that take passes
+    2..R, for models in which tokens stop early; None: all. convention: `paper` or `true`, see above.
+    Raises UsageError for impossible factors or an unknown convention.
+    """
+    config = args if isinstance(args, ModelConfig) else ModelConfig.from_args(args)
+    if sequence_length < 1:
+        raise UsageError(f"sequence_length={sequence_length} must be at least 1")
+    if length_factors is not None:
+        check_factors("length_factors", length_factors, config.n_repeat)
+    stops = config.variant.routed or config.variant.repeater == "stick_breaking"
+    factors = length_factors if stops else None
+    tokens = tokens_per_pass(
+        sequence_length, config.repeats, factors, config.variant.single_precision_capacities
+    )
+    return macs_of_passes(config, tokens, convention)
+
+
+def macs_of_passes(config: ModelConfig, tokens: Sequence[float], convention: str) -> Macs:
+    """The same from the tokens that took each pass, as a forward pass reports them (`tokens_per_pass`)."""
+    if convention not in CONVENTIONS:
+        raise UsageError(unknown(f"convention {convention!r} is unknown", convention, CONVENTIONS))
+    count = _Count(config, [Fraction(n).limit_denominator(10**6) for n in tokens], convention == "true")
+    n_begin, n_mid, n_end = config.layers
+    repeater = config.variant.repeater
+    exits = config.repeats if repeater == "ponder" else 1
+    count.blocks(n_begin + n_end * exits, count.length, [count.length])
+    for repeat, present in enumerate(count.tokens, start=1):
+        across = repeater in ("cross_repeat", "mixture_of_repeats")
+        keys = count.tokens[:repeat] if across else [count.length]
+        offers = count.length if repeater in ("routed_universal", "stick_breaking") else present
+        count.blocks(n_mid, present, keys, offers)
+        count.decisions(repeat, present)
+    count.head(exits)
+    return Macs({name: round(count.parts[name]) for name in PARTS})
+
+
+class _Count:
+    """Sums of the parts. length: tokens of the sequence, all of which take the first pass."""
+
+    def __init__(self, config: ModelConfig, tokens: list[Fraction], true: bool) -> None:
+        self.config, self.tokens, self.true = config, tokens, true
+        self.length = tokens[0]
+        self.parts = dict.fromkeys(PARTS, Fraction(0))
+
+    def blocks(
+        self, layers: int, present: Fraction, keys: Sequence[Fraction], offers: Fraction | None = None
+    ) -> None:
+        """present: rows that ask. keys: tokens of each pass that they may see. offers: rows with keys."""
+        if not present:
+            return
+        width = self.config.n_embd
+        offers = present if offers is None or not self.true else offers
+        self.parts["projections"] += layers * width**2 * (2 * present + 2 * offers)
+        self.parts["mlp"] += layers * width**2 * 8 * present
+        pairs = sum(self._pairs(present, count) if self.true else present * count for count in keys)
+        self.parts["attention"] += layers * 2 * width * pairs
+
+    def _pairs(self, queries: Fraction, keys: Fraction) -> Fraction:
+        """Pairs of a query and a key it sees: its own position always, of the others in proportion."""
+        length, window = self.length, self.config.attention_window_length or self.length
+        window = min(window, length)
+        others = window * (window - 1) / 2 + (length - window) * (window - 1)  # of all tokens with all
+        if length == 1:
+            return queries
+        return queries + queries * (keys - 1) * others / (length * (length - 1))
+
+    def decisions(self, repeat: int, present: Fraction) -> None:
+        """Routers, halting gates and halting heads after a pass."""
+        config, width = self.config, self.config.n_embd
+        last = repeat == config.repeats
+        if config.variant.routed and not last:
+            everyone = config.variant.repeater == "routed_universal" and not self.true
+            self.parts["router"] += width * (self.length if everyone else present)
+        elif config.variant.repeater == "stick_breaking":
+            self.parts["router"] += (width**2 + 2 * width) * present
+        elif config.variant.repeater == "ponder" and not last:
+            self.parts["router"] += width * (self.length if self.true else 1)
+
+    def head(self, exits: int) -> None:
+        positions = self.length if self.true else 1
+        self.parts["head"] += exits * positions * self.config.vocab_size * self.config.n_embd
+
+
+def count_parameters(args: Any) -> dict[str, int]:
+    """total: with the head, which shares the embedding's weights, counted again. unique: each once.
+
+    without_embeddings: unique, less the embedding. effective_layers: blocks that a token passes at full
+    depth.
+    """
+    import torch
+
+    from models.language_model import LanguageModel
+
+    config = args if isinstance(args, ModelConfig) else ModelConfig.from_args(args)
+    with torch.device("meta"):  # shapes only: nothing is allocated
+        unique = LanguageModel(config).parameter_count()
+    embedding = config.vocab_size * config.n_embd
+    n_begin, n_mid, n_end = config.layers
+    return {
+        "total": unique + embedding,
+        "unique": unique,
+        "without_embeddings": unique - embedding,
+        "effective_layers": n_begin + n_mid * config.repeats + n_end,
+    }
+
+
+def table(config: ModelConfig, sequence_length: int, length_factors: Sequence[float] | None) -> str:
+    """What `python -m models.macs` prints."""
+    counts = [count_macs(config, sequence_length, length_factors, name) for name in CONVENTIONS]
+    rows = [("MACs", *CONVENTIONS)]
+    rows += [(part, *(f"{count.parts[part]:,}" for count in counts)) for part in PARTS]
+    rows.append(("total", *(f"{count:,}" for count in counts)))
+    rows.append(("per token", *(f"{count / sequence_length:,.0f}" for count in counts)))
+    rows += [("", "", ""), ("parameters", "", "")]
+    rows += [(name.replace("_", " "), f"{n:,}", "") for name, n in count_parameters(config).items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"{name.ljust(widths[0])}  {one.rjust(widths[1])}  {two.rjust(widths[2])}".rstrip()
+        for name, one, two in rows
+    ]
+    begin, middle, end = config.layers
+    capacities = "" if length_factors is None else f", capacities {' '.join(map(str, length_factors))}"
+    title = (
+        f"{config.variant.paper_name}, {begin} -> {middle}x{config.repeats} -> {end} layers, "
+        f"n_embd {config.n_embd}, one sequence of {sequence_length} tokens{capacities}"
+    )
+    return "\n".join([title, "", *lines])
+
+
+def main() -> None:
+    # A script in a package: only here does anything in models look at the command line.
+    from config.parser import build_parser, finished
+
+    description = "Multiply-accumulates and parameters of a model: the flags are those of main.py."
+    args = finished(build_parser(description, prog="-m models.macs").parse(None))
+    print(table(ModelConfig.from_args(args), args.sequence_length, args.eval_length_factor))
+
+
+if __name__ == "__main__":
+    from errors import run_script
+
+    run_script(main)

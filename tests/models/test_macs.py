@@ -1,0 +1,148 @@
+"""Counts of arithmetic: against the published counts, against real dispatches, against enumeration."""
+
+import json
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import models
+from errors import UsageError
+from models.macs import PARTS, count_parameters, macs_of_passes
+from models.variants import VARIANTS
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "macs.json").read_text())
+SMALL = {"vocab_size": 40, "n_layer": 5, "n_head": 2, "n_embd": 16, "n_repeat": 3}
+RESERVED = {"n_layer_begin": 1, "n_layer_end": 2}
+NAMES = [variant.name for variant in VARIANTS]
+T = 12
+
+
+def args(model, **fields):
+    return types.SimpleNamespace(model=model, **{**SMALL, **RESERVED, "sequence_length": T, **fields})
+
+
+@pytest.mark.parametrize("row", GOLDEN)
+def test_every_count_of_ptflops(row):
+    given = types.SimpleNamespace(model=row["model"], sequence_length=row["seq_len"], **row["config"])
+    macs = models.count_macs(given, row["seq_len"], row["eval_length_factor"])
+    assert macs == row["macs"]
+    assert sum(macs.parts.values()) == macs and set(macs.parts) == set(PARTS)
+    routers = row["config"]["n_embd"] if "mod" in row["model"] else 0  # the one that is never used
+    assert count_parameters(given)["unique"] == row["n_params"] - routers
+
+
+def attention_flops(query, key, value, *rest, out_val=None, **settings):
+    """What the counter does not know: the kernel that attention takes on a CPU, counted dense."""
+    batch, heads, queries, size = query
+    return 2 * batch * heads * queries * key[2] * (size + value[3])
+
+
+CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
+
+
+def dispatched(network, **routing):
+    """MACs that torch really dispatches in one forward pass without targets."""
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter, torch.no_grad():
+        network(torch.randint(0, 40, (1, T)), get_logits=True, **routing)
+    assert counter.get_total_flops() % 2 == 0
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("layers", [RESERVED, {"n_layer_begin": 0, "n_layer_end": 0}], ids=str)
+@pytest.mark.parametrize("model", NAMES)
+def test_the_form_counts_what_is_dispatched(model, layers):
+    """At full depth the paper's convention is exactly what runs, for every model."""
+    given = args(model, **layers, halt_threshold=0.999)
+    network = models.make_model_from_args(given).eval()
+    expected = models.count_macs(given, T)
+    if model.startswith("but_mod"):
+        assert dispatched(network) == expected
+    assert dispatched(network) == expected
+
+
+@pytest.mark.parametrize("factors", [[1.0, 0.5], [0.6, 0.3], [0.8, 0.6], [0.5, 0.0], [0.0, 0.0]])
+def test_routed_tokens_are_really_not_computed(factors):
+    given = args("adm")
+    network = models.make_model_from_args(given).eval()
+    assert dispatched(network, length_factors=factors) == models.count_macs(given, T, factors)
+
+
+@pytest.mark.parametrize("factors", [[1.0, 0.5], [0.6, 0.3], [0.5, 0.0], [0.0, 0.0]])
+def test_adaptive_but_computes_keys_and_values_of_halted_tokens_and_nothing_else(factors):
+    """What runs is the true convention, but for the mask and the head's other positions."""
+    given = args("adaptive_but")
+    network = models.make_model_from_args(given).eval()
+    true, paper = (models.count_macs(given, T, factors, name) for name in ("true", "paper"))
+    expected = sum(true.parts[part] for part in ("projections", "mlp", "router"))
+    expected += sum(paper.parts[part] for part in ("attention", "head"))
+    assert dispatched(network, length_factors=factors) == expected
+
+
+@pytest.mark.parametrize("model", NAMES)
+@pytest.mark.parametrize("window", [None, 1, 5, 99])
+def test_true_counts_of_the_dense_case_by_enumeration(model, window):
+    """Visible pairs one by one, and the head at every position."""
+    given = args(model, attention_window_length=window)
+    config = models.ModelConfig.from_args(given)
+    counts = models.count_macs(given, T, convention="true")
+    seen = sum(1 for t in range(T) for s in range(t + 1) if window is None or t - s < window)
+    begin, middle, end = config.layers
+    exits = 3 if model == "pondernet" else 1
+    attended = begin + end * exits
+    for r in range(1, config.repeats + 1):
+        attended += middle * (r if "cotformer" in model else 1)
+    assert counts.parts["attention"] == attended * 2 * 16 * seen
+    assert counts.parts["head"] == exits * T * 40 * 16
+    blocks = begin + end * exits + middle * config.repeats
+    assert counts.parts["projections"] == blocks * T * 4 * 16**2
+    assert counts.parts["mlp"] == blocks * T * 8 * 16**2
+
+
+def test_true_counts_of_routed_tokens_are_the_expectation_over_where_they_stand():
+    given = args("adm", n_layer_begin=0, n_layer_end=0, n_layer=1)
+    tokens = [T, 6, 3]
+    generator = torch.Generator().manual_seed(0)
+    total = 0
+    for _ in range(3000):
+        second = torch.randperm(T, generator=generator)[:6]
+        sets = [torch.arange(T), second, second[:3]]
+        for r, asking in enumerate(sets):
+            total += sum((keys <= asking[:, None]).sum().item() for keys in sets[: r + 1])
+    counts = macs_of_passes(models.ModelConfig.from_args(given), tokens, "true")
+    assert counts.parts["attention"] / (2 * 16) == pytest.approx(total / 3000, rel=0.01)
+
+
+@pytest.mark.parametrize("model", NAMES)
+def test_parameters(model):
+    given = args(model, depth_embedding="learned")
+    counts = count_parameters(given)
+    network = models.make_model_from_args(given)
+    assert counts["unique"] == network.parameter_count()
+    assert counts["total"] == sum(weight.numel() for weight in network.state_dict().values())
+    assert counts["without_embeddings"] == counts["unique"] - 40 * 16
+    assert counts["effective_layers"] == (5 if model == "base" else 1 + 2 * 3 + 2)
+
+
+@pytest.mark.parametrize(
+    ("factors", "convention", "sentence"),
+    [
+        ([0.5], "paper", "n_repeat=3 needs 2 numbers"),
+        ([0.5, 0.6], "paper", "must not increase"),
+        (None, "papr", "did you mean paper"),
+    ],
+)
+def test_wrong_arguments(factors, convention, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        models.count_macs(args("adm"), T, factors, convention)
+
+
+def test_table_from_the_command_line(scripts):
+    flags = "--model adm --n_layer 24 --n_repeat 5 --n_layer_begin 2 --n_layer_end 1 --sequence_length 256"
+    said = scripts.run("-m models.macs", f"{flags} --eval_length_factor 1 0.5 0.25 0.1").stdout
+    rows = [row for row in GOLDEN if row["eval_length_factor"] == [1, 0.5, 0.25, 0.1]]
+    (expected,) = [row["macs"] for row in rows if row["model"].startswith("adaptive")]
+    assert f"{expected:,}" in said and "effective layers" in said
+    scripts.refuse("-m models.macs", "--model amd", 2, "did you mean adm?")
