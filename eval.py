@@ -17,33 +17,28 @@ def main() -> None:
     own, given = config.parse_with_run(None, add_flags, __doc__)
     from tqdm import tqdm
 
-    from data import open_corpus
     from data.batches import contiguous_batches
     from evaluation.perplexity import evaluate
     from evaluation.report import describe, summarise, summary_path
     from files import write_json
+    from models.macs import CONVENTIONS, macs_of_passes
     from optim.restore import restore
 
     run = restore(Path(own.checkpoint), given)
-    args = run.args
-    length = args.eval_seq_length or args.sequence_length
-    corpus = open_corpus(
-        args.dataset,
-        data_dir=args.data_dir,
-        tokenizer=args.tokenizer,
-        vocab_size=args.vocab_size,
-        sequence_length=length,
-        in_ram=args.data_in_ram,
-    )
-    corpus.require_tokenizer(run.tokenizer, f"the model in {run.path}")
+    args, length = run.args, run.sequence_length
+    corpus = run.open_corpus()
     batches = contiguous_batches(
         corpus.val, length, args.batch_size, args.eval_sample_size, vocab_size=args.vocab_size
     )
-    print(f"{run.path} (step {run.step}) on {corpus.name}, {run.precision.device}, {run.precision.reason}")
+    print(f"{run.describe()}, on {corpus.name}")
+    route = run.router().from_flags()
+    if route.about:
+        print(route)
     result = evaluate(
         run.model,
         tqdm(batches, desc="evaluating", unit="batch", disable=not sys.stderr.isatty()),
         run.precision,
+        **route.settings,
     )
     path = summary_path(run.path, own.output_dir)
     about = {
@@ -54,6 +49,10 @@ def main() -> None:
         "sequence_length": length,
         "batch_size": args.batch_size,
         "arithmetic": run.precision.reason,
+        **route.about,
+        "macs_per_sequence": {
+            name: macs_of_passes(run.model.config, result.tokens_per_pass, name) for name in CONVENTIONS
+        },
     }
     write_json(path, summarise(result, **about))
     print(describe(result))

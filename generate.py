@@ -1,4 +1,4 @@
-"""Continue a prompt with a trained model: `python generate.py --checkpoint <run> --prompt "Once upon"`."""
+"""Continue prompts with a trained model: `python generate.py --checkpoint <run> --prompt "Once upon"`."""
 
 import argparse
 import sys
@@ -9,17 +9,37 @@ from errors import UsageError, run_script
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="a checkpoint file, or a run's folder")
-    parser.add_argument("--prompt", default="", help="the text to continue; default: the start of a document")
-    parser.add_argument(
-        "--max_new_tokens", type=int, default=200, help="how many tokens to write (default: 200)"
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="a checkpoint file, or a run's folder")
+    add("--prompt", nargs="+", default=[""], help="texts to continue; default: the start of a document")
+    add("--max_new_tokens", type=int, default=200, help="how many tokens to write (default: 200)")
+    add("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
+    add("--top_k", type=int, help="draw from the k likeliest tokens only")
+    add("--top_p", type=float, help="draw from the fewest tokens whose probabilities sum to p")
+    add(
+        "--budget",
+        type=float,
+        nargs="+",
+        help="adm, adaptive_but: a fraction of full compute, for which thresholds are looked up or found on "
+        "training text; or R - 1 thresholds. Default: full depth, unless --routing_threshold says otherwise",
     )
-    parser.add_argument(
-        "--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)"
+    add(
+        "--keep_context",
+        type=int,
+        help="a context that outgrows sequence_length is cut to this many tokens and computed anew "
+        "(default: half of sequence_length)",
     )
-    parser.add_argument("--top_k", type=int, help="draw from the k likeliest tokens only")
-    parser.add_argument(
-        "--top_p", type=float, help="draw from the fewest tokens whose probabilities sum to p"
+    add(
+        "--no_cache",
+        action="store_true",
+        help="compute the whole context again for each token: slow, the same",
+    )
+    add(
+        "--show_depth",
+        nargs="?",
+        const="terminal",
+        metavar="FILE.html",
+        help="colour each token by the passes it took: in the terminal, or in a page",
     )
 
 
@@ -33,33 +53,76 @@ def check(own: argparse.Namespace) -> None:
         raise UsageError(f"--top_k {own.top_k} must be at least 1")
     if own.top_p is not None and not 0.0 < own.top_p <= 1.0:
         raise UsageError(f"--top_p {own.top_p} must be above 0 and at most 1")
+    if own.keep_context is not None and own.keep_context < 1:
+        raise UsageError(f"--keep_context {own.keep_context} must be at least 1")
+    if own.show_depth not in (None, "terminal") and Path(own.show_depth).suffix != ".html":
+        raise UsageError(f"--show_depth {own.show_depth}: give the name of an .html file, or nothing")
 
 
 def main() -> None:
     own, given = config.parse_with_run(None, add_flags, __doc__)
     check(own)
     from data.tokenizers import make_tokenizer, tokenizer_from_meta
-    from evaluation.text import stream_text
+    from evaluation.depth_colours import ansi, ansi_legend, page
+    from evaluation.text import Cost, stream_texts
+    from files import write_atomically
     from optim.restore import restore
 
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
     run = restore(Path(own.checkpoint), given)
-    pieces = stream_text(
-        run.model,
-        # A checkpoint of the released code does not tell its tokeniser: GPT-2's, unless --tokenizer says so.
-        tokenizer_from_meta(run.tokenizer) if run.tokenizer else make_tokenizer(run.args.tokenizer or "gpt2"),
+    model, limit = run.model, run.args.sequence_length
+    if own.keep_context is not None and own.keep_context > limit:
+        raise UsageError(f"--keep_context {own.keep_context} exceeds sequence_length={limit}")
+    route = run.router(say).for_writing(own.budget)
+    # A checkpoint of the released code does not tell its tokeniser: GPT-2's, unless --tokenizer says so.
+    tokenizer = (
+        tokenizer_from_meta(run.tokenizer) if run.tokenizer else make_tokenizer(run.args.tokenizer or "gpt2")
+    )
+    costs = [Cost() for _ in own.prompt]
+    steps = stream_texts(
+        model,
+        tokenizer,
         own.prompt,
         own.max_new_tokens,
         run.precision,
         seed=run.args.seed,
+        costs=costs,
         temperature=own.temperature,
         top_k=own.top_k,
         top_p=own.top_p,
+        cached=not own.no_cache,
+        keep=own.keep_context,
+        **route.settings,
     )
-    sys.stdout.write(own.prompt)
-    for piece in pieces:
-        sys.stdout.write(piece)
+    n_repeat, in_terminal = model.config.repeats, own.show_depth == "terminal"
+    texts = [[] for _ in own.prompt]
+    if in_terminal:
+        print(ansi_legend(n_repeat))
+    sys.stdout.write(own.prompt[0])
+    for pieces in steps:
+        for text, piece in zip(texts, pieces, strict=True):
+            text.append(piece)
+        # The first text is seen as it is written; the others, written beside it, follow.
+        sys.stdout.write(ansi(*pieces[0], n_repeat) if in_terminal else pieces[0][0])
         sys.stdout.flush()
     sys.stdout.write("\n")
+    for prompt, text in zip(own.prompt[1:], texts[1:], strict=True):
+        shown = "".join(ansi(*piece, n_repeat) if in_terminal else piece[0] for piece in text)
+        sys.stdout.write(f"\n{prompt}{shown}\n")
+    if own.show_depth and not in_terminal:
+        content = page(list(zip(own.prompt, texts, strict=True)), n_repeat, f"{run.path.parent.name}: depth")
+        write_atomically(Path(own.show_depth), lambda file: file.write(content.encode()))
+        say(f"written: {own.show_depth}")
+    if route.about:
+        say(str(route))
+    longest = max(len(tokenizer.encode(prompt)) for prompt in own.prompt) + own.max_new_tokens
+    if longest > limit:
+        keep = own.keep_context or max(1, limit // 2)
+        say(f"the text outgrew sequence_length={limit}: then the last {keep} tokens were the context")
+    for number, cost in enumerate(costs, start=1):
+        say(f"{f'text {number}: ' if len(costs) > 1 else ''}{cost.describe(model)}")
 
 
 if __name__ == "__main__":

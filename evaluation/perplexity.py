@@ -5,9 +5,12 @@ Shapes: B batch, T tokens.
 
 import math
 import statistics
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,12 +20,23 @@ from errors import Failure
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured. Losses are in nats per token."""
+    """What was measured. Losses are in nats per token; tokens_per_pass are those of a sequence.
+
+    batch_seconds: wall-clock of the forward passes.
+    """
 
     batch_losses: list[float]
     batch_tokens: list[int]
     correct_tokens: int
     average_depth: float
+    tokens_per_pass: list[float] = field(default_factory=list)
+    batch_seconds: list[float] = field(default_factory=list)
+
+    @property
+    def seconds_per_token(self) -> float:
+        """The median over batches: the first one warms up, and others may be disturbed."""
+        pairs = zip(self.batch_seconds, self.batch_tokens, strict=True)
+        return statistics.median(seconds / tokens for seconds, tokens in pairs)
 
     @property
     def tokens(self) -> int:
@@ -74,22 +88,30 @@ def to_perplexity(loss: float) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision) -> Evaluation:
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision, **routing: Any
+) -> Evaluation:
     """Score `model` on batches of (inputs, targets), each (B, T). The training mode is left as it was found.
 
+    routing: `length_factors` or `thresholds` for the model's forward pass; none: what its flags say.
     Raises Failure when a loss is not finite, or there is no batch.
     """
-    losses, tokens, correct, depth = [], [], 0, 0.0
+    losses, tokens, seconds, correct, depth, passes = [], [], [], 0, 0.0, np.zeros(1)
+    sequences = 0
     was_training = model.training
     model.eval()
     try:
         for inputs, targets in batches:
             inputs, targets = inputs.to(precision.device), targets.to(precision.device)
+            started = time.perf_counter()
             with precision.autocast():
-                output = model(inputs, targets, get_logits=True)
+                output = model(inputs, targets, get_logits=True, **routing)
             losses.append(output["cross_entropy_loss"].item())
+            seconds.append(time.perf_counter() - started)
             tokens.append(targets.numel())
             correct += (output["logits"].argmax(-1) == targets).sum().item()
+            passes = passes + np.array(output["tokens_per_pass"]) * len(targets)
+            sequences += len(targets)
             depth += output["average_depth"] * targets.numel()
     finally:
         model.train(was_training)
@@ -99,4 +121,4 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precisi
         raise Failure(
             f"the model gives a loss of {next(x for x in losses if not math.isfinite(x))} on real text"
         )
-    return Evaluation(losses, tokens, correct, depth / sum(tokens))
+    return Evaluation(losses, tokens, correct, depth / sum(tokens), (passes / sequences).tolist(), seconds)

@@ -18,6 +18,8 @@ def summarise(result: Evaluation, **about: Any) -> dict[str, Any]:
         "interval_is": "1.96 standard errors over batches of one model; it says nothing about other seeds",
         "accuracy": result.accuracy,
         "average_depth": result.average_depth,
+        "tokens_per_pass": result.tokens_per_pass,
+        "seconds_per_token": result.seconds_per_token,
         "tokens": result.tokens,
         "batches": len(result.batch_losses),
         "batch_losses": result.batch_losses,

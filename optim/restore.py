@@ -2,14 +2,17 @@
 
 import json
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import config
 import models
+from data import Corpus, open_corpus
 from distributed import Precision, choose_device, choose_precision
 from errors import UsageError
+from evaluation.routing import Router
 from models.language_model import LanguageModel
 from optim import checkpoint
 from optim.state import FORMAT
@@ -29,6 +32,34 @@ class Restored:
     precision: Precision
     tokenizer: dict[str, Any] | None
     step: int | None
+
+    @property
+    def sequence_length(self) -> int:
+        """Of evaluation: --eval_seq_length, or that of training."""
+        return self.args.eval_seq_length or self.args.sequence_length
+
+    def open_corpus(self) -> Corpus:
+        """The corpus of the flags. Raises UsageError when its tokens are not those of the model."""
+        corpus = open_corpus_of(self.args, self.sequence_length)
+        corpus.require_tokenizer(self.tokenizer, f"the model in {self.path}")
+        return corpus
+
+    def router(self, say: Callable[[str], None] = print) -> Router:
+        """Finds out which tokens go on."""
+        return Router(
+            model=self.model,
+            checkpoint=self.path,
+            precision=self.precision,
+            open_corpus=self.open_corpus,
+            dataset=self.args.dataset,
+            sequence_length=self.sequence_length,
+            batch_size=self.args.batch_size,
+            say=say,
+        )
+
+    def describe(self) -> str:
+        """Which checkpoint this is, and how it is computed: one line."""
+        return f"{self.path} (step {self.step}), {self.precision.device}, {self.precision.reason}"
 
 
 def restore(path: Path, given: dict[str, Any]) -> Restored:
@@ -53,6 +84,19 @@ def restore(path: Path, given: dict[str, Any]) -> Restored:
         precision=precision,
         tokenizer=content.get("tokenizer") if ours else None,
         step=content.get("step", content.get("itr")),
+    )
+
+
+def open_corpus_of(args: Namespace, sequence_length: int, say: Callable[[str], None] = print) -> Corpus:
+    """The corpus that the flags name, prepared on first use. Raises UsageError, or Failure for damage."""
+    return open_corpus(
+        args.dataset,
+        data_dir=args.data_dir,
+        tokenizer=args.tokenizer,
+        vocab_size=args.vocab_size,
+        sequence_length=sequence_length,
+        in_ram=args.data_in_ram,
+        log=say,
     )
 
 

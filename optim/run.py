@@ -13,12 +13,11 @@ import torch
 
 import models
 from config import experiment_dir, notes
-from data import Corpus, open_corpus
 from data.batches import Batches, contiguous_batches, prefetch, validation_subset
 from distributed import choose_device, choose_precision, require_single_process
 from errors import Failure, UsageError
 from evaluation.perplexity import Evaluation, evaluate
-from evaluation.text import stream_text
+from evaluation.text import write_text
 from files import write_json
 from optim import checkpoint
 from optim.compiling import compiled
@@ -26,6 +25,7 @@ from optim.config import TrainConfig
 from optim.metrics import MetricsFile, curves, read_metrics
 from optim.progress import Progress
 from optim.randomness import derive_seed, seed_torch
+from optim.restore import open_corpus_of
 from optim.resume import covered_by_summary, find_start
 from optim.state import TrainState
 from optim.train import Batch, train
@@ -63,7 +63,7 @@ class Run:
         self.args, self.folder, self.say = args, folder, say
         self.config = TrainConfig.from_args(args)
         self.precision = choose_precision(args.dtype, choose_device(args.device))
-        self.corpus = _open_corpus(args, say)
+        self.corpus = open_corpus_of(args, args.sequence_length, say)
         seed_torch(args.seed, "initialisation")
         self.model = models.make_model_from_args(args).to(self.precision.device)
         self.state = TrainState.fresh(self.model, self.config, self.precision.gradient_scaler())
@@ -110,14 +110,13 @@ class Run:
     def finish(self) -> None:
         """Write summary.json from the lines of metrics.jsonl."""
         lines = read_metrics(self.folder)
-        token = torch.zeros(1, 1, dtype=torch.long, device=self.precision.device)
         write_json(
             self.folder / "summary.json",
             {
                 "args": vars(self.args),
                 "iterations": self.config.iterations,
                 "parameters": self.model.parameter_count(),
-                "average_depth": self.model(token)["average_depth"],
+                "average_depth": lines[-1].get("val_average_depth"),
                 "tokenizer": self.corpus.meta["tokenizer"],
                 "final": lines[-1],
                 **curves(lines),
@@ -221,7 +220,7 @@ class Run:
             )
         result = evaluation_line(evaluate(self.model, batches, self.precision))
         if self.tokenizer is not None:
-            pieces = stream_text(
+            text = write_text(
                 self.model,
                 self.tokenizer,
                 self.args.eval_seq_prefix,
@@ -231,7 +230,7 @@ class Run:
                 temperature=0.8,
                 top_k=40,
             )
-            result["sample"] = self.args.eval_seq_prefix + "".join(pieces)
+            result["sample"] = self.args.eval_seq_prefix + text
         return result
 
     def _save(self, name: str) -> None:
@@ -252,19 +251,8 @@ def evaluation_line(result: Evaluation) -> dict[str, Any]:
         "val_perplexity_interval": result.perplexity_interval,
         "val_accuracy": result.accuracy,
         "val_tokens": result.tokens,
+        "val_average_depth": result.average_depth,
     }
-
-
-def _open_corpus(args: Namespace, say: Callable[[str], None]) -> Corpus:
-    return open_corpus(
-        args.dataset,
-        data_dir=args.data_dir,
-        tokenizer=args.tokenizer,
-        vocab_size=args.vocab_size,
-        sequence_length=args.sequence_length,
-        in_ram=args.data_in_ram,
-        log=say,
-    )
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,131 @@
+"""Which tokens go on while a trained model is evaluated or writes: from flags to its forward pass."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data import Corpus
+from data.batches import EvaluationBatches, validation_subset
+from distributed import Precision
+from errors import UsageError
+from evaluation.calibration import CalibrationFile, calibrate
+from models.language_model import LanguageModel
+
+CALIBRATION_TOKENS = 2**16
+CALIBRATION_SEED = 0
+
+
+@dataclass(frozen=True)
+class Route:
+    """settings: arguments of the model's forward pass. about: the same for a report; empty if none routes."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if not self.about:
+            return ""
+        if self.about["routing"] == "topk":
+            shown = " ".join(f"{factor:g}" for factor in self.about["length_factors"])
+            return f"top-k routing (not causal), capacities {shown}"
+        shown = " ".join(f"{threshold:.4g}" for threshold in self.about["thresholds"])
+        return f"threshold routing (causal), thresholds {shown}"
+
+
+def by_topk(length_factors: Sequence[float]) -> Route:
+    """The best tokens of each sequence."""
+    factors = list(length_factors)
+    return Route({"length_factors": factors}, {"routing": "topk", "length_factors": factors})
+
+
+def by_threshold(thresholds: Sequence[float], **about: Any) -> Route:
+    """about: how the thresholds were found, for the report."""
+    thresholds = list(thresholds)
+    return Route({"thresholds": thresholds}, {"routing": "threshold", "thresholds": thresholds, **about})
+
+
+def calibration_batches(
+    corpus: Corpus, sequence_length: int, batch_size: int, tokens: int = CALIBRATION_TOKENS
+) -> EvaluationBatches:
+    """Training text for finding thresholds: about `tokens` tokens, from all over the split."""
+    n_batches = max(1, round(tokens / (sequence_length * batch_size)))
+    return validation_subset(corpus.train, sequence_length, batch_size, n_batches, CALIBRATION_SEED)
+
+
+@dataclass(frozen=True)
+class Router:
+    """Finds the route of a checkpoint; thresholds that are not known yet are calibrated.
+
+    open_corpus: opens the corpus with the training text, called only if calibration needs it.
+    """
+
+    model: LanguageModel
+    checkpoint: Path
+    precision: Precision
+    open_corpus: Callable[[], Corpus]
+    dataset: str
+    sequence_length: int
+    batch_size: int
+    say: Callable[[str], None] = print
+
+    def from_flags(self) -> Route:
+        """What --routing, --eval_length_factor and --routing_threshold say."""
+        config = self.model.config
+        if not config.variant.routed:
+            return Route()
+        count = config.n_repeat - 1
+        if config.routing == "topk":
+            return by_topk(config.eval_length_factor or [1.0] * count)
+        if config.routing_threshold is not None:
+            return by_threshold(config.routing_threshold)
+        if config.eval_length_factor is None:
+            return by_threshold([0.0] * count)
+        return self.calibrated(length_factors=config.eval_length_factor)
+
+    def for_writing(self, budget: Sequence[float] | None) -> Route:
+        """Thresholds, for text is written by causal routing: the budget's, the flags', or full depth's."""
+        config = self.model.config
+        if budget is not None:
+            return self.from_budget(budget)
+        if not config.variant.routed or config.routing == "threshold":
+            return self.from_flags()
+        return by_threshold([0.0] * (config.n_repeat - 1))
+
+    def from_budget(self, budget: Sequence[float]) -> Route:
+        """One number: a fraction of full compute. R - 1 numbers: thresholds. Raises UsageError for others."""
+        config = self.model.config
+        shown = " ".join(f"{number:g}" for number in budget)
+        if not config.variant.routed:
+            raise UsageError(
+                f"--budget {shown}: {config.model} does not route tokens; adm and adaptive_but do"
+            )
+        if len(budget) == 1:
+            if not 0.0 < budget[0] <= 1.0:
+                raise UsageError(f"--budget {shown}: a fraction of full compute is above 0 and at most 1")
+            return self.calibrated(budget=budget[0])
+        if len(budget) != config.n_repeat - 1:
+            raise UsageError(
+                f"--budget {shown}: give one fraction of full compute, or {config.n_repeat - 1} thresholds"
+            )
+        return by_threshold(budget)
+
+    def calibrated(self, length_factors: Sequence[float] | None = None, budget: float | None = None) -> Route:
+        """Thresholds for capacities or for a fraction of full compute."""
+        file = CalibrationFile(self.checkpoint, self.model)
+        found = file.find(self.dataset, self.sequence_length, length_factors, budget)
+        if found is None:
+            batches = calibration_batches(self.open_corpus(), self.sequence_length, self.batch_size)
+            self.say(f"finding thresholds on training text; {file.path} keeps them")
+            found = calibrate(
+                self.model,
+                file,
+                batches,
+                self.precision,
+                dataset=self.dataset,
+                sequence_length=self.sequence_length,
+                length_factors=length_factors,
+                budget=budget,
+            )
+        about = asdict(found)
+        return by_threshold(about.pop("thresholds"), calibration=about)
