@@ -24,19 +24,20 @@ def main() -> None:
         raise UsageError(
             "give the capacities that thresholds are to meet: --budget 0.5, or --eval_length_factor"
         )
-    from evaluation.calibration import compute_fraction
     from optim.restore import restore
+    from studies.calibration import compute_fraction
+    from studies.routing import RouteFinder
 
     run = restore(Path(own.checkpoint), given)
-    router = run.router()
+    routes = RouteFinder(run)
     wanted = [{"length_factors": run.args.eval_length_factor}]
     if own.budget is not None:
         wanted = [{"budget": budget} for budget in own.budget]
     for request in wanted:
         if "budget" in request:
-            route = router.from_budget([request["budget"]])
+            route = routes.from_budget([request["budget"]])
         else:
-            route = router.calibrated(**request)
+            route = routes.calibrated(**request)
         found = route.about["calibration"]
         for title, numbers in (
             ("capacities wanted", found["length_factors"]),

@@ -17,21 +17,18 @@ def main() -> None:
     own, given = config.parse_with_run(None, add_flags, __doc__)
     from tqdm import tqdm
 
-    from data.batches import contiguous_batches
     from evaluation.perplexity import evaluate
     from evaluation.report import describe, summarise, summary_path
     from files import write_json
     from models.macs import CONVENTIONS, macs_of_passes
     from optim.restore import restore
+    from studies.routing import RouteFinder
 
     run = restore(Path(own.checkpoint), given)
-    args, length = run.args, run.sequence_length
-    corpus = run.open_corpus()
-    batches = contiguous_batches(
-        corpus.val, length, args.batch_size, args.eval_sample_size, vocab_size=args.vocab_size
-    )
-    print(f"{run.describe()}, on {corpus.name}")
-    route = run.router().from_flags()
+    args = run.args
+    batches = run.batches("val")
+    print(f"{run.describe()}, on {args.dataset}")
+    route = RouteFinder(run).from_flags()
     if route.about:
         print(route)
     result = evaluate(
@@ -45,8 +42,8 @@ def main() -> None:
         "checkpoint": str(run.path),
         "step": run.step,
         "model": args.model,
-        "dataset": corpus.name,
-        "sequence_length": length,
+        "dataset": args.dataset,
+        "sequence_length": run.sequence_length,
         "batch_size": args.batch_size,
         "arithmetic": run.precision.reason,
         **route.about,

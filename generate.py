@@ -67,6 +67,7 @@ def main() -> None:
     from evaluation.text import Cost, stream_texts
     from files import write_atomically
     from optim.restore import restore
+    from studies.routing import RouteFinder
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -75,7 +76,7 @@ def main() -> None:
     model, limit = run.model, run.args.sequence_length
     if own.keep_context is not None and own.keep_context > limit:
         raise UsageError(f"--keep_context {own.keep_context} exceeds sequence_length={limit}")
-    route = run.router(say).for_writing(own.budget)
+    route = RouteFinder(run, say).for_writing(own.budget)
     # A checkpoint of the released code does not tell its tokeniser: GPT-2's, unless --tokenizer says so.
     tokenizer = (
         tokenizer_from_meta(run.tokenizer) if run.tokenizer else make_tokenizer(run.args.tokenizer or "gpt2")

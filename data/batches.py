@@ -92,10 +92,14 @@ class Batches:
 
 
 class EvaluationBatches:
-    """Windows in a given order, batch_size at a time; the last batch may be smaller. Has a length."""
+    """Windows in a given order, batch_size at a time; the last batch may be smaller. Has a length.
+
+    windows: how many there are.
+    """
 
     def __init__(self, windows: Windows, indices: np.ndarray, batch_size: int) -> None:
         self._windows = windows
+        self.windows = len(indices)
         self._parts = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
 
     def __len__(self) -> int:

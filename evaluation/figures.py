@@ -1,12 +1,45 @@
-"""The figure of a run's curves."""
+"""Figures: what they share, and that of a run's curves."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from errors import UsageError
 from files import write_atomically
+
+FORMATS = (".png", ".pdf", ".svg")
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito), each run one of them.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+
+
+def check_labels(runs: Sequence[Path], labels: Sequence[str] | None, output: Path) -> list[str]:
+    """One name for each run, made from its folders if none are given. Raises UsageError where impossible."""
+    if output.suffix not in FORMATS:
+        raise UsageError(f"--output {output}: the suffix must be one of {', '.join(FORMATS)}")
+    if labels is None:
+        labels = ["/".join(run.resolve().parts[-2:]) for run in runs]
+    if len(labels) != len(runs) or len(set(labels)) != len(labels):
+        raise UsageError(f"{len(runs)} runs need as many different labels; given: {', '.join(labels)}")
+    return list(labels)
+
+
+def new_figure(rows: int, columns: int, **settings: Any) -> tuple[Any, Any]:
+    """matplotlib's figure and axes, without a window: this also runs where there is no screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(rows, columns, layout="constrained", **settings)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write the figure whole; the suffix decides the format. Raises Failure where it cannot be written."""
+    from matplotlib import pyplot
+
+    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=150))
+    pyplot.close(figure)
 
 
 def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -15,14 +48,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     runs: label -> lines of metrics.jsonl. path: its suffix (.png, .pdf, .svg) decides the format.
     Raises Failure where it cannot be written.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")  # no window: this also runs where there is no screen
-    from matplotlib import pyplot
-
-    figure, ((loss, perplexity), (rate, norm)) = pyplot.subplots(
-        2, 2, figsize=(11, 7), sharex=True, layout="constrained"
-    )
+    figure, ((loss, perplexity), (rate, norm)) = new_figure(2, 2, figsize=(11, 7), sharex=True)
     for index, (label, lines) in enumerate(runs.items()):
         colour = COLOURS[index % len(COLOURS)]
         _curve(loss, lines, "train_loss", color=colour, alpha=0.45, linewidth=1)
@@ -45,8 +71,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     for axes in (loss, perplexity, rate, norm):
         axes.grid(alpha=0.3)
     figure.legend(*loss.get_legend_handles_labels(), loc="outside upper center", fontsize="small")
-    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=150))
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def _curve(axes: Any, lines: list[dict[str, Any]], name: str, **style: Any) -> None:

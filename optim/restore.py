@@ -10,9 +10,9 @@ from typing import Any
 import config
 import models
 from data import Corpus, open_corpus
+from data.batches import EvaluationBatches, contiguous_batches
 from distributed import Precision, choose_device, choose_precision
 from errors import UsageError
-from evaluation.routing import Router
 from models.language_model import LanguageModel
 from optim import checkpoint
 from optim.state import FORMAT
@@ -44,17 +44,14 @@ class Restored:
         corpus.require_tokenizer(self.tokenizer, f"the model in {self.path}")
         return corpus
 
-    def router(self, say: Callable[[str], None] = print) -> Router:
-        """Finds out which tokens go on."""
-        return Router(
-            model=self.model,
-            checkpoint=self.path,
-            precision=self.precision,
-            open_corpus=self.open_corpus,
-            dataset=self.args.dataset,
-            sequence_length=self.sequence_length,
-            batch_size=self.args.batch_size,
-            say=say,
+    def batches(self, split: str) -> EvaluationBatches:
+        """All windows of a split in order, or the first --eval_sample_size tokens of them."""
+        return contiguous_batches(
+            getattr(self.open_corpus(), split),
+            self.sequence_length,
+            self.args.batch_size,
+            self.args.eval_sample_size,
+            vocab_size=self.args.vocab_size,
         )
 
     def describe(self) -> str:

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from data import Corpus
 from data.batches import EvaluationBatches, validation_subset
-from distributed import Precision
-from errors import UsageError
-from evaluation.calibration import CalibrationFile, calibrate
-from models.language_model import LanguageModel
+from errors import Failure, UsageError
+from optim.restore import Restored
+from studies.calibration import NOBODY, CalibrationFile, calibrate, require_possible
 
 CALIBRATION_TOKENS = 2**16
 CALIBRATION_SEED = 0
@@ -53,25 +51,15 @@ def calibration_batches(
     return validation_subset(corpus.train, sequence_length, batch_size, n_batches, CALIBRATION_SEED)
 
 
-@dataclass(frozen=True)
-class Router:
-    """Finds the route of a checkpoint; thresholds that are not known yet are calibrated.
+class RouteFinder:
+    """Finds the route of a restored run; thresholds that are not known yet are calibrated."""
 
-    open_corpus: opens the corpus with the training text, called only if calibration needs it.
-    """
-
-    model: LanguageModel
-    checkpoint: Path
-    precision: Precision
-    open_corpus: Callable[[], Corpus]
-    dataset: str
-    sequence_length: int
-    batch_size: int
-    say: Callable[[str], None] = print
+    def __init__(self, run: Restored, say: Callable[[str], None] = print) -> None:
+        self.run, self.config, self.say = run, run.model.config, say
 
     def from_flags(self) -> Route:
         """What --routing, --eval_length_factor and --routing_threshold say."""
-        config = self.model.config
+        config = self.config
         if not config.variant.routed:
             return Route()
         count = config.n_repeat - 1
@@ -85,7 +73,7 @@ class Router:
 
     def for_writing(self, budget: Sequence[float] | None) -> Route:
         """Thresholds, for text is written by causal routing: the budget's, the flags', or full depth's."""
-        config = self.model.config
+        config = self.config
         if budget is not None:
             return self.from_budget(budget)
         if not config.variant.routed or config.routing == "threshold":
@@ -94,7 +82,7 @@ class Router:
 
     def from_budget(self, budget: Sequence[float]) -> Route:
         """One number: a fraction of full compute. R - 1 numbers: thresholds. Raises UsageError for others."""
-        config = self.model.config
+        config = self.config
         shown = " ".join(f"{number:g}" for number in budget)
         if not config.variant.routed:
             raise UsageError(
@@ -103,6 +91,7 @@ class Router:
         if len(budget) == 1:
             if not 0.0 < budget[0] <= 1.0:
                 raise UsageError(f"--budget {shown}: a fraction of full compute is above 0 and at most 1")
+            require_possible(config, self.run.sequence_length, budget[0])
             return self.calibrated(budget=budget[0])
         if len(budget) != config.n_repeat - 1:
             raise UsageError(
@@ -112,20 +101,35 @@ class Router:
 
     def calibrated(self, length_factors: Sequence[float] | None = None, budget: float | None = None) -> Route:
         """Thresholds for capacities or for a fraction of full compute."""
-        file = CalibrationFile(self.checkpoint, self.model)
-        found = file.find(self.dataset, self.sequence_length, length_factors, budget)
+        run = self.run
+        if length_factors is not None and all(factor in (0.0, 1.0) for factor in length_factors):
+            return by_threshold([0.0 if factor else NOBODY for factor in length_factors])
+        file = CalibrationFile(run.path, run.model)
+        found = file.find(run.args.dataset, run.sequence_length, length_factors, budget)
         if found is None:
-            batches = calibration_batches(self.open_corpus(), self.sequence_length, self.batch_size)
+            corpus = self._open_corpus(length_factors, budget)
             self.say(f"finding thresholds on training text; {file.path} keeps them")
             found = calibrate(
-                self.model,
+                run.model,
                 file,
-                batches,
-                self.precision,
-                dataset=self.dataset,
-                sequence_length=self.sequence_length,
+                calibration_batches(corpus, run.sequence_length, run.args.batch_size),
+                run.precision,
+                dataset=run.args.dataset,
+                sequence_length=run.sequence_length,
                 length_factors=length_factors,
                 budget=budget,
             )
         about = asdict(found)
         return by_threshold(about.pop("thresholds"), calibration=about)
+
+    def _open_corpus(self, length_factors: Sequence[float] | None, budget: float | None) -> Corpus:
+        try:
+            return self.run.open_corpus()
+        except Failure as error:
+            wanted = f"--budget {budget:g}"
+            if length_factors is not None:
+                wanted = f"--eval_length_factor {' '.join(f'{factor:g}' for factor in length_factors)}"
+            raise Failure(
+                f"thresholds for {wanted} are not known, and there is no text to find them on: {error}; "
+                f"where the text is, run python calibrate.py --checkpoint {self.run.path} {wanted}"
+            ) from error

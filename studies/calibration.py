@@ -104,16 +104,21 @@ def compute_fraction(config: ModelConfig, length: int, factors: Sequence[float])
     return macs_of_passes(config, [length, *(length * factor for factor in factors)], "true") / full
 
 
-def factors_for_budget(config: ModelConfig, cascaded: np.ndarray, length: int, budget: float) -> list[float]:
-    """The capacities of one common threshold that cost `budget` of full compute, or just under it.
-
-    Raises UsageError for a budget that one pass exceeds already.
-    """
+def require_possible(config: ModelConfig, length: int, budget: float) -> None:
+    """Raises UsageError for a budget that one pass exceeds already."""
     least = compute_fraction(config, length, [0.0] * (config.n_repeat - 1))
     if budget < least:
         raise UsageError(
             f"a budget of {budget:g} cannot be met: one pass for every token is {least:.3f} of full compute"
         )
+
+
+def threshold_for(config: ModelConfig, cascaded: np.ndarray, length: int, budget: float) -> float:
+    """The common threshold whose capacities cost `budget` of full compute, or just under it.
+
+    Raises UsageError for a budget that one pass exceeds already.
+    """
+    require_possible(config, length, budget)
     candidates = np.concatenate(([0.0], np.unique(cascaded), [NOBODY]))
     low, high = 0, len(candidates) - 1  # costs fall as the threshold rises
     while low < high:
@@ -122,7 +127,15 @@ def factors_for_budget(config: ModelConfig, cascaded: np.ndarray, length: int, b
             high = middle
         else:
             low = middle + 1
-    return capacities_at(cascaded, candidates[high])
+    return float(candidates[high])
+
+
+def routers_digest(model: LanguageModel) -> str:
+    """Tells one training state from another: every step changes the routers."""
+    weights = [
+        weight.detach().cpu().float().numpy().tobytes() for weight in model.transformer["mod"].parameters()
+    ]
+    return hashlib.sha256(b"".join(weights)).hexdigest()
 
 
 class CalibrationFile:
@@ -131,11 +144,7 @@ class CalibrationFile:
     def __init__(self, checkpoint: Path, model: LanguageModel) -> None:
         """Of another version of the checkpoint under the same name, nothing is read."""
         self.path = checkpoint.with_name(f"thresholds_{checkpoint.stem}.json")
-        routers = [
-            weight.detach().cpu().float().numpy().tobytes()
-            for weight in model.transformer["mod"].parameters()
-        ]
-        self._routers = hashlib.sha256(b"".join(routers)).hexdigest()
+        self._routers = routers_digest(model)
         self.calibrations: list[Calibration] = []
         if self.path.exists():
             try:
@@ -192,7 +201,8 @@ def calibrate(
     if length_factors is None:
         full = [0.0] * (model.config.n_repeat - 1)
         cascaded = cascade(np.concatenate(list(router_scores(model, batches, precision, thresholds=full))))
-        length_factors = factors_for_budget(model.config, cascaded, sequence_length, budget)
+        common = threshold_for(model.config, cascaded, sequence_length, budget)
+        length_factors = capacities_at(cascaded, common)
     thresholds, reached, tokens = find_thresholds(model, batches, length_factors, precision)
     found = Calibration(list(length_factors), thresholds, reached, budget, dataset, sequence_length, tokens)
     file.add(found)

@@ -1,0 +1,44 @@
+"""Perplexity over compute (Figure 4), drawn: `python plot_fig4.py <run folder or ppl_per_mac_*.json> ...`."""
+
+from pathlib import Path
+
+from config.parser import Parser
+from errors import UsageError, run_script
+from evaluation.figures import check_labels
+
+
+def sweep_file(path: Path) -> Path:
+    """The file itself, or the only one in a run's folder."""
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("ppl_per_mac_*.json"))
+    if len(found) != 1:
+        raise UsageError(
+            f"{path} holds {len(found)} files ppl_per_mac_*.json; "
+            + ("name one of them" if found else f"python get_ppl_per_mac.py --checkpoint {path} writes one")
+        )
+    return found[0]
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="run", help="what get_ppl_per_mac.py wrote, or its folder"
+    )
+    parser.add_argument("--output", type=Path, default=Path("figure4.png"), help="a .png, .pdf or .svg file")
+    parser.add_argument("--labels", nargs="+", help="one name for each run; None: its folder")
+    parser.add_argument(
+        "--published", action="store_true", help="with the paper's values (OpenWebText2, 256 tokens)"
+    )
+    args = parser.parse(None)
+    labels = check_labels(args.runs, args.labels, args.output)
+    from studies.compute_sweep import read_sweep
+    from studies.figures import draw_fronts
+
+    sweeps = {label: read_sweep(sweep_file(run)) for label, run in zip(labels, args.runs, strict=True)}
+    draw_fronts(sweeps, args.output, args.published)
+    print(f"written: {args.output}")
+
+
+if __name__ == "__main__":
+    run_script(main)

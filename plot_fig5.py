@@ -1,0 +1,56 @@
+"""Router scores (Figure 5), drawn: `python plot_fig5.py <run folder or router_weights_*.npz> ...`."""
+
+from pathlib import Path
+
+from config.parser import Parser
+from errors import UsageError, run_script
+from evaluation.figures import check_labels
+
+
+def weights_files(path: Path) -> list[Path]:
+    """The file itself, or all of a run's folder."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(path.glob("router_weights_*.npz"))
+    if not found:
+        raise UsageError(
+            f"{path} holds no router_weights_*.npz; "
+            f"python get_router_weights.py --checkpoint {path} writes one"
+        )
+    return found
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="run", help="what get_router_weights.py wrote, or its folder"
+    )
+    parser.add_argument("--output", type=Path, default=Path("figure5.png"), help="a .png, .pdf or .svg file")
+    parser.add_argument("--labels", nargs="+", help="one name for each file; None: folder and file")
+    parser.add_argument("--router", type=int, help="which router, from 1; None: the last")
+    parser.add_argument(
+        "--kind",
+        choices=("raw", "cascade", "position_cascade"),
+        default="raw",
+        help="its scores, the lowest score of a token so far, or what the released script computed",
+    )
+    args = parser.parse(None)
+    files = [file for run in args.runs for file in weights_files(run)]
+    labels = check_labels(files, args.labels, args.output)
+    from studies.figures import draw_scores
+    from studies.router_weights import read_weights
+
+    scores = {}
+    for label, file in zip(labels, files, strict=True):
+        arrays, about = read_weights(file)
+        count = about["n_repeat"] - 1
+        if args.router is not None and not 1 <= args.router <= count:
+            raise UsageError(f"--router {args.router}: {file} has routers 1 to {count}")
+        scores[label] = arrays[args.kind][:, (args.router or count) - 1]
+    which = "last router" if args.router is None else f"router {args.router}"
+    draw_scores(scores, args.output, f"{args.kind.replace('_', ' ')} score of the {which}")
+    print(f"written: {args.output}")
+
+
+if __name__ == "__main__":
+    run_script(main)

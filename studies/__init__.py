@@ -1,0 +1,1 @@
+"""What is done with a trained model that routes: thresholds, router scores, perplexity over compute."""

@@ -1,0 +1,91 @@
+"""Figure 4 (perplexity over compute) and Figure 5 (router scores)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from errors import UsageError
+from evaluation.figures import COLOURS, new_figure, save
+from models import count_macs
+from models.config import ModelConfig
+from studies.compute_sweep import SERIES
+
+_STYLES = dict(zip(SERIES, (("-", "o"), ("--", "s"), (":", "^")), strict=True))
+
+
+def published_anchors() -> list[tuple[str, float, float]]:
+    """(label, MACs of a sequence of 256, perplexity) of the paper on OpenWebText2 (Table 2 and Section 5)."""
+    sizes = {"n_layer": 24, "n_embd": 768, "n_head": 12, "vocab_size": 50304}
+    reserved = {"n_layer_begin": 2, "n_layer_end": 1, "n_repeat": 5, "depth_embedding": "linear_learned"}
+    rows = (
+        ("ADM, full compute, 60k steps", {"model": "adm", **sizes, **reserved}, 23.83),
+        ("LN-CoTFormer, 60k steps", {"model": "ln_cotformer", **sizes, **reserved}, 23.19),
+        ("LN-CoTFormer, 40k steps", {"model": "ln_cotformer", **sizes, **reserved}, 24.11),
+        ("Standard, 24 layers, 40k steps", {"model": "base", **sizes}, 25.93),
+        ("Standard, 48 layers, 40k steps", {"model": "base", **sizes, "n_layer": 48}, 24.17),
+    )
+    return [(label, count_macs(ModelConfig(**fields), 256), value) for label, fields, value in rows]
+
+
+def draw_fronts(sweeps: dict[str, dict[str, Any]], path: Path, published: bool = False) -> None:
+    """Perplexity over MACs and over measured time of one or several checkpoints.
+
+    sweeps: label -> what get_ppl_per_mac.py wrote. published: with the paper's values, whose corpus is
+    OpenWebText2. Raises UsageError when the sequences differ in length, for MACs are those of a sequence.
+    """
+    lengths = {content["about"]["sequence_length"] for content in sweeps.values()}
+    if published:
+        lengths.add(256)
+    if len(lengths) > 1:
+        raise UsageError(
+            f"sequences of {' and '.join(map(str, sorted(lengths)))} tokens: MACs are those of a sequence, "
+            "so they cannot be drawn together" + ("; the published values are of 256" if published else "")
+        )
+    figure, (over_macs, over_time) = new_figure(1, 2, figsize=(11, 5))
+    for colour, (label, content) in zip(_colours(len(sweeps)), sweeps.items(), strict=True):
+        for series, (line, marker) in _STYLES.items():
+            entries = [entry for entry in content["points"] if entry["series"] == series]
+            name = f"{label}: {series}" if len(sweeps) > 1 else series
+            style = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4, "alpha": 0.85}
+            macs = sorted(
+                (entry["macs_per_sequence"]["paper"] / 1e9, entry["perplexity"]) for entry in entries
+            )
+            time = sorted((1e6 * entry["seconds_per_token"], entry["perplexity"]) for entry in entries)
+            over_macs.plot(*zip(*macs, strict=True), label=name, **style)
+            over_time.plot(*zip(*time, strict=True), **style)
+    if published:
+        for colour, (label, macs, value) in zip(_colours(5), published_anchors(), strict=True):
+            over_macs.plot(macs / 1e9, value, "*", markersize=11, color=colour, label=f"paper: {label}")
+    (length,) = lengths
+    over_macs.set_xlabel(f"GMACs for a sequence of {length} tokens (the paper's convention)")
+    over_time.set_xlabel("measured microseconds a token")
+    for axes in (over_macs, over_time):
+        axes.set_ylabel("perplexity")
+        axes.grid(alpha=0.3)
+    figure.legend(
+        *over_macs.get_legend_handles_labels(), loc="outside upper center", fontsize="small", ncols=3
+    )
+    save(figure, path)
+
+
+def draw_scores(scores: dict[str, np.ndarray], path: Path, title: str) -> None:
+    """Histograms of one router's scores, laid over one another. scores: label -> (N,)."""
+    figure, axes = new_figure(1, 1, figsize=(7, 4.5))
+    edges = np.linspace(0.0, 1.0, 51)
+    for colour, (label, values) in zip(_colours(len(scores)), scores.items(), strict=True):
+        fractions = np.histogram(values, edges)[0] / len(values)
+        named = f"{label} (mean {values.mean(dtype=np.float64):.4f})"
+        axes.stairs(fractions, edges, fill=True, alpha=0.35, color=colour)
+        axes.stairs(fractions, edges, color=colour, label=named)
+    axes.set_yscale("log")
+    axes.set_xlabel(title)
+    axes.set_ylabel("fraction of tokens")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    save(figure, path)
+
+
+def _colours(count: int) -> Sequence[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(count)]

@@ -1,0 +1,169 @@
+"""What the routers think of each token (Figure 5): scores at full depth, streamed to a compressed file.
+
+Shapes: B batch, T tokens of a sequence, R = n_repeat, N tokens in all.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from errors import Failure, UsageError
+from files import write_atomically, write_json
+from optim.restore import Restored
+from studies.calibration import cascade, router_scores, routers_digest
+
+KINDS = {
+    "raw": "the score that each router gives a token",
+    "cascade": "the lowest score of a token so far, token by token: what a common threshold has to pass",
+    "position_cascade": "the lowest score so far of whatever token stands in a row, where unsorted top-k's "
+    "reorder the rows: what the released script computed; it mixes tokens, and is for comparison only",
+}
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+LOW = 0.01  # the paper's reproduction counts scores under this
+
+
+def position_cascade(scores: np.ndarray) -> np.ndarray:
+    """(B, T, R - 1) in token order -> (B, T, R - 1) by row, as the released script had it.
+
+    At full capacity every top-k keeps all tokens, but permutes them; the minimum went over rows.
+    """
+    by_token = torch.from_numpy(scores)
+    length = by_token.shape[1]
+    order = torch.arange(length).expand(by_token.shape[:2])
+    rows = [by_token[..., 0]]
+    for router in range(1, by_token.shape[-1]):
+        before = by_token[..., router - 1].gather(1, order)
+        order = order.gather(1, before.topk(length, dim=1, sorted=False).indices)
+        rows.append(torch.minimum(rows[-1], by_token[..., router].gather(1, order)))
+    return torch.stack(rows, -1).numpy()
+
+
+def weights_path(run: Restored, output_dir: Path | None) -> Path:
+    """router_weights_<checkpoint>.npz, beside the checkpoint or in output_dir."""
+    return (output_dir or run.path.parent) / f"router_weights_{run.path.stem}.npz"
+
+
+def require_routers(run: Restored) -> None:
+    """Raises UsageError for a model without any."""
+    config = run.model.config
+    if not config.variant.routed or config.n_repeat == 1:
+        raise UsageError(
+            f"{run.path} is a {config.variant.paper_name} of {config.repeats} passes and has no routers; "
+            "give a run of adm or adaptive_but"
+        )
+
+
+def identity(run: Restored, split: str) -> dict[str, Any]:
+    """What the scores depend on."""
+    return {
+        "model": run.args.model,
+        "step": run.step,
+        "routers_sha256": routers_digest(run.model),
+        "dataset": run.args.dataset,
+        "split": split,
+        "sequence_length": run.sequence_length,
+        "sample_size": run.args.eval_sample_size,
+        "arithmetic": run.precision.reason,
+    }
+
+
+def extract(run: Restored, split: str, output_dir: Path | None) -> tuple[Path, dict[str, Any]]:
+    """Score every token of a split at full depth -> the .npz written, and what the .json beside it says.
+
+    The file holds an array (N, R - 1), float32, for each of KINDS. Scores are written to disk as they come:
+    memory holds one batch, whatever the size of the split.
+    """
+    require_routers(run)
+    batches = run.batches(split)
+    n_tokens, count = batches.windows * run.sequence_length, run.model.config.n_repeat - 1
+    path = weights_path(run, output_dir)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix="router_weights_") as folder:
+            arrays = {
+                name: np.lib.format.open_memmap(
+                    Path(folder) / f"{name}.npy", mode="w+", dtype=np.float32, shape=(n_tokens, count)
+                )
+                for name in KINDS
+            }
+            start = 0
+            watched = tqdm(batches, desc="router scores", unit="batch", disable=not sys.stderr.isatty())
+            for scores in router_scores(run.model, watched, run.precision, thresholds=[0.0] * count):
+                part = slice(start, start + len(scores))
+                arrays["raw"][part], arrays["cascade"][part] = scores, cascade(scores)
+                rows = position_cascade(scores.reshape(-1, run.sequence_length, count))
+                arrays["position_cascade"][part] = rows.reshape(-1, count)
+                start += len(scores)
+            summary = {
+                "checkpoint": str(run.path),
+                **identity(run, split),
+                "n_repeat": run.model.config.n_repeat,
+                "tokens": n_tokens,
+                "kinds": KINDS,
+                "statistics": {
+                    name: [_statistics(array[:, router]) for router in range(count)]
+                    for name, array in arrays.items()
+                },
+            }
+            for array in arrays.values():
+                array.flush()
+            write_atomically(path, lambda file: _zip(Path(folder), file))
+    except OSError as error:
+        raise Failure(f"cannot write {path}: {error.strerror or error}") from error
+    write_json(path.with_suffix(".json"), summary)
+    return path, summary
+
+
+def _statistics(scores: np.ndarray) -> dict[str, Any]:
+    """Of one router, over tokens."""
+    quantiles = np.quantile(scores, QUANTILES)
+    return {
+        "mean": float(scores.mean(dtype=np.float64)),
+        "quantiles": {str(q): float(value) for q, value in zip(QUANTILES, quantiles, strict=True)},
+        "fraction_under_0.01": float((scores < LOW).mean()),
+    }
+
+
+def _zip(folder: Path, file: BinaryIO) -> None:
+    """The arrays as an .npz, copied through in pieces."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in (f"{kind}.npy" for kind in KINDS):
+            with archive.open(name, "w", force_zip64=True) as target, open(folder / name, "rb") as source:
+                shutil.copyfileobj(source, target)
+
+
+def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the .json beside them. Raises UsageError when missing, Failure when damaged."""
+    beside = path.with_suffix(".json")
+    for part in (path, beside):
+        if not part.is_file():
+            raise UsageError(f"{part} is missing; python get_router_weights.py --checkpoint ... writes it")
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in KINDS}
+        return arrays, json.loads(beside.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise Failure(
+            f"{path} is damaged or no file of router weights; delete it and extract again"
+        ) from error
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """A table of the statistics."""
+    lines = [f"{'':18}router {'mean':>9} {'median':>9} {'95 %':>9} {'under 0.01':>11}"]
+    for kind, routers in summary["statistics"].items():
+        for number, entry in enumerate(routers, start=1):
+            quantiles = entry["quantiles"]
+            lines.append(
+                f"{kind if number == 1 else '':18}{number:6} {entry['mean']:9.4f} {quantiles['0.5']:9.4f} "
+                f"{quantiles['0.95']:9.4f} {100 * entry['fraction_under_0.01']:9.1f} %"
+            )
+    return "\n".join(lines)
