@@ -6,9 +6,7 @@ this shows whether it decides well.
 """
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench.timing import compare
 from distributed.precision import cpu_multiplies_bfloat16
 from models import ModelConfig
 from models.language_model import LanguageModel
@@ -44,18 +43,6 @@ def training_step(name: str, dtype: torch.dtype) -> Callable[[], object]:
         model.zero_grad()
 
     return step
-
-
-def compare(works: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Median seconds of each, run in turn, after one run that does not count."""
-    seconds: list[list[float]] = [[] for _ in works]
-    for round_ in range(repeats + 1):
-        for work, times in zip(works, seconds, strict=True):
-            started = time.perf_counter()
-            work()
-            if round_:
-                times.append(time.perf_counter() - started)
-    return [statistics.median(times) for times in seconds]
 
 
 def main() -> None:

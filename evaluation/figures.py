@@ -6,6 +6,7 @@ from typing import Any
 
 from errors import UsageError
 from files import write_atomically
+from models.variants import VARIANTS
 
 FORMATS = (".png", ".pdf", ".svg")
 
@@ -18,7 +19,8 @@ def check_labels(runs: Sequence[Path], labels: Sequence[str] | None, output: Pat
     if output.suffix not in FORMATS:
         raise UsageError(f"--output {output}: the suffix must be one of {', '.join(FORMATS)}")
     if labels is None:
-        labels = ["/".join(run.resolve().parts[-2:]) for run in runs]
+        aliases = {variant.name: variant.alias for variant in VARIANTS}
+        labels = ["/".join(aliases.get(part, part) for part in run.resolve().parts[-2:]) for run in runs]
     if len(labels) != len(runs) or len(set(labels)) != len(labels):
         raise UsageError(f"{len(runs)} runs need as many different labels; given: {', '.join(labels)}")
     return list(labels)

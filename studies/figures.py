@@ -45,16 +45,18 @@ def draw_fronts(sweeps: dict[str, dict[str, Any]], path: Path, published: bool =
         )
     figure, (over_macs, over_time) = new_figure(1, 2, figsize=(11, 5))
     for colour, (label, content) in zip(_colours(len(sweeps)), sweeps.items(), strict=True):
+        over_macs.plot([], [], color=colour, linewidth=4, label=label)
         for series, (line, marker) in _STYLES.items():
             entries = [entry for entry in content["points"] if entry["series"] == series]
-            name = f"{label}: {series}" if len(sweeps) > 1 else series
+            entries.sort(key=lambda entry: entry["macs_per_sequence"]["paper"])
             style = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4, "alpha": 0.85}
-            macs = sorted(
-                (entry["macs_per_sequence"]["paper"] / 1e9, entry["perplexity"]) for entry in entries
+            perplexities = [entry["perplexity"] for entry in entries]
+            over_macs.plot(
+                [entry["macs_per_sequence"]["paper"] / 1e9 for entry in entries], perplexities, **style
             )
-            time = sorted((1e6 * entry["seconds_per_token"], entry["perplexity"]) for entry in entries)
-            over_macs.plot(*zip(*macs, strict=True), label=name, **style)
-            over_time.plot(*zip(*time, strict=True), **style)
+            over_time.plot([1e6 * entry["seconds_per_token"] for entry in entries], perplexities, **style)
+    for series, (line, marker) in _STYLES.items():
+        over_macs.plot([], [], color="gray", linestyle=line, marker=marker, label=series)
     if published:
         for colour, (label, macs, value) in zip(_colours(5), published_anchors(), strict=True):
             over_macs.plot(macs / 1e9, value, "*", markersize=11, color=colour, label=f"paper: {label}")
@@ -65,7 +67,7 @@ def draw_fronts(sweeps: dict[str, dict[str, Any]], path: Path, published: bool =
         axes.set_ylabel("perplexity")
         axes.grid(alpha=0.3)
     figure.legend(
-        *over_macs.get_legend_handles_labels(), loc="outside upper center", fontsize="small", ncols=3
+        *over_macs.get_legend_handles_labels(), loc="outside upper center", fontsize="small", ncols=4
     )
     save(figure, path)
 
