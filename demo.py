@@ -1,7 +1,9 @@
-"""Five minutes: train a small LN-CoTFormer and a standard transformer on real text, and compare them.
+"""Some five minutes: train small models on real text, compare them, and spend compute token by token.
 
-Both have the same unique layers and see the same tokens; the CoTFormer runs its middle layers several times.
-What it does, it does through the scripts that a user would call; each command is printed.
+First a LN-CoTFormer and a standard transformer of the same unique layers, which see the same tokens; the
+CoTFormer runs its middle layers several times. Then an adaptive one, whose routers decide for each token how
+often: its perplexity is drawn over compute (the paper's Figure 4), and its text is coloured by depth.
+What the demo does, it does through the scripts that a user would call; each command is printed.
 """
 
 import json
@@ -19,15 +21,19 @@ FOLDER = Path("demo")
 PROMPT = "Return the "
 
 COMMON = """
-    --dataset pydoc --vocab_size 320 --n_layer 4 --n_head 2 --n_embd 128 --sequence_length 128
-    --batch_size 8 --acc_steps 1 --iterations 1400 --lr 4e-3 --warmup_percent 0.1
-    --eval_freq 200 --log_freq 50 --save_checkpoint_freq 400 --remove_intermediary_checkpoints_at_end --seed 0
+    --dataset pydoc --vocab_size 320 --n_head 2 --n_embd 128 --sequence_length 128 --batch_size 8 --acc_steps
+    1 --eval_freq 200 --log_freq 50 --save_checkpoint_freq 400 --remove_intermediary_checkpoints_at_end --seed
+    0
 """
-MODELS = {
-    "LN-CoTFormer": """--model ln_cotformer --n_layer_begin 1 --n_layer_end 1 --n_repeat 3
-                       --depth_embedding linear_learned""",
-    "Standard": "--model standard",
+COMPARED = {
+    "LN-CoTFormer": """--model ln_cotformer --n_layer 4 --n_layer_begin 1 --n_layer_end 1 --n_repeat 3
+                       --depth_embedding linear_learned --iterations 1200 --lr 4e-3 --warmup_percent 0.1""",
+    "Standard": "--model standard --n_layer 4 --iterations 1200 --lr 4e-3 --warmup_percent 0.1",
 }
+# One layer, up to five times: small enough that in a thousand steps the first pass leaves something to do.
+ADAPTIVE = """--model adm --n_layer 2 --n_layer_end 1 --n_repeat 5 --depth_embedding linear_learned
+              --iterations 1200 --lr 2e-3 --warmup_percent 0.2"""
+BUDGETS = ("0.4", "0.5", "0.6", "0.8")
 
 
 def run(script: str, *arguments: str) -> None:
@@ -38,12 +44,15 @@ def run(script: str, *arguments: str) -> None:
         raise Failure(f"{script} ended with exit code {code}; what it said stands above")
 
 
-def folder_of(name: str) -> Path:
-    """Where main.py puts this run."""
+def train(model: str) -> Path:
+    """Train, evaluate on the whole validation set, and return the run's folder."""
     import config
 
-    flags = shlex.split(f"{COMMON} {MODELS[name]} --results_base_folder {FOLDER}")
-    return config.experiment_dir(config.parse_args(flags))
+    flags = shlex.split(f"{model} {COMMON} --results_base_folder {FOLDER}")
+    run("main.py", *flags)
+    folder = config.experiment_dir(config.parse_args(flags))
+    run("eval.py", "--checkpoint", str(folder))
+    return folder
 
 
 def table(folders: dict[str, Path]) -> str:
@@ -85,23 +94,42 @@ def paired_difference(folders: dict[str, Path]) -> str:
     )
 
 
-def main() -> None:
-    folders = {name: folder_of(name) for name in MODELS}
-    for flags in MODELS.values():
-        run("main.py", *shlex.split(f"{flags} {COMMON} --results_base_folder {FOLDER}"))
-    for folder in folders.values():
-        run("eval.py", "--checkpoint", str(folder))
+def compare() -> None:
+    """A looped model against a plain one."""
+    folders = {name: train(model) for name, model in COMPARED.items()}
     figure = FOLDER / "curves.png"
     run("plot_curves.py", *map(str, folders.values()), "--labels", *folders, "--output", str(figure))
     best = next(iter(folders.values()))
     run("generate.py", "--checkpoint", str(best), "--prompt", PROMPT, "--max_new_tokens", "400")
-
     print(f"\n{table(folders)}")
     print("(perplexity per byte, on the whole validation set; the same training tokens for both)")
     print(f"{paired_difference(folders)}\n")
     for name, folder in folders.items():
         print(f"{name}: {folder}/ holds ckpt.pt, summary.json, metrics.jsonl and eval_summary_ckpt.json")
     print(f"curves: {figure}")
+
+
+def spend_by_token() -> None:
+    """An adaptive model: perplexity over compute, and a text whose tokens cost different amounts."""
+    folder = train(ADAPTIVE)
+    sample = ("--eval_sample_size", "32000", "--batch_size", "16")
+    run("get_ppl_per_mac.py", "--checkpoint", str(folder), *sample, "--budget", *BUDGETS)
+    figure, page = FOLDER / "figure4.png", FOLDER / "depth.html"
+    run("plot_fig4.py", str(folder), "--labels", "ADM, 1x5 -> 1", "--output", str(figure))
+    write = ("--checkpoint", str(folder), "--prompt", PROMPT, "--max_new_tokens", "400", "--budget", "0.5")
+    run("generate.py", *write, "--show_depth", str(page))
+    if sys.stdout.isatty():  # colours make no sense in a log
+        run("generate.py", *write, "--show_depth")
+    print(
+        f"\nADM: {folder}/ holds ckpt.pt, ppl_per_mac_ckpt.json, router_weights_ckpt.npz and thresholds_ckpt.json"
+    )
+    print(f"perplexity over compute: {figure}")
+    print(f"the sample, coloured by depth: {page}")
+
+
+def main() -> None:
+    compare()
+    spend_by_token()
 
 
 if __name__ == "__main__":
