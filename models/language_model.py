@@ -197,7 +197,6 @@ class LanguageModel(nn.Module):
         check_factors("length_factors", length_factors, config.n_repeat)
         return TopK(length_factors, config.variant.single_precision_capacities)
 
-    @torch.compiler.disable
     def _drawn_factors(self) -> list[float]:
         """From torch's generator on the CPU, which the training loop seeds by step and micro-batch."""
         if self.config.n_repeat == 1:

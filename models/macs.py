@@ -51,8 +51,7 @@ def count_macs(
         raise UsageError(f"sequence_length={sequence_length} must be at least 1")
     if length_factors is not None:
         check_factors("length_factors", length_factors, config.n_repeat)
-    stops = config.variant.routed or config.variant.repeater == "stick_breaking"
-    factors = length_factors if stops else None
+    factors = length_factors if config.variant.stops_early else None
     tokens = tokens_per_pass(
         sequence_length, config.repeats, factors, config.variant.single_precision_capacities
     )

@@ -51,6 +51,11 @@ class Variant:
         """Whether routers decide by token who takes the next pass."""
         return "routing" in self.reads
 
+    @property
+    def stops_early(self) -> bool:
+        """Whether passes are computed for some of the tokens only."""
+        return self.routed or "halt_threshold" in self.reads
+
 
 _ROUTED = REPEATS + DEPTH_PARTS + ROUTING
 _ADAPTIVE_BUT = "but_mod_efficient_sigmoid_lnmid_depthemb_random_factor"

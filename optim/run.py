@@ -92,7 +92,7 @@ class Run:
         try:
             train(
                 self.state,
-                compiled(self.model, self.precision.device) if self.args.compile else self.model,
+                self._compiled() if self.args.compile else self.model,
                 self._batches(),
                 self.config,
                 self.precision,
@@ -170,6 +170,11 @@ class Run:
         self.say(f"{self.args.model}: {self.model.parameter_count():,} parameters, on {device} ({name})")
         self.say(f"{self.config.tokens_per_step:,} tokens a step, computed in {self.precision.reason}")
         self.say(f"run folder: {self.folder}")
+
+    def _compiled(self) -> torch.nn.Module:
+        if self.model.config.variant.stops_early:
+            return self.model  # as a note at the start has said
+        return compiled(self.model, self.precision.device)
 
     def _sample_tokenizer(self):
         if self.args.eval_seq_prefix in (None, "none"):
