@@ -120,9 +120,8 @@ def spend_by_token() -> None:
     run("generate.py", *write, "--show_depth", str(page))
     if sys.stdout.isatty():  # colours make no sense in a log
         run("generate.py", *write, "--show_depth")
-    print(
-        f"\nADM: {folder}/ holds ckpt.pt, ppl_per_mac_ckpt.json, router_weights_ckpt.npz and thresholds_ckpt.json"
-    )
+    print(f"\nADM: {folder}/")
+    print("     holds ckpt.pt, ppl_per_mac_ckpt.json, router_weights_ckpt.npz and thresholds_ckpt.json")
     print(f"perplexity over compute: {figure}")
     print(f"the sample, coloured by depth: {page}")
 

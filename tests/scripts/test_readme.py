@@ -24,8 +24,15 @@ def test_training_commands_are_accepted():
 def test_commands_on_a_run_use_flags_that_exist():
     import eval as eval_script
     import generate
+    import get_ppl_per_mac
+    import get_router_weights
 
-    add_flags = {"eval.py": eval_script.add_flags, "generate.py": generate.add_flags}
+    add_flags = {
+        "eval.py": eval_script.add_flags,
+        "generate.py": generate.add_flags,
+        "get_ppl_per_mac.py": get_ppl_per_mac.add_flags,
+        "get_router_weights.py": get_router_weights.add_flags,
+    }
     used = [command for command in COMMANDS if command[0] in add_flags]
     assert {command[0] for command in used} == set(add_flags)
     for script, *flags in used:
@@ -37,6 +44,7 @@ def test_scripts_targets_and_flags_that_are_named_exist():
         assert list(ROOT.glob(f"{name}")) or list(ROOT.glob(f"*/{name}")), name
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"make (demo|test|lint)\b", README)) == {"demo", "test", "lint"} <= set(targets)
-    own = {"--checkpoint", "--prompt", "--max_new_tokens", "--top_p", "--output", "--help"}
+    own = {"--checkpoint", "--prompt", "--max_new_tokens", "--top_p", "--output", "--help", "--budget"}
+    own |= {"--show_depth", "--split", "--keep_context"}
     known = {flag for action in config.build_parser()._actions for flag in action.option_strings}
     assert set(re.findall(r"--\w+", README)) <= known | own
