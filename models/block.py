@@ -44,9 +44,7 @@ class Attention(nn.Module):
             q, k, v = self._heads(self.c_attn(x), 3)
         else:
             key_rows = context.rows
-            query, key_value = self._split_projection()
-            (q,) = self._heads(F.linear(x, *query), 1)
-            k, v = self._heads(F.linear(context.x, *key_value), 2)
+            q, k, v = self._apart(x, context.x) if rows.total else self._heads(self.c_attn(context.x), 3)
         k = rotate(k, key_rows.rotation)
         seen = store.add(key_rows.to_batch(k), key_rows.to_batch(v), key_rows, rows)
         if not rows.total:
@@ -66,13 +64,17 @@ class Attention(nn.Module):
         """(..., parts * C) -> parts times (..., H, D)."""
         return [part.unflatten(-1, (self.n_head, -1)) for part in projected.chunk(parts, dim=-1)]
 
-    def _split_projection(self) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
-        """Weight and bias of the queries, and those of keys and values."""
+    def _apart(self, x: Tensor, context: Tensor) -> list[Tensor]:
+        """Queries of x, keys and values of `context`.
+
+        Under autocast a part of the weight is converted at each call, the whole only once: so this is for when
+        there are queries to save.
+        """
         width = self.c_proj.in_features
         weight, bias = self.c_attn.weight, self.c_attn.bias
-        if bias is None:
-            return (weight[:width], None), (weight[width:], None)
-        return (weight[:width], bias[:width]), (weight[width:], bias[width:])
+        of_query, of_rest = (None, None) if bias is None else (bias[:width], bias[width:])
+        query = self._heads(F.linear(x, weight[:width], of_query), 1)
+        return query + self._heads(F.linear(context, weight[width:], of_rest), 2)
 
 
 class MLP(nn.Module):
@@ -107,4 +109,4 @@ class Block(nn.Module):
         if context is not None:
             context = Context(self.ln_1(context.x), context.rows)
         x = x + self.attn(self.ln_1(x), rows, store, context)
-        return x + self.mlp(self.ln_2(x))
+        return x + self.mlp(self.ln_2(x)) if rows.total else x  # else only its context was to be kept
