@@ -67,8 +67,8 @@ class Attention(nn.Module):
     def _apart(self, x: Tensor, context: Tensor) -> list[Tensor]:
         """Queries of x, keys and values of `context`.
 
-        Under autocast a part of the weight is converted at each call, the whole only once: so this is for when
-        there are queries to save.
+        Under autocast a part of the weight is converted at each call, the whole only once: so this is for
+        when there are queries to save.
         """
         width = self.c_proj.in_features
         weight, bias = self.c_attn.weight, self.c_attn.bias
