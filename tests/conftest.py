@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,9 +24,13 @@ TEXT = "".join(
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """The processes that tests start share two cores: one thread each, and sums in one order everywhere."""
+def processes():
+    """Those that tests start share two cores: one thread each, and sums in one order everywhere.
+
+    And they can be interrupted, though a shell's background jobs, which tests may be, ignore that.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
