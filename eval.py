@@ -17,8 +17,8 @@ def main() -> None:
     own, given = config.parse_with_run(None, add_flags, __doc__)
     from tqdm import tqdm
 
-    from evaluation.perplexity import evaluate
-    from evaluation.report import describe, summarise, summary_path
+    from evaluation.perplexity import Evaluation, evaluate
+    from evaluation.report import describe, describe_task, summarise, summary_path
     from files import write_json
     from models.macs import CONVENTIONS, macs_of_passes
     from optim.restore import restore
@@ -26,17 +26,19 @@ def main() -> None:
 
     run = restore(Path(own.checkpoint), given)
     args = run.args
-    batches = run.batches("val")
+    corpus = run.open_corpus()
     print(f"{run.describe()}, on {args.dataset}")
     route = RouteFinder(run).from_flags()
     if route.about:
         print(route)
-    result = evaluate(
-        run.model,
-        tqdm(batches, desc="evaluating", unit="batch", disable=not sys.stderr.isatty()),
-        run.precision,
-        **route.settings,
-    )
+
+    def measure(split: str) -> Evaluation:
+        batches = run.batches(split, corpus)
+        bar = tqdm(batches, desc=f"evaluating {split}", unit="batch", disable=not sys.stderr.isatty())
+        return evaluate(run.model, bar, run.precision, **route.settings)
+
+    result = measure("val")
+    others = {split: measure(split) for split in corpus.test_splits}
     path = summary_path(run.path, own.output_dir)
     about = {
         "checkpoint": str(run.path),
@@ -51,8 +53,12 @@ def main() -> None:
             name: macs_of_passes(run.model.config, result.tokens_per_pass, name) for name in CONVENTIONS
         },
     }
+    if others:
+        about["splits"] = {split: summarise(other) for split, other in others.items()}
     write_json(path, summarise(result, **about))
     print(describe(result))
+    for split, other in others.items():
+        print(describe_task(split, other))
     print(f"written: {path}")
 
 

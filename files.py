@@ -1,8 +1,10 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and names that file systems take."""
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,6 +12,7 @@ from typing import Any, BinaryIO
 from errors import Failure
 
 TEMPORARY_SUFFIX = ".tmp"
+FILES_PREFIX = "files:"  # of a --dataset that is a pattern of paths
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -46,3 +49,12 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def folder_name(dataset: str) -> str:
+    """The name of a corpus as that of a folder: of files:<pattern>, the last part and a hash of the whole."""
+    if not dataset.startswith(FILES_PREFIX):
+        return dataset
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", dataset.rpartition("/")[2].removeprefix(FILES_PREFIX)).strip("-")
+    digest = hashlib.sha256(dataset.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return "-".join(part for part in ("files", stem[:40], digest) if part)

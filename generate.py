@@ -78,8 +78,10 @@ def main() -> None:
         raise UsageError(f"--keep_context {own.keep_context} exceeds sequence_length={limit}")
     route = RouteFinder(run, say).for_writing(own.budget)
     # A checkpoint of the released code does not tell its tokeniser: GPT-2's, unless --tokenizer says so.
+    named = run.args.tokenizer
+    elsewhere = Path(named) if named and named.endswith(".json") else None
     tokenizer = (
-        tokenizer_from_meta(run.tokenizer) if run.tokenizer else make_tokenizer(run.args.tokenizer or "gpt2")
+        tokenizer_from_meta(run.tokenizer, elsewhere) if run.tokenizer else make_tokenizer(named or "gpt2")
     )
     costs = [Cost() for _ in own.prompt]
     steps = stream_texts(

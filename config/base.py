@@ -6,7 +6,8 @@
 
 from argparse import ArgumentParser
 
-from config.values import choice, device, dtype, integer, nullable, number, truth
+from config.values import choice, choice_or, device, dtype, integer, nullable, number, truth
+from files import FILES_PREFIX
 from models.capacities import DRAWS
 from models.config import CHOICES, DEPTH_EMBEDDINGS, POSITIONAL_ENCODERS
 from models.variants import accepted_names
@@ -14,15 +15,20 @@ from models.variants import accepted_names
 # fmt: off
 DATASETS = (
     "pydoc", "slimpajama", "wikitext", "pg19", "shakespeare-char", "arxivmath", "owt2", "openwebtext2",
-    "arxiv2000", "arxiv+wiki",
+    "arxiv2000", "arxiv+wiki", "fineweb", "fineweb_100bt", "fineweb_edu", "counting", "phop",
 )
 # fmt: on
-TOKENIZERS = ("bytes", "gpt2")
+TOKENIZERS = ("bytes", "gpt2", "cl100k_base")
 OPTIMIZERS = ("adamw", "sgd", "adafactor")
 SCHEDULERS = ("cos", "linear", "none")
 BACKENDS = ("nccl", "gloo", "fsdp")
 
 NO_EFFECT = "accepted for old commands; no effect"
+
+
+def is_pattern(dataset: str) -> bool:
+    """Whether it names files instead of a registered corpus."""
+    return dataset.startswith(FILES_PREFIX) and len(dataset) > len(FILES_PREFIX)
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -109,15 +115,17 @@ def _optimizer(add) -> None:
 def _dataset(add) -> None:
     add(
         "--dataset",
-        type=choice(DATASETS),
+        type=choice_or(DATASETS, is_pattern, "files:<pattern>"),
         default="pydoc",
-        help=f"{', '.join(DATASETS)}; pydoc comes with Python and needs no network",
+        help=f"{', '.join(DATASETS)}, or files:<pattern>,... for text of your own (.jsonl, .jsonl.zst, "
+        ".parquet, .txt) or .bin shards; pydoc comes with Python and needs no network",
     )
     add(
         "--tokenizer",
-        type=nullable(choice(TOKENIZERS)),
+        type=nullable(choice_or(TOKENIZERS, lambda text: text.endswith(".json"), "a tokenizer.json")),
         default=None,
-        help="bytes or gpt2; None: the corpus' own (pydoc: bytes)",
+        help=f"{', '.join(TOKENIZERS)}, or the path of a Hugging Face tokenizer.json; None: the corpus' own "
+        "(pydoc: bytes)",
     )
     add("--data_dir", type=nullable(str), default=None, help="where token files lie; None: data/datasets")
     add("--data_in_ram", action="store_true", help="read the token files into memory first")

@@ -6,6 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from files import folder_name
 from models.config import ModelConfig
 from models.variants import PONDER, ROUTING, STICK_BREAKING
 
@@ -63,4 +64,5 @@ def experiment_name(args: Namespace) -> str:
 
 def experiment_dir(args: Namespace) -> Path:
     """<results_base_folder>/<dataset>/<model>/<experiment name>."""
-    return Path(args.results_base_folder) / args.dataset / args.model / experiment_name(args)
+    dataset = folder_name(args.dataset)
+    return Path(args.results_base_folder) / dataset / args.model / experiment_name(args)

@@ -58,6 +58,15 @@ def choice(allowed: Sequence[str]) -> Reader:
     return read
 
 
+def choice_or(allowed: Sequence[str], other: Callable[[str], bool], what: str) -> Reader:
+    """One of `allowed`, or a text for which `other` holds; what: how such a text is called."""
+
+    def read(text: str) -> str:
+        return text if other(text) else choice((*allowed, what))(text)
+
+    return read
+
+
 def dtype(text: str) -> str:
     """torch.bfloat16, torch.float16 or torch.float32, with or without "torch."."""
     return "torch." + choice(("bfloat16", "float16", "float32"))(text.removeprefix("torch."))

@@ -1,6 +1,6 @@
 """Batches as pure functions of where training stands, and windows for evaluation.
 
-Shapes: B batch, T tokens. A batch is (inputs, targets), int64, (B, T) each, the targets one token later.
+Shapes: B batch, T tokens. A batch is (inputs, targets), int64, (B, T) each: `data.windows`.
 """
 
 from collections import deque
@@ -9,40 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from errors import Failure
+from data.windows import Batch, Windows
 
-Batch = tuple[Tensor, Tensor]
 Key = TypeVar("Key")
 Value = TypeVar("Value")
-
-
-class Windows:
-    """The tokens cut into windows of T that do not overlap; window i predicts tokens iT+1 .. iT+T.
-
-    vocab_size: what is gathered is checked against it, if given (a mapped file can be damaged meanwhile).
-    """
-
-    def __init__(self, tokens: np.ndarray, sequence_length: int, vocab_size: int | None = None) -> None:
-        self._tokens = tokens
-        self._length = sequence_length
-        self._vocab_size = vocab_size
-        self.count = (len(tokens) - 1) // sequence_length  # the last, incomplete one is dropped
-
-    def gather(self, indices: np.ndarray) -> Batch:
-        """The windows (B,) in one vectorised read. Raises Failure for a token beyond the vocabulary."""
-        spans = np.lib.stride_tricks.sliding_window_view(self._tokens, self._length + 1)
-        read = spans[indices * self._length].astype(np.int64)  # (B, T + 1)
-        if self._vocab_size is not None and read.max() >= self._vocab_size:
-            file = getattr(self._tokens, "filename", None) or "the array of tokens"
-            raise Failure(
-                f"{file} holds token {read.max()}, but the vocabulary has {self._vocab_size:,}: it was "
-                "damaged; bring it again or, where it was prepared here, delete the meta.json beside it"
-            )
-        both = torch.from_numpy(read)
-        return both[:, :-1], both[:, 1:]
 
 
 class Batches:
@@ -54,16 +25,8 @@ class Batches:
     epoch 1.
     """
 
-    def __init__(
-        self,
-        tokens: np.ndarray,
-        sequence_length: int,
-        batch_size: int,
-        acc_steps: int,
-        seed: int,
-        vocab_size: int | None = None,
-    ) -> None:
-        self._windows = Windows(tokens, sequence_length, vocab_size)
+    def __init__(self, windows: Windows, batch_size: int, acc_steps: int, seed: int) -> None:
+        self._windows = windows
         self._batch_size = batch_size
         self._acc_steps = acc_steps
         self._seed = seed
@@ -73,7 +36,7 @@ class Batches:
         """Which windows the micro-batch holds (B,)."""
         first = (step * self._acc_steps + micro_batch) * self._batch_size
         samples = np.arange(first, first + self._batch_size)
-        epochs, places = np.divmod(samples, self._windows.count)
+        epochs, places = np.divmod(samples, self._windows.epoch_size)
         chosen = np.empty_like(samples)
         for epoch in np.unique(epochs):
             chosen[epochs == epoch] = self._permutation(int(epoch))[places[epochs == epoch]]
@@ -87,7 +50,7 @@ class Batches:
             generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
             for old in [known for known in self._permutations if known < epoch - 1]:
                 del self._permutations[old]
-            self._permutations[epoch] = generator.permutation(self._windows.count)
+            self._permutations[epoch] = self._windows.epoch(generator)
         return self._permutations[epoch]
 
 
@@ -109,32 +72,19 @@ class EvaluationBatches:
         return prefetch(self._windows.gather, self._parts)
 
 
-def contiguous_batches(
-    tokens: np.ndarray,
-    sequence_length: int,
-    batch_size: int,
-    max_tokens: int | None = None,
-    vocab_size: int | None = None,
-) -> EvaluationBatches:
+def contiguous_batches(windows: Windows, batch_size: int, max_tokens: int | None = None) -> EvaluationBatches:
     """All windows in order; with max_tokens only the first ones that it covers, at least one."""
-    windows = Windows(tokens, sequence_length, vocab_size)
-    count = windows.count if max_tokens is None else min(windows.count, max(1, max_tokens // sequence_length))
+    count = windows.count
+    if max_tokens is not None:
+        count = min(count, max(1, max_tokens // windows.length))
     return EvaluationBatches(windows, np.arange(count), batch_size)
 
 
-def validation_subset(
-    tokens: np.ndarray,
-    sequence_length: int,
-    batch_size: int,
-    n_batches: int,
-    seed: int,
-    vocab_size: int | None = None,
-) -> EvaluationBatches:
+def validation_subset(windows: Windows, batch_size: int, n_batches: int, seed: int) -> EvaluationBatches:
     """n_batches full batches of windows from all over the set (fewer batches where it is smaller).
 
     The same windows for one seed, so that losses at different steps can be compared.
     """
-    windows = Windows(tokens, sequence_length, vocab_size)
     chosen = np.random.default_rng(seed).permutation(windows.count)[: n_batches * batch_size]
     return EvaluationBatches(windows, np.sort(chosen), batch_size)
 

@@ -1,139 +1,63 @@
-"""The registry of corpora: name -> where its text comes from, how it is split, which tokeniser it has."""
+"""The registry of corpora: name -> who prepares it, which tokeniser it has; and how one is opened."""
 
-import platform
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from data import pydoc, shakespeare
-from data.token_files import SPLITS, open_tokens, read_meta, require_vocabulary, write_corpus
-from data.tokenizers import Characters, Gpt2, Tokenizer, make_tokenizer, tokenizer_from_meta
+from data import algorithmic, hub, local, openwebtext2, pydoc, shakespeare
+from data.corpus import Corpus, MixedCorpus, TokenCorpus
+from data.preparation import Job
+from data.token_files import SPLITS, open_tokens, read_meta, require_vocabulary
+from data.tokenizers import HuggingFace, Tiktoken, make_tokenizer
 from errors import Failure, UsageError, unknown
+from files import folder_name
 
 DEFAULT_FOLDER = Path(__file__).parent / "datasets"
-SPLIT_SEED = 2357
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """An opened corpus. train, val: token ids (n,), uint16. meta: what meta.json says."""
-
-    name: str
-    folder: Path
-    meta: dict[str, Any]
-    train: np.ndarray
-    val: np.ndarray
-
-    def load_tokenizer(self) -> Tokenizer:
-        """Raises Failure where its vocabulary cannot be had."""
-        return tokenizer_from_meta(self.meta["tokenizer"])
-
-    def require_tokenizer(self, tokenizer: dict[str, Any] | None, whose: str) -> None:
-        """Raises UsageError unless these tokens mean what they meant to the model; None is not known."""
-        if tokenizer is not None and tokenizer != self.meta["tokenizer"]:
-            raise UsageError(
-                f"{self.folder} is in {_describe(self.meta['tokenizer'])} tokens, but {whose} was trained "
-                f"on {_describe(tokenizer)} tokens; choose the --dataset and --tokenizer it was trained with"
-            )
-
-
-def _describe(tokenizer: dict[str, Any]) -> str:
-    return f"{tokenizer['name']} ({tokenizer['vocab_size']:,})"
-
-
-# Writes the token files of a corpus: (data_dir, folder, tokenizer name) -> documents in it.
-Prepare = Callable[[Path, Path, str], int]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A row of the registry. tokenizers: those it can have, the default first.
+    """A row of the registry. tokenizer: its own; fixed: it can have no other.
 
-    prepare: None where this version cannot make the token files: then they have to be brought.
+    prepare: writes the token files, and returns how many documents there are. large: training does not begin
+    with it; it has a command of its own.
     """
 
     name: str
-    tokenizers: tuple[str, ...]
-    prepare: Prepare | None = None
+    tokenizer: str
+    prepare: Callable[[Job], int]
     aliases: tuple[str, ...] = ()
-
-
-def _prepare_pydoc(data_dir: Path, folder: Path, tokenizer_name: str) -> int:
-    tokenizer = make_tokenizer(tokenizer_name)
-    texts = list(pydoc.documents())
-    fraction = 0.05
-    chosen = validation_documents(len(texts), fraction)
-    documents = {
-        "train": [text for index, text in enumerate(texts) if index not in chosen],
-        "val": [text for index, text in enumerate(texts) if index in chosen],
-    }
-    end = np.uint16(tokenizer.end_of_text)
-    splits = {
-        split: [np.append(tokenizer.encode(text), end) for text in part] for split, part in documents.items()
-    }
-    meta = {
-        "corpus": "pydoc",
-        "tokenizer": tokenizer.to_meta(),
-        "source": "topics of the language reference, docstrings and comments of the standard library",
-        "python": platform.python_version(),
-        "documents": {split: len(part) for split, part in documents.items()},
-        "bytes": {split: _size(part) for split, part in documents.items()},
-        "split": f"{fraction:.2%} of the documents, numpy default_rng({SPLIT_SEED}).permutation",
-    }
-    write_corpus(folder, splits, meta)
-    return len(texts)
-
-
-def _prepare_shakespeare(data_dir: Path, folder: Path, tokenizer_name: str) -> int:
-    text = shakespeare.text(data_dir, folder)
-    tokenizer = Characters("".join(sorted(set(text))))
-    if tokenizer.vocab_size > 2**16:
-        raise UsageError(f"the text has {tokenizer.vocab_size:,} different characters; 65,536 are possible")
-    tokens = tokenizer.encode(text)
-    cut = int(0.9 * len(tokens))
-    meta = {
-        "corpus": "shakespeare-char",
-        "tokenizer": tokenizer.to_meta(),
-        "source": "tiny Shakespeare",
-        "documents": {"train": 1, "val": 1},
-        "bytes": {"train": _size([text[:cut]]), "val": _size([text[cut:]])},
-        "split": "the first 90 % of the characters, and the rest",
-    }
-    write_corpus(folder, {"train": [tokens[:cut]], "val": [tokens[cut:]]}, meta)
-    return 1
-
-
-def _size(texts: list[str]) -> int:
-    """Bytes in UTF-8: what a loss per byte is divided by, whatever the tokeniser."""
-    return sum(len(text.encode()) for text in texts)
-
-
-def validation_documents(count: int, fraction: float) -> set[int]:
-    """Which of `count` documents are held out: max(1, round(fraction * count)) of a fixed permutation."""
-    held_out = max(1, round(fraction * count))
-    return set(np.random.default_rng(SPLIT_SEED).permutation(count)[:held_out].tolist())
+    fixed: bool = False
+    large: str | None = None
 
 
 SOURCES = (
-    Source("pydoc", ("bytes", "gpt2"), _prepare_pydoc),
-    Source("shakespeare-char", ("char",), _prepare_shakespeare),
-    Source("slimpajama", ("gpt2",)),
-    Source("wikitext", ("gpt2",)),
-    Source("pg19", ("gpt2",)),
-    Source("arxivmath", ("gpt2",)),
-    Source("openwebtext2", ("gpt2",), aliases=("owt2",)),
-    Source("arxiv2000", ("gpt2",)),
-    Source("arxiv+wiki", ("gpt2",)),
-)
+    Source("pydoc", "bytes", pydoc.prepare),
+    Source("shakespeare-char", "char", shakespeare.prepare, fixed=True),
+    Source(
+        openwebtext2.NAME, "gpt2", openwebtext2.prepare, aliases=(openwebtext2.ALIAS,),
+        large="python -m data.openwebtext2 download` with network and `python -m data.openwebtext2 tokenize",
+    ),
+    *(
+        Source(
+            row.name, "gpt2", partial(hub.prepare, row), large=f"python -m data.prepare --dataset {row.name}"
+        )
+        for row in hub.HUB
+    ),
+)  # fmt: skip
+
+# Corpora made of others: the weight of each in training.
+MIXTURES = {"arxiv+wiki": {"arxiv2000": 0.5, "wikitext": 0.5}}
 
 
 def registered_corpora() -> list[str]:
-    """Every name that `open_corpus` knows, aliases included."""
-    return [name for source in SOURCES for name in (source.name, *source.aliases)]
+    """Every name that `open_corpus` knows, aliases included; beside them it takes files:<pattern>."""
+    names = [name for source in SOURCES for name in (source.name, *source.aliases)]
+    return [*names, *MIXTURES, *algorithmic.TASKS]
 
 
 def open_corpus(
@@ -146,69 +70,160 @@ def open_corpus(
     in_ram: bool = False,
     log: Callable[[str], None] = print,
 ) -> Corpus:
-    """Open a corpus, preparing its token files on first use.
+    """Open a corpus, preparing its token files on first use where that is a matter of seconds.
 
     data_dir: None for data/datasets. tokenizer: None for the corpus' own. vocab_size, sequence_length: of the
     model that is to read it, None where no model is. Raises UsageError for what does not fit together,
     Failure for damaged files.
     """
-    source = _find(name)
-    tokenizer = tokenizer or source.tokenizers[0]
-    if tokenizer not in source.tokenizers:
-        raise UsageError(f"--tokenizer {tokenizer}: {name} comes in {' or '.join(source.tokenizers)} only")
-    data_dir = DEFAULT_FOLDER if data_dir is None else Path(data_dir)
-    folder = _folder(source, data_dir, tokenizer)
-    meta = read_meta(folder)
-    if meta is None and source.prepare is not None:
-        _prepare(source, data_dir, folder, tokenizer, log)
-        meta = read_meta(folder)
-    if meta is None:
-        _require_brought(source, folder)
-        meta = {"corpus": source.name, "tokenizer": {"name": "gpt2", "vocab_size": Gpt2.vocab_size}}
+    if name in algorithmic.TASKS:
+        corpus = algorithmic.open_task(name, tokenizer)
+        if vocab_size is not None:
+            require_vocabulary(corpus.folder, corpus.meta, vocab_size)
+        return corpus
+    settings = {"data_dir": data_dir, "vocab_size": vocab_size, "sequence_length": sequence_length}
+    settings |= {"in_ram": in_ram, "log": log}
+    if name in MIXTURES:
+        tokenizer = tokenizer or find(next(iter(MIXTURES[name]))).tokenizer
+        parts = [open_corpus(part, tokenizer=tokenizer, **settings) for part in MIXTURES[name]]
+        return MixedCorpus(name, parts, list(MIXTURES[name].values()))
+    source = find(name)
+    shards = local.shards(name) if local.is_local(name) else []
+    if shards:
+        _require_tokenizer(source, tokenizer, only="gpt2")
+        folder = shards[0].parent
+        meta, splits = local.open_shards(shards, sequence_length or 1, in_ram)
+    else:
+        _require_tokenizer(source, tokenizer, only=source.tokenizer if source.fixed else None)
+        folder = corpus_folder(name, data_dir, tokenizer)
+        meta = _meta(source, name, folder, data_dir, tokenizer, log)
+        splits = {
+            split: [open_tokens(folder / f"{split}.bin", meta, sequence_length or 1, in_ram)]
+            for split in SPLITS
+        }
     if vocab_size is not None:
         require_vocabulary(folder, meta, vocab_size)
-    train, val = (
-        open_tokens(folder / f"{split}.bin", meta, sequence_length or 1, in_ram) for split in SPLITS
-    )
-    return Corpus(source.name, folder, meta, train, val)
+    return TokenCorpus(source.name, folder, meta, splits)
 
 
-def _find(name: str) -> Source:
+def find(name: str) -> Source:
+    """The row of a name. Raises UsageError for one that is not registered."""
+    if local.is_local(name):
+        return Source(name, "gpt2", partial(local.prepare, name))
     for source in SOURCES:
         if name in (source.name, *source.aliases):
             return source
     raise UsageError(unknown(f"--dataset {name}: unknown corpus", name, registered_corpora()))
 
 
-def _folder(source: Source, data_dir: Path, tokenizer: str) -> Path:
-    if tokenizer != source.tokenizers[0]:
-        return data_dir / f"{source.name}-{tokenizer}"
-    for alias in source.aliases:  # token files made under the short name
-        if not (data_dir / source.name).is_dir() and (data_dir / alias).is_dir():
-            return data_dir / alias
-    return data_dir / source.name
+def corpus_folder(name: str, data_dir: str | Path | None, tokenizer: str | None) -> Path:
+    """Where the token files of a corpus lie, or would."""
+    source, data_dir = find(name), DEFAULT_FOLDER if data_dir is None else Path(data_dir)
+    if tokenizer is None or tokenizer == source.tokenizer:
+        for alias in source.aliases:  # token files made under the short name
+            if not (data_dir / source.name).is_dir() and (data_dir / alias).is_dir():
+                return data_dir / alias
+        return data_dir / folder_name(source.name)
+    label = tokenizer
+    if tokenizer.endswith(".json"):
+        label = f"json-{HuggingFace(Path(tokenizer)).sha256[:8]}"
+    return data_dir / f"{folder_name(source.name)}-{label}"
+
+
+def prepare_corpus(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    tokenizer: str | None = None,
+    workers: int | None = None,
+    on_error: str = "fatal",
+    archive: Path | None = None,
+    log: Callable[[str], None] = print,
+) -> Corpus:
+    """Prepare a corpus of whatever size, if it is not, and open it; see `open_corpus` and `data.tokenise`."""
+    for part in MIXTURES.get(name, {}):
+        prepare_corpus(
+            part, data_dir=data_dir, tokenizer=tokenizer, workers=workers, on_error=on_error, log=log
+        )
+    if (
+        name not in MIXTURES
+        and name not in algorithmic.TASKS
+        and not (local.is_local(name) and local.shards(name))
+    ):
+        source = find(name)
+        _require_tokenizer(source, tokenizer, only=source.tokenizer if source.fixed else None)
+        folder = corpus_folder(name, data_dir, tokenizer)
+        if read_meta(folder) is None:
+            _prepare(
+                source, folder, data_dir, tokenizer, log, workers=workers, on_error=on_error, archive=archive
+            )
+    return open_corpus(name, data_dir=data_dir, tokenizer=tokenizer, log=log)
+
+
+def _require_tokenizer(source: Source, tokenizer: str | None, only: str | None) -> None:
+    if tokenizer is not None and only is not None and tokenizer != only:
+        raise UsageError(f"--tokenizer {tokenizer}: {source.name} comes in {only} only")
+
+
+def _meta(
+    source: Source,
+    name: str,
+    folder: Path,
+    data_dir: str | Path | None,
+    tokenizer: str | None,
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    """What meta.json says; of a corpus that is prepared in seconds, after preparing it."""
+    meta = read_meta(folder)
+    brought = any((folder / f"{split}.bin").exists() for split in SPLITS)
+    if meta is not None:
+        if local.is_local(name):
+            local.require_unchanged(name, folder, meta)
+        return meta
+    if source.large is None:
+        _prepare(source, folder, data_dir, tokenizer, log)
+        return read_meta(folder)
+    if not brought:
+        raise Failure(
+            f"{name} is not prepared in {folder}: run `{source.large}`, or bring train.bin and val.bin "
+            f"({tokenizer or source.tokenizer} tokens, uint16) there; --dataset pydoc needs nothing"
+        )
+    kind = tokenizer or source.tokenizer
+    if kind in Tiktoken.SIZES:
+        return {"corpus": source.name, "tokenizer": {"name": kind, "vocab_size": Tiktoken.SIZES[kind][0]}}
+    return {"corpus": source.name, "tokenizer": make_tokenizer(kind).to_meta()}
 
 
 def _prepare(
-    source: Source, data_dir: Path, folder: Path, tokenizer: str, log: Callable[[str], None]
+    source: Source,
+    folder: Path,
+    data_dir: str | Path | None,
+    tokenizer: str | None,
+    log: Callable[[str], None],
+    **settings: Any,
 ) -> None:
+    """Have the token files written, unless there are some that were brought."""
+    brought = [folder / f"{split}.bin" for split in SPLITS if (folder / f"{split}.bin").exists()]
+    if brought and source.large and not (folder / "parts").exists():
+        raise Failure(
+            f"{brought[0]} is there without a meta.json: it was brought; move it away to prepare here"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)  # better known before the work than after it
     except OSError as error:
         raise Failure(f"cannot write {folder}: {error.strerror}; choose another --data_dir") from error
+    tokenizer = tokenizer or source.tokenizer
+    if tokenizer.endswith(".json"):  # beside what is written in it, so that it can be read wherever it goes
+        copy = folder / HuggingFace.name
+        if not copy.exists():
+            shutil.copyfile(tokenizer, copy)
+        tokenizer = str(copy)
     log(f"preparing {source.name} in {folder}, once ...")
     started = time.perf_counter()
-    documents = source.prepare(data_dir, folder, tokenizer)
+    data_dir = DEFAULT_FOLDER if data_dir is None else Path(data_dir)
+    documents = source.prepare(Job(data_dir, folder, tokenizer, say=log, **settings))
     tokens = {split: described["tokens"] for split, described in read_meta(folder)["splits"].items()}
     log(
         f"prepared {source.name}: {documents:,} documents, {tokens['train']:,} + {tokens['val']:,} "
         f"{tokenizer} tokens (train + val) in {time.perf_counter() - started:.1f} s"
     )
-
-
-def _require_brought(source: Source, folder: Path) -> None:
-    if not any((folder / f"{split}.bin").exists() for split in SPLITS):
-        raise Failure(
-            f"this version cannot prepare {source.name}: bring {folder}/train.bin and val.bin "
-            "(GPT-2 tokens, uint16), or use --dataset pydoc"
-        )

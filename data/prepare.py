@@ -2,22 +2,49 @@
 
 import argparse
 import json
+from pathlib import Path
 
-from data import open_corpus, registered_corpora
-from data.tokenizers import TOKENIZERS
+from data import prepare_corpus, registered_corpora
+from data.tokenise import ON_ERROR, describe_skipped
+from data.verification import verify
 from errors import run_script
 
 
 def main() -> None:
     """Prepare (or open) the corpus that the flags name; print what its meta.json says."""
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__)
-    parser.add_argument("--dataset", default="pydoc", help=f"one of {', '.join(registered_corpora())}")
-    parser.add_argument("--tokenizer", choices=list(TOKENIZERS), help="default: the corpus' own")
-    parser.add_argument("--data_dir", help="where token files lie; default: data/datasets")
+    add = parser.add_argument
+    add("--dataset", default="pydoc", help=f"{', '.join(registered_corpora())}, or files:<pattern>")
+    add(
+        "--tokenizer",
+        help="gpt2, cl100k_base, bytes, or the path of a tokenizer.json; default: the corpus' own",
+    )
+    add("--data_dir", help="where token files lie; default: data/datasets")
+    add("--workers", type=int, help="processes; default: one for each core")
+    add(
+        "--on_error",
+        choices=ON_ERROR,
+        default="fatal",
+        help="bad records and damaged files: stop, or leave out",
+    )
+    add("--archive", type=Path, help="of openwebtext2, if it is elsewhere")
+    add("--verify", action="store_true", help="compare the token files with meta.json, byte by byte")
     args = parser.parse_args()
-    corpus = open_corpus(args.dataset, data_dir=args.data_dir, tokenizer=args.tokenizer)
-    print(f"{corpus.folder}: {len(corpus.train):,} training and {len(corpus.val):,} validation tokens")
-    print(json.dumps(corpus.meta, indent=2))
+    corpus = prepare_corpus(
+        args.dataset,
+        data_dir=args.data_dir,
+        tokenizer=args.tokenizer,
+        workers=args.workers,
+        on_error=args.on_error,
+        archive=args.archive,
+    )
+    print(f"{corpus.folder}: {corpus.size('train'):,} training and {corpus.size('val'):,} validation tokens")
+    for line in describe_skipped(corpus.meta):
+        print(line)
+    if args.verify:
+        print("\n".join(verify(corpus.folder)))
+    else:
+        print(json.dumps(corpus.meta, indent=2))
 
 
 if __name__ == "__main__":

@@ -3,16 +3,48 @@
 import ast
 import inspect
 import io
+import platform
 import re
 import sysconfig
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
+from data.assembly import SPLIT_SEED
+from data.preparation import Job, split_documents, text_bytes
+from data.token_files import write_corpus
+from data.tokenizers import make_tokenizer
 from errors import Failure
 
 # Tests, and what a package manager puts beside the library.
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
+FRACTION = 0.05  # of the documents are held out
+
+
+def prepare(job: Job) -> int:
+    """Write the token files; returns how many documents there are."""
+    tokenizer = make_tokenizer(job.tokenizer)
+    texts = list(documents())
+    splits = split_documents(texts, FRACTION)
+    end = np.array([tokenizer.end_of_text], dtype=tokenizer.dtype)
+    meta = {
+        "corpus": "pydoc",
+        "tokenizer": tokenizer.to_meta(),
+        "end_of_text": tokenizer.end_of_text,
+        "source": "topics of the language reference, docstrings and comments of the standard library",
+        "python": platform.python_version(),
+        "documents": {split: len(part) for split, part in splits.items()},
+        "bytes": {split: text_bytes(part) for split, part in splits.items()},
+        "split": f"{FRACTION:.2%} of the documents, numpy default_rng({SPLIT_SEED}).permutation",
+    }
+    tokens = {
+        split: [array for text in part for array in (tokenizer.encode(text), end)]
+        for split, part in splits.items()
+    }
+    write_corpus(job.folder, tokens, meta)
+    return len(texts)
 
 
 def documents() -> Iterator[str]:

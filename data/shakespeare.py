@@ -5,11 +5,34 @@ import http.client
 import urllib.request
 from pathlib import Path
 
+from data.preparation import Job, text_bytes
+from data.token_files import write_corpus
+from data.tokenizers import Characters
 from errors import Failure, UsageError
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TIMEOUT_SECONDS = 20
+
+
+def prepare(job: Job) -> int:
+    """Write the token files: the first 90 % of the characters, and the rest."""
+    whole = text(job.data_dir, job.folder)
+    tokenizer = Characters("".join(sorted(set(whole))))
+    if tokenizer.vocab_size > 1 << 16:
+        raise UsageError(f"the text has {tokenizer.vocab_size:,} different characters; 65,536 are possible")
+    tokens = tokenizer.encode(whole)
+    cut = int(0.9 * len(tokens))
+    meta = {
+        "corpus": "shakespeare-char",
+        "tokenizer": tokenizer.to_meta(),
+        "source": "tiny Shakespeare",
+        "documents": {"train": 1, "val": 1},
+        "bytes": {"train": text_bytes([whole[:cut]]), "val": text_bytes([whole[cut:]])},
+        "split": "the first 90 % of the characters, and the rest",
+    }
+    write_corpus(job.folder, {"train": [tokens[:cut]], "val": [tokens[cut:]]}, meta)
+    return 1
 
 
 def text(data_dir: Path, folder: Path) -> str:

@@ -5,23 +5,31 @@ decoding is made. What is needed to make it again stands in a corpus' meta.json 
 """
 
 import codecs
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from data.huggingface import HuggingFace
+from data.ids import id_dtype
 from errors import Failure, UsageError
 
 
 class Tokenizer(Protocol):
-    """vocab_size: ids run from 0 to vocab_size - 1. end_of_text: the id put behind each document."""
+    """vocab_size: ids run from 0 to vocab_size - 1. dtype: of ids on disk, uint16 or uint32.
+
+    end_of_text: the id put behind each document.
+    """
 
     name: str
     vocab_size: int
+    dtype: np.dtype
     end_of_text: int | None
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids (n,), uint16; raises UsageError for text it has no ids for."""
+        """Ids (n,), of `dtype`; raises UsageError for text it has no ids for."""
 
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes of one token, possibly a part of a character."""
@@ -35,6 +43,7 @@ class Bytes:
 
     name: ClassVar[str] = "bytes"
     vocab_size: ClassVar[int] = 257
+    dtype: ClassVar[np.dtype] = id_dtype(257)
     end_of_text: ClassVar[int] = 256
 
     def encode(self, text: str) -> np.ndarray:
@@ -48,26 +57,37 @@ class Bytes:
         return {"name": self.name, "vocab_size": self.vocab_size}
 
 
-class Gpt2:
-    """GPT-2's byte-pair encoding, from tiktoken's cache or its download."""
+class Tiktoken:
+    """A byte-pair encoding of OpenAI's, from tiktoken's cache or its download. name: gpt2 or cl100k_base."""
 
-    name: ClassVar[str] = "gpt2"
-    vocab_size: ClassVar[int] = 50257
-    end_of_text: ClassVar[int] = 50256
+    SIZES: ClassVar[dict[str, tuple[int, int]]] = {  # vocab_size, end_of_text
+        "gpt2": (50257, 50256),
+        "cl100k_base": (100277, 100257),
+    }
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         import tiktoken
 
+        self.name = name
+        self.vocab_size, self.end_of_text = self.SIZES[name]
+        self.dtype = id_dtype(self.vocab_size)
         try:
-            self._encoding = tiktoken.get_encoding("gpt2")
+            self._encoding = tiktoken.get_encoding(name)
         except Exception as error:  # whatever the download came to: requests has many ways to fail
             raise Failure(
-                "GPT-2's vocabulary is not in tiktoken's cache (TIKTOKEN_CACHE_DIR), and its download failed "
-                f"({type(error).__name__}); cache it on a machine with network, or use --tokenizer bytes"
+                f"the vocabulary of {name} is not in tiktoken's cache "
+                f"(TIKTOKEN_CACHE_DIR={os.environ.get('TIKTOKEN_CACHE_DIR', '')!s}), and its download failed "
+                f"({type(error).__name__}); on a machine with network run `python -m data.openwebtext2 bpe "
+                f"--tokenizer {name}` with TIKTOKEN_CACHE_DIR set to a folder that this one sees, and set it "
+                "here too; or use --tokenizer bytes"
             ) from error
 
     def encode(self, text: str) -> np.ndarray:
-        return np.array(self._encoding.encode_ordinary(text), dtype=np.uint16)
+        try:
+            tokens = self._encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # half a surrogate pair, which this form replaces
+            tokens = np.array(self._encoding.encode_ordinary(text))
+        return tokens.astype(self.dtype)
 
     def token_bytes(self, token: int) -> bytes:
         return b"\n" if token == self.end_of_text else self._encoding.decode_single_token_bytes(token)
@@ -85,6 +105,7 @@ class Characters:
     def __init__(self, characters: str) -> None:
         self.characters = characters
         self.vocab_size = len(characters)
+        self.dtype = id_dtype(self.vocab_size)
         self._ids = {character: index for index, character in enumerate(characters)}
 
     def encode(self, text: str) -> np.ndarray:
@@ -93,7 +114,7 @@ class Characters:
             raise UsageError(
                 f"the text holds {unknown[0]!r}, which is not among the {self.vocab_size} characters known"
             )
-        return np.array([self._ids[character] for character in text], dtype=np.uint16)
+        return np.array([self._ids[character] for character in text], dtype=self.dtype)
 
     def token_bytes(self, token: int) -> bytes:
         return self.characters[token].encode()
@@ -102,27 +123,73 @@ class Characters:
         return {"name": self.name, "vocab_size": self.vocab_size, "characters": self.characters}
 
 
-# Those that need no corpus to be made.
-TOKENIZERS: dict[str, type[Tokenizer]] = {tokenizer.name: tokenizer for tokenizer in (Bytes, Gpt2)}
+class Words:
+    """A token is a word of a short list: of generated corpora. Words stand apart by spaces."""
+
+    name: ClassVar[str] = "words"
+    end_of_text: ClassVar[None] = None
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = tuple(words)
+        self.vocab_size = len(self.words)
+        self.dtype = id_dtype(self.vocab_size)
+        self._ids = {word: index for index, word in enumerate(self.words)}
+
+    def encode(self, text: str) -> np.ndarray:
+        unknown = [word for word in text.split() if word not in self._ids]
+        if unknown:
+            raise UsageError(
+                f"{unknown[0]!r} is none of the {self.vocab_size} words: {' '.join(self.words[:8])} ..."
+            )
+        return np.array([self._ids[word] for word in text.split()], dtype=self.dtype)
+
+    def token_bytes(self, token: int) -> bytes:
+        return b" " + self.words[token].encode()
+
+    def to_meta(self) -> dict[str, Any]:
+        return {"name": self.name, "vocab_size": self.vocab_size, "words": list(self.words)}
+
+
+# Those that go by a name; a path that ends in .json is a Hugging Face tokeniser.
+NAMED = (Bytes.name, *Tiktoken.SIZES)
 
 
 def make_tokenizer(name: str) -> Tokenizer:
-    """`bytes` or `gpt2`. Raises UsageError for other names, Failure where the vocabulary cannot be had."""
-    if name not in TOKENIZERS:
-        raise UsageError(f"tokeniser {name!r} is unknown to this version; it has {' and '.join(TOKENIZERS)}")
-    return TOKENIZERS[name]()
+    """`bytes`, `gpt2`, `cl100k_base`, or the path of a Hugging Face tokenizer.json.
+
+    Raises UsageError for other names, Failure where the vocabulary cannot be had.
+    """
+    if name == Bytes.name:
+        return Bytes()
+    if name in Tiktoken.SIZES:
+        return Tiktoken(name)
+    if isinstance(name, str) and name.endswith(".json"):
+        return HuggingFace(Path(name))
+    raise UsageError(
+        f"tokeniser {name!r} is unknown to this version; it has {', '.join(NAMED)}, or give the path of a "
+        "Hugging Face tokenizer.json"
+    )
 
 
-def tokenizer_from_meta(meta: dict[str, Any]) -> Tokenizer:
-    """The tokeniser that `to_meta` described.
+def tokenizer_from_meta(meta: dict[str, Any], elsewhere: Path | None = None) -> Tokenizer:
+    """The tokeniser that `to_meta` described. elsewhere: where else its file may be.
 
     Raises UsageError for one that this version does not know, Failure where its vocabulary cannot be had.
     """
+    if meta.get("name") == HuggingFace.name:
+        return HuggingFace.find(meta, elsewhere)
+    if meta.get("name") == Words.name:
+        return Words(meta["words"])
     if meta.get("name") != Characters.name:
         return make_tokenizer(meta.get("name"))
     if not isinstance(meta.get("characters"), str):
         raise Failure('the description of the char tokeniser lacks its "characters": bring one that has them')
     return Characters(meta["characters"])
+
+
+def same_tokenizer(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two descriptions mean the same ids; where the files are does not matter."""
+    return {**one, "path": None} == {**other, "path": None}
 
 
 def decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from distributed import Precision
 from errors import Failure
+from models.readout import IGNORED
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What was measured. Losses are in nats per token; tokens_per_pass are those of a sequence.
 
+    batch_tokens: those that the loss counts. exact_sequences: all of whose tokens were the first choice.
     batch_seconds: wall-clock of the forward passes.
     """
 
@@ -31,6 +33,8 @@ class Evaluation:
     average_depth: float
     tokens_per_pass: list[float] = field(default_factory=list)
     batch_seconds: list[float] = field(default_factory=list)
+    batch_sequences: list[int] = field(default_factory=list)
+    exact_sequences: int = 0
 
     @property
     def seconds_per_token(self) -> float:
@@ -58,11 +62,15 @@ class Evaluation:
         return self.correct_tokens / self.tokens
 
     @property
+    def sequence_accuracy(self) -> float:
+        """Fraction of sequences without a single wrong token."""
+        return self.exact_sequences / sum(self.batch_sequences)
+
+    @property
     def loss_standard_error(self) -> float | None:
         """Of the mean loss, from the spread over batches of full size; None with fewer than two of them."""
-        size = max(self.batch_tokens)
-        pairs = zip(self.batch_losses, self.batch_tokens, strict=True)
-        full = [loss for loss, tokens in pairs if tokens == size]
+        sizes = self.batch_sequences or self.batch_tokens
+        full = [loss for loss, size in zip(self.batch_losses, sizes, strict=True) if size == max(sizes)]
         return statistics.stdev(full) / math.sqrt(len(full)) if len(full) > 1 else None
 
     @property
@@ -96,8 +104,8 @@ def evaluate(
     routing: `length_factors` or `thresholds` for the model's forward pass; none: what its flags say.
     Raises Failure when a loss is not finite, or there is no batch.
     """
-    losses, tokens, seconds, correct, depth, passes = [], [], [], 0, 0.0, np.zeros(1)
-    sequences = 0
+    losses, tokens, seconds, sequences = [], [], [], []
+    correct, exact, depth, passes = 0, 0, 0.0, np.zeros(1)
     was_training = model.training
     model.eval()
     try:
@@ -108,11 +116,14 @@ def evaluate(
                 output = model(inputs, targets, get_logits=True, **routing)
             losses.append(output["cross_entropy_loss"].item())
             seconds.append(time.perf_counter() - started)
-            tokens.append(targets.numel())
-            correct += (output["logits"].argmax(-1) == targets).sum().item()
+            counted = targets != IGNORED
+            right = output["logits"].argmax(-1) == targets
+            tokens.append(counted.sum().item())
+            sequences.append(len(targets))
+            correct += (right & counted).sum().item()
+            exact += (right | ~counted).all(-1).sum().item()
             passes = passes + np.array(output["tokens_per_pass"]) * len(targets)
-            sequences += len(targets)
-            depth += output["average_depth"] * targets.numel()
+            depth += output["average_depth"] * len(targets)
     finally:
         model.train(was_training)
     if not losses:
@@ -121,4 +132,7 @@ def evaluate(
         raise Failure(
             f"the model gives a loss of {next(x for x in losses if not math.isfinite(x))} on real text"
         )
-    return Evaluation(losses, tokens, correct, depth / sum(tokens), (passes / sequences).tolist(), seconds)
+    total = sum(sequences)
+    return Evaluation(
+        losses, tokens, correct, depth / total, (passes / total).tolist(), seconds, sequences, exact
+    )

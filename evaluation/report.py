@@ -17,6 +17,7 @@ def summarise(result: Evaluation, **about: Any) -> dict[str, Any]:
         "perplexity_interval_95": result.perplexity_interval,
         "interval_is": "1.96 standard errors over batches of one model; it says nothing about other seeds",
         "accuracy": result.accuracy,
+        "sequence_accuracy": result.sequence_accuracy,
         "average_depth": result.average_depth,
         "tokens_per_pass": result.tokens_per_pass,
         "seconds_per_token": result.seconds_per_token,
@@ -40,4 +41,13 @@ def describe(result: Evaluation) -> str:
         f"perplexity {result.perplexity:.3f}{interval}, loss {result.loss:.4f}, "
         f"accuracy {100 * result.accuracy:.2f} %, average depth {result.average_depth:g}, "
         f"{result.tokens:,} tokens in {len(result.batch_losses)} batches"
+    )
+
+
+def describe_task(split: str, result: Evaluation) -> str:
+    """One line about a split whose answers are known."""
+    return (
+        f"{split}: accuracy {100 * result.accuracy:.2f} % of {result.tokens:,} answers, all right in "
+        f"{100 * result.sequence_accuracy:.2f} % of {sum(result.batch_sequences):,} sequences, "
+        f"loss {result.loss:.4f}"
     )

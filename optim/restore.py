@@ -44,15 +44,14 @@ class Restored:
         corpus.require_tokenizer(self.tokenizer, f"the model in {self.path}")
         return corpus
 
-    def batches(self, split: str) -> EvaluationBatches:
-        """All windows of a split in order, or the first --eval_sample_size tokens of them."""
-        return contiguous_batches(
-            getattr(self.open_corpus(), split),
-            self.sequence_length,
-            self.args.batch_size,
-            self.args.eval_sample_size,
-            vocab_size=self.args.vocab_size,
-        )
+    def batches(self, split: str, corpus: Corpus | None = None) -> EvaluationBatches:
+        """All windows of a split in order, or the first --eval_sample_size tokens of them.
+
+        corpus: the opened one; None to open that of the flags.
+        """
+        corpus = corpus or self.open_corpus()
+        windows = corpus.windows(split, self.sequence_length, self.args.vocab_size)
+        return contiguous_batches(windows, self.args.batch_size, self.args.eval_sample_size)
 
     def describe(self) -> str:
         """Which checkpoint this is, and how it is computed: one line."""

@@ -14,6 +14,7 @@ import torch
 import models
 from config import experiment_dir, notes
 from data.batches import Batches, contiguous_batches, prefetch, validation_subset
+from data.token_files import vocabulary_note
 from distributed import choose_device, choose_precision, require_single_process
 from errors import Failure, UsageError
 from evaluation.perplexity import Evaluation, evaluate
@@ -159,7 +160,8 @@ class Run:
             )
 
     def _describe(self) -> None:
-        for note in notes(self.args):
+        of_vocabulary = vocabulary_note(self.corpus.meta, self.args.vocab_size)
+        for note in [*notes(self.args), *([of_vocabulary] if of_vocabulary else [])]:
             self.say(note)
         device = self.precision.device
         name = (
@@ -189,14 +191,8 @@ class Run:
 
     def _batches(self) -> Iterator[Batch]:
         config = self.config
-        source = Batches(
-            self.corpus.train,
-            config.sequence_length,
-            config.batch_size,
-            config.acc_steps,
-            config.data_seed,
-            vocab_size=self.args.vocab_size,
-        )
+        windows = self.corpus.windows("train", config.sequence_length, self.args.vocab_size)
+        source = Batches(windows, config.batch_size, config.acc_steps, config.data_seed)
         pin = self.precision.device.type == "cuda"
 
         def make(key: tuple[int, int]) -> Batch:
@@ -215,14 +211,12 @@ class Run:
     def _evaluate(self, step: int) -> dict[str, Any]:
         """24 batches while training goes on, the whole validation set at the end; and a text sample."""
         config = self.config
-        shape = (self.corpus.val, config.sequence_length, config.batch_size)
+        windows = self.corpus.windows("val", config.sequence_length, self.args.vocab_size)
         if step == config.iterations:
-            batches = contiguous_batches(*shape, vocab_size=self.args.vocab_size)
+            batches = contiguous_batches(windows, config.batch_size)
         else:
             seed = derive_seed(config.data_seed, "validation")
-            batches = validation_subset(
-                *shape, n_batches=EVAL_BATCHES, seed=seed, vocab_size=self.args.vocab_size
-            )
+            batches = validation_subset(windows, config.batch_size, EVAL_BATCHES, seed)
         result = evaluation_line(evaluate(self.model, batches, self.precision))
         if self.tokenizer is not None:
             text = write_text(

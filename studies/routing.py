@@ -48,7 +48,8 @@ def calibration_batches(
 ) -> EvaluationBatches:
     """Training text for finding thresholds: about `tokens` tokens, from all over the split."""
     n_batches = max(1, round(tokens / (sequence_length * batch_size)))
-    return validation_subset(corpus.train, sequence_length, batch_size, n_batches, CALIBRATION_SEED)
+    windows = corpus.windows("train", sequence_length)
+    return validation_subset(windows, batch_size, n_batches, CALIBRATION_SEED)
 
 
 class RouteFinder:

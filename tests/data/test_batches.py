@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.batches import Batches, EvaluationBatches, Windows, contiguous_batches, prefetch, validation_subset
+from data.batches import Batches, EvaluationBatches, contiguous_batches, prefetch, validation_subset
+from data.windows import MixedWindows, TokenWindows
 from errors import Failure
 
 TOKENS = (
@@ -41,8 +42,12 @@ def naive_order(batches, n_samples):
     return order[:n_samples]
 
 
+def windows():
+    return TokenWindows([TOKENS], T)
+
+
 def make(seed=1, batch_size=3):
-    return Batches(TOKENS, T, batch_size=batch_size, acc_steps=2, seed=seed)
+    return Batches(windows(), batch_size=batch_size, acc_steps=2, seed=seed)
 
 
 def test_content_of_batches():
@@ -74,13 +79,13 @@ def test_seeds_give_other_orders():
 
 
 def test_accumulation_sees_the_samples_of_one_large_batch():
-    small, large = make(batch_size=2), Batches(TOKENS, T, batch_size=4, acc_steps=1, seed=1)
+    small, large = make(batch_size=2), Batches(windows(), batch_size=4, acc_steps=1, seed=1)
     for step in range(9):
         assert [*small.indices(step, 0), *small.indices(step, 1)] == large.indices(step, 0).tolist()
 
 
 def test_a_batch_larger_than_the_corpus():
-    batches = Batches(TOKENS, T, batch_size=40, acc_steps=1, seed=1)
+    batches = Batches(windows(), batch_size=40, acc_steps=1, seed=1)
     order = batches.indices(0, 0).tolist()
     assert sorted(order[:16]) == sorted(order[16:32]) == list(range(16)) and len(set(order[32:])) == 8
 
@@ -96,7 +101,7 @@ def test_a_batch_larger_than_the_corpus():
     ],
 )
 def test_evaluation_windows_are_contiguous(batch_size, limit, expected):
-    batches = contiguous_batches(TOKENS, T, batch_size, limit)
+    batches = contiguous_batches(windows(), batch_size, limit)
     assert len(batches) == len(expected)
     seen = 0
     for batch, size in zip(batches, expected, strict=True):
@@ -105,21 +110,21 @@ def test_evaluation_windows_are_contiguous(batch_size, limit, expected):
 
 
 def test_the_last_window_needs_its_target():
-    assert Windows(TOKENS[:11], T).count == 2
-    assert Windows(TOKENS[:10], T).count == 1
+    assert TokenWindows([TOKENS[:11]], T).count == 2
+    assert TokenWindows([TOKENS[:10]], T).count == 1
 
 
 def test_validation_subset_is_fixed_and_spread():
     first, again, other = (
-        [x.tolist() for x, _ in validation_subset(TOKENS, T, 2, n_batches=3, seed=seed)] for seed in (1, 1, 2)
+        [x.tolist() for x, _ in validation_subset(windows(), 2, n_batches=3, seed=seed)] for seed in (1, 1, 2)
     )
     assert first == again != other
     assert len(first) == 3 and len({tuple(row) for batch in first for row in batch}) == 6
-    assert len(validation_subset(TOKENS, T, 4, n_batches=24, seed=1)) == 4  # the whole of a small set
+    assert len(validation_subset(windows(), 4, n_batches=24, seed=1)) == 4  # the whole of a small set
 
 
 def test_evaluation_batches_can_be_walked_twice():
-    batches = EvaluationBatches(Windows(TOKENS, T), np.arange(4), 2)
+    batches = EvaluationBatches(windows(), np.arange(4), 2)
     assert [x.tolist() for x, _ in batches] == [x.tolist() for x, _ in batches]
 
 
@@ -161,10 +166,10 @@ def test_damage_after_opening_is_named(tmp_path):
     (TOKENS % 100).tofile(path)
     mapped = np.memmap(path, np.uint16, "r")
     every = [
-        contiguous_batches(mapped, T, 1, vocab_size=100),
-        validation_subset(mapped, T, 1, n_batches=16, seed=1, vocab_size=100),
+        contiguous_batches(TokenWindows([mapped], T, vocab_size=100), 1),
+        validation_subset(TokenWindows([mapped], T, vocab_size=100), 1, n_batches=16, seed=1),
     ]
-    training = Batches(mapped, T, batch_size=1, acc_steps=1, seed=1, vocab_size=100)
+    training = Batches(TokenWindows([mapped], T, vocab_size=100), batch_size=1, acc_steps=1, seed=1)
     for batches in every:
         assert len(list(batches)) == 16
     with open(path, "r+b") as file:
@@ -179,3 +184,32 @@ def test_damage_after_opening_is_named(tmp_path):
                 training.get(step, 0)
         else:
             training.get(step, 0)
+
+
+def test_no_window_reaches_from_one_file_into_the_next():
+    """Against windows of each file by itself, in order."""
+    files = [TOKENS[:23], TOKENS[23:30], TOKENS[30:]]
+    several = TokenWindows(files, T)
+    each = [TokenWindows([file], T) for file in files]
+    assert several.count == sum(one.count for one in each) == 4 + 1 + 10
+    expected = [one.gather(np.arange(one.count)) for one in each]
+    inputs, targets = several.gather(np.arange(several.count))
+    assert torch.equal(inputs, torch.cat([x for x, _ in expected]))
+    assert torch.equal(targets, torch.cat([y for _, y in expected]))
+    shuffled = np.array([14, 4, 0, 3, 5])
+    assert torch.equal(several.gather(shuffled)[0], inputs[shuffled])
+
+
+def test_a_mixture_keeps_its_weights_in_every_epoch():
+    """16 and 40 windows at 3 to 1: the first is used up, of the second comes another part each time."""
+    many = (np.arange(201) % 7 + 60000).astype(np.uint16)
+    mixed = MixedWindows([windows(), TokenWindows([many], T)], [0.75, 0.25])
+    assert (mixed.count, mixed.epoch_size) == (56, 16 + 5)
+    batches = Batches(mixed, batch_size=7, acc_steps=1, seed=1)
+    epochs = [[int(i) for step in range(3) for i in batches.indices(3 * e + step, 0)] for e in range(4)]
+    for epoch in epochs:
+        assert sorted(i for i in epoch if i < 16) == list(range(16)) and len(set(epoch)) == 21
+    assert len({tuple(sorted(epoch)) for epoch in epochs}) == 4
+    inputs, targets = mixed.gather(np.array([20, 3, 55, 0]))
+    assert inputs[1].tolist() == naive_window(3)[0] and targets[3].tolist() == naive_window(0)[1]
+    assert inputs[0].tolist() == many[20:25].tolist() and targets[2].tolist() == many[196:201].tolist()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data import open_corpus, registered_corpora
-from data.corpora import validation_documents
+from data.assembly import held_out
 from data.pydoc import prose
 from data.tokenizers import decode
 from errors import Failure, UsageError
@@ -31,8 +31,11 @@ def sha256(path):
 def test_pydoc_is_english_text_with_its_description(pydoc_dir):
     corpus = open_corpus("pydoc", data_dir=pydoc_dir)
     meta = json.loads((pydoc_dir / "pydoc" / "meta.json").read_text())
-    assert len(corpus.train) > 2_000_000 and 50_000 < len(corpus.val) < len(corpus.train) / 5
-    for split, tokens in (("train", corpus.train), ("val", corpus.val)):
+    assert (
+        len(corpus.arrays("train")[0]) > 2_000_000
+        and 50_000 < len(corpus.arrays("val")[0]) < len(corpus.arrays("train")[0]) / 5
+    )
+    for split, tokens in (("train", corpus.arrays("train")[0]), ("val", corpus.arrays("val")[0])):
         assert meta["splits"][split]["tokens"] == len(tokens)
         assert meta["splits"][split]["largest_token"] == tokens.max() == 256
         assert meta["splits"][split]["sha256"] == sha256(pydoc_dir / "pydoc" / f"{split}.bin")
@@ -54,7 +57,7 @@ def test_pydoc_documents_are_split_apart(pydoc_dir):
     def bytes_of(tokens):
         return np.asarray(tokens).astype("<u2").tobytes()
 
-    assert not documents(corpus.train) & documents(corpus.val)
+    assert not documents(corpus.arrays("train")[0]) & documents(corpus.arrays("val")[0])
 
 
 def test_pydoc_is_prepared_the_same_way_each_time(pydoc_dir, tmp_path):
@@ -88,17 +91,19 @@ def test_prose_takes_docstrings_and_comments_in_order():
 
 
 def test_validation_documents_are_the_published_rule():
-    chosen = validation_documents(10_000, 0.0005)
-    assert chosen == set(np.random.default_rng(2357).permutation(10_000)[:5].tolist())
-    assert len(validation_documents(3, 0.0005)) == 1
+    """With numpy's permutation itself, which ours draws in narrower numbers."""
+    for count in (1, 3, 10_000, 70_001):
+        expected = np.random.default_rng(2357).permutation(count)[: max(1, round(0.0005 * count))]
+        assert held_out(count, 0.0005).tolist() == sorted(expected.tolist())
+    assert len(held_out(10_000, 0.0005)) == 5 and len(held_out(3, 0.0005)) == 1
 
 
 def test_shakespeare_from_a_local_file(data_dir):
     said = []
     corpus = open_corpus("shakespeare-char", data_dir=data_dir, log=said.append)
     tokenizer = corpus.load_tokenizer()
-    assert decode(tokenizer, np.concatenate((corpus.train, corpus.val))) == TEXT
-    assert len(corpus.train) == int(0.9 * len(TEXT))
+    assert decode(tokenizer, np.concatenate((corpus.arrays("train")[0], corpus.arrays("val")[0]))) == TEXT
+    assert len(corpus.arrays("train")[0]) == int(0.9 * len(TEXT))
     assert tokenizer.vocab_size == len(set(TEXT)) == corpus.meta["tokenizer"]["vocab_size"]
     assert len(said) == 2
     said.clear()
@@ -111,7 +116,10 @@ def test_the_real_shakespeare(tmp_path):
     (tmp_path / "tinyshakespeare.txt").write_bytes((SHARED_DATA / "tinyshakespeare.txt").read_bytes())
     corpus = open_corpus("shakespeare-char", data_dir=tmp_path)
     assert corpus.meta["tokenizer"]["vocab_size"] == 65
-    assert (len(corpus.train), len(corpus.val)) == (1_003_854, 111_540)  # as nanoGPT prepares it
+    assert (len(corpus.arrays("train")[0]), len(corpus.arrays("val")[0])) == (
+        1_003_854,
+        111_540,
+    )  # as nanoGPT prepares it
 
 
 def test_shakespeare_without_network_says_where_to_put_the_file(tmp_path, monkeypatch):
@@ -128,7 +136,7 @@ def test_an_empty_text(data_dir):
     with pytest.raises(UsageError, match=r"input\.txt is empty"):
         open_corpus("shakespeare-char", data_dir=data_dir)
     path.write_text(TEXT)
-    assert len(open_corpus("shakespeare-char", data_dir=data_dir).train) == int(0.9 * len(TEXT))
+    assert len(open_corpus("shakespeare-char", data_dir=data_dir).arrays("train")[0]) == int(0.9 * len(TEXT))
 
 
 def test_a_file_that_is_no_text(data_dir):
@@ -138,15 +146,15 @@ def test_a_file_that_is_no_text(data_dir):
 
 
 def test_corpora_that_cannot_be_prepared_say_what_to_bring(tmp_path):
-    with pytest.raises(Failure, match=r"cannot prepare slimpajama: bring .*slimpajama/train\.bin"):
+    with pytest.raises(Failure, match=r"slimpajama is not prepared in .*slimpajama: run `python -m data"):
         open_corpus("slimpajama", data_dir=tmp_path)
 
 
 def test_unknown_names(tmp_path):
     with pytest.raises(UsageError, match="did you mean pydoc"):
         open_corpus("pydocs", data_dir=tmp_path)
-    with pytest.raises(UsageError, match="wikitext comes in gpt2 only"):
-        open_corpus("wikitext", data_dir=tmp_path, tokenizer="bytes")
+    with pytest.raises(UsageError, match="shakespeare-char comes in char only"):
+        open_corpus("shakespeare-char", data_dir=tmp_path, tokenizer="bytes")
     assert {"pydoc", "owt2", "openwebtext2", "arxiv+wiki"} <= set(registered_corpora())
 
 

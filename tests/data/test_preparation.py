@@ -151,6 +151,6 @@ def test_pydoc_in_gpt2_tokens(tmp_path):
     assert process.returncode == 0, said
     corpus = open_corpus("pydoc", data_dir=tmp_path, tokenizer="gpt2", vocab_size=50304)
     assert corpus.folder == tmp_path / "pydoc-gpt2" and corpus.meta["tokenizer"]["name"] == "gpt2"
-    for split, tokens in (("train", corpus.train), ("val", corpus.val)):
+    for split, tokens in (("train", corpus.arrays("train")[0]), ("val", corpus.arrays("val")[0])):
         assert (tokens == 50256).sum() == corpus.meta["documents"][split]
         assert 2.5 < corpus.meta["bytes"][split] / len(tokens) < 5  # English in GPT-2's tokens

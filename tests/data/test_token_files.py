@@ -23,7 +23,7 @@ def brought(folder, tokens=1000, largest=50256):
 def test_token_files_that_were_brought(tmp_path, name, folder):
     brought(tmp_path / folder)
     corpus = open_corpus(name, data_dir=tmp_path, vocab_size=50304, sequence_length=8)
-    assert len(corpus.train) == 1000 and corpus.meta["tokenizer"]["name"] == "gpt2"
+    assert corpus.size("train") == 1000 and corpus.meta["tokenizer"]["name"] == "gpt2"
 
 
 def damage_missing(path):
@@ -57,7 +57,7 @@ def damage_token(path):
     [
         (damage_missing, "is missing"),
         (damage_empty, "is empty"),
-        (damage_odd, "has an odd number of bytes"),
+        (damage_odd, "so it is no whole file of 16-bit tokens"),
         (damage_truncated, "is truncated"),
         (damage_longer, "is longer than it was made"),
         (damage_token, rf"holds token 60000, but its char tokeniser has {len(set(TEXT))}"),
@@ -74,7 +74,7 @@ def test_a_damaged_token_file_is_named(data_dir, damage, sentence, split):
     meta = data_dir / "shakespeare-char" / "meta.json"
     assert str(failure.value).endswith(f"delete {meta}")
     meta.unlink()
-    assert len(getattr(open_corpus("shakespeare-char", data_dir=data_dir), split)) > 1000
+    assert open_corpus("shakespeare-char", data_dir=data_dir).size(split) > 1000
 
 
 def test_a_token_beyond_the_vocabulary_in_a_file_without_description(tmp_path):
@@ -115,7 +115,7 @@ def test_a_description_that_cannot_be_read(tmp_path):
 
 
 def test_in_ram_is_the_same_tokens(data_dir):
-    mapped = open_corpus("shakespeare-char", data_dir=data_dir)
-    in_ram = open_corpus("shakespeare-char", data_dir=data_dir, in_ram=True)
-    assert isinstance(mapped.train, np.memmap) and not isinstance(in_ram.train, np.memmap)
-    assert np.array_equal(mapped.train, in_ram.train)
+    (mapped,) = open_corpus("shakespeare-char", data_dir=data_dir).arrays("train")
+    (in_ram,) = open_corpus("shakespeare-char", data_dir=data_dir, in_ram=True).arrays("train")
+    assert isinstance(mapped, np.memmap) and not isinstance(in_ram, np.memmap)
+    assert np.array_equal(mapped, in_ram)

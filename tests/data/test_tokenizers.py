@@ -4,14 +4,18 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from data import open_corpus
+from data.token_files import vocabulary_note
 from data.tokenizers import (
     Bytes,
     Characters,
     StreamDecoder,
     decode,
     make_tokenizer,
+    same_tokenizer,
     tokenizer_from_meta,
 )
 from errors import Failure, UsageError
@@ -82,4 +86,109 @@ def test_without_network_or_cache_a_sentence(tmp_path):
         [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "GPT-2's vocabulary" in done.stderr and "--tokenizer bytes" in done.stderr
+    assert (
+        "python -m data.openwebtext2 bpe --tokenizer gpt2" in done.stderr
+        and "--tokenizer bytes" in done.stderr
+    )
+
+
+def train_tokenizer(path, kind):
+    """A small tokenizer.json of each family, trained on our own sentences."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    special = ["<|endoftext|>", "<unk>"]
+    if kind == "byte level":
+        made = tokenizers.Tokenizer(models.BPE())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    else:  # SentencePiece's way
+        made = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+        made.decoder = decoders.Sequence(
+            [decoders.Metaspace(prepend_scheme="never"), decoders.ByteFallback()]
+        )
+        fallback = [f"<0x{byte:02X}>" for byte in range(256)]
+        trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=[*special, *fallback])
+    made.train_from_iterator([MIXED, "the cat sat on the mat and thought again"] * 20, trainer)
+    made.enable_truncation(3)
+    made.save(str(path))
+    return made
+
+
+@pytest.mark.parametrize("kind", ["byte level", "sentencepiece"])
+def test_a_hugging_face_tokeniser(tmp_path, kind):
+    path = tmp_path / "tokenizer.json"
+    made = train_tokenizer(path, kind)
+    ours = make_tokenizer(str(path))
+    assert ours.vocab_size == made.get_vocab_size() and ours.dtype == "<u2"
+    assert ours.end_of_text == made.token_to_id("<|endoftext|>")
+    for text in (MIXED, "the cat", " thought  again\n", "unseen: ∑ ☃"):
+        ids = ours.encode(text)
+        assert ours.end_of_text not in ids  # in a text it is text
+        assert decode(ours, ids) == text
+        made.no_truncation()
+        if "<|" not in text:
+            assert ids.tolist() == made.encode(text, add_special_tokens=False).ids
+    again = tokenizer_from_meta(ours.to_meta())
+    assert again.encode(MIXED).tolist() == ours.encode(MIXED).tolist()
+    path.rename(tmp_path / "moved.json")
+    with pytest.raises(Failure, match="is no longer at"):
+        tokenizer_from_meta(ours.to_meta())
+    assert tokenizer_from_meta(ours.to_meta(), tmp_path / "moved.json").sha256 == ours.sha256
+    assert same_tokenizer(ours.to_meta(), make_tokenizer(str(tmp_path / "moved.json")).to_meta())
+
+
+def test_files_that_are_no_tokeniser(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    with pytest.raises(UsageError, match="cannot read the tokeniser"):
+        make_tokenizer(str(path))
+    path.write_text("{}")
+    with pytest.raises(UsageError, match=r"is no tokenizer\.json that can be read"):
+        make_tokenizer(str(path))
+
+
+def test_wide_ids_on_disk(tmp_path):
+    """A vocabulary beyond 65,536: uint32 in the token files, and back as windows."""
+    import tokenizers
+    from tokenizers import models, pre_tokenizers
+
+    words = {word: index for index, word in enumerate(["<|endoftext|>", "a", "b", *map(str, range(70_000))])}
+    made = tokenizers.Tokenizer(models.WordLevel(words, unk_token="a"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.save(str(tmp_path / "tokenizer.json"))
+    for number in range(20):
+        (tmp_path / f"{number}.txt").write_text("a b 69999 b 123 " * 10)
+    settings = {"data_dir": tmp_path / "data", "tokenizer": str(tmp_path / "tokenizer.json")}
+    name = f"files:{tmp_path}/*.txt"
+    corpus = open_corpus(name, **settings, vocab_size=70_016)
+    assert corpus.arrays("train")[0].dtype == "<u4" and corpus.meta["dtype"] == "uint32"
+    inputs, _ = corpus.windows("train", 5, 70_016).gather(np.array([0]))
+    assert inputs.tolist() == [[1, 2, 70_002, 2, 126]]
+    with pytest.raises(
+        UsageError, match=r"has 70,003 tokens, more than --vocab_size 50,304; give --vocab_size 70016"
+    ):
+        open_corpus(name, **settings, vocab_size=50304)
+    (tmp_path / "tokenizer.json").rename(tmp_path / "away.json")  # the corpus has its own copy
+    assert corpus.load_tokenizer().vocab_size == 70_003
+
+
+def test_cl100k(monkeypatch, tmp_path):
+    """Where its vocabulary is cached, equal to tiktoken; where it is not, the command that brings it."""
+    if os.environ.get("TIKTOKEN_CACHE_DIR"):
+        try:
+            ours = make_tokenizer("cl100k_base")
+        except Failure as error:
+            assert "bpe --tokenizer cl100k_base" in str(error)
+            pytest.skip("the vocabulary of cl100k_base is not cached")
+        assert ours.dtype == "<u4" and decode(ours, ours.encode(MIXED)) == MIXED
+        assert ours.vocab_size == ours._encoding.n_vocab and ours.end_of_text == ours._encoding.eot_token
+
+
+def test_the_note_on_padding():
+    gpt2 = {"tokenizer": {"name": "gpt2", "vocab_size": 50257}}
+    assert vocabulary_note(gpt2, 50304) is None
+    assert "50257 is no multiple of 64" in vocabulary_note(gpt2, 50257)
+    assert "50368 has more rows than are used" in vocabulary_note(gpt2, 50368)

@@ -30,7 +30,7 @@ def test_the_whole_validation_set(trained):
     done = trained.run("eval.py", f"--checkpoint {folder}")
     result = summary(folder)
     corpus = open_corpus("shakespeare-char", data_dir=trained.data_dir)
-    windows = (len(corpus.val) - 1) // 16
+    windows = (corpus.size("val") - 1) // 16
     assert result["tokens"] == windows * 16 and result["batches"] == math.ceil(windows / 4)
     assert result["loss"] == pytest.approx(trained.lines()[-1]["val_loss"], rel=1e-6)
     assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))

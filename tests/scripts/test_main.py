@@ -52,7 +52,7 @@ def test_losses_are_those_of_a_loop_written_by_hand(scripts):
         final_div_factor=0.05,
         cycle_momentum=False,
     )
-    batches = Batches(corpus.train, 16, 4, 3, seed=2)
+    batches = Batches(corpus.windows("train", 16), 4, 3, seed=2)
     losses, norms, rates = [], [], []
     for step in range(12):
         parts = [model(*batches.get(step, micro))["loss"] / 3 for micro in range(3)]
@@ -73,7 +73,7 @@ def test_losses_are_those_of_a_loop_written_by_hand(scripts):
         assert line["tokens"] == end * 3 * 4 * 16
 
     model.eval()
-    losses = [model(*batch)["loss"].item() for batch in contiguous_batches(corpus.val, 16, 1)]
+    losses = [model(*batch)["loss"].item() for batch in contiguous_batches(corpus.windows("val", 16), 1)]
     assert scripts.lines()[-1]["val_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     assert scripts.lines()[-1]["val_tokens"] == len(losses) * 16
 
@@ -82,7 +82,7 @@ def test_intermediate_evaluations_are_on_24_fixed_batches(scripts):
     scripts.train("--batch_size 2")
     corpus = open_corpus("shakespeare-char", data_dir=scripts.data_dir)
     assert [line["val_tokens"] for line in scripts.lines() if "val_loss" in line][:2] == [24 * 2 * 16] * 2
-    subset = validation_subset(corpus.val, 16, 2, n_batches=24, seed=derive_seed(2, "validation"))
+    subset = validation_subset(corpus.windows("val", 16), 2, n_batches=24, seed=derive_seed(2, "validation"))
     assert len(subset) == 24
 
 
@@ -180,7 +180,11 @@ def test_float32_and_bfloat16(scripts):
         ("--vocab_size 8", 2, ["has 28 tokens", "--vocab_size 8", "give --vocab_size 64"]),
         ("--tokenizer gpt2", 2, ["shakespeare-char comes in char only"]),
         ("--sequence_length 100000", 1, ["too few for a sequence of 100000"]),
-        ("--dataset slimpajama", 1, ["cannot prepare slimpajama"]),
+        (
+            "--dataset slimpajama",
+            1,
+            ["slimpajama is not prepared", "python -m data.prepare --dataset slimpajama"],
+        ),
         ("--model cotfromer", 2, ["did you mean cotformer?"]),
         ("--results_base_folder /proc/nowhere", 1, ["cannot write /proc/nowhere"]),
     ],

@@ -1,0 +1,74 @@
+"""What a long preparation has finished, so that a killed one goes on from there.
+
+A file of JSON lines, each forced to disk when it is written; its first line says what is being prepared.
+While one process has it open, no other can.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from errors import Failure, UsageError
+
+NAME = "journal.jsonl"
+
+
+class Journal:
+    """The journal in `folder`, begun anew or taken up again. lines: what it holds, without the first one.
+
+    Raises Failure when another process is at work there, UsageError when another preparation has been begun
+    there.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(folder / NAME, "a+b")  # noqa: SIM115  (held as long as the lock)
+        except OSError as error:
+            raise Failure(f"cannot write {folder}: {error.strerror}; choose another --data_dir") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise Failure(f"another process is preparing {folder.parent}; wait for it, or end it") from error
+        first, *self.lines = self._read() or [None]
+        if first is None:
+            self.append(identity)
+            self.lines.clear()
+        elif first != json.loads(json.dumps(identity)):
+            self._file.close()
+            differing = ", ".join(sorted(key for key in identity if first.get(key) != identity[key]))
+            raise UsageError(
+                f"{folder} holds the beginning of another preparation (of another {differing}): finish that "
+                "one, or delete the folder to begin anew"
+            )
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The whole lines; one that was being written when the power went is cut off."""
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._file.truncate(len(whole))
+        try:
+            return [json.loads(line) for line in whole.splitlines()]
+        except ValueError as error:
+            raise Failure(f"{self.folder / NAME} is damaged; delete {self.folder} to begin anew") from error
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add a line; it is on disk when this returns."""
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.lines.append(line)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def remove(self) -> None:
+        """All that belongs to the preparation, which is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.close()

@@ -1,0 +1,260 @@
+"""The corpus from its archive to its token files: through the command line, killed, damaged, misused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiktoken
+
+from data.openwebtext2 import ARCHIVE
+from tests.conftest import ROOT, SHARED_DATA
+from tests.data.archives import archive, compressed, member, monthly, plain_pipeline, texts
+
+CACHE = os.environ.get("TIKTOKEN_CACHE_DIR") or str(SHARED_DATA / "tiktoken_cache")
+FILES = ("train.bin", "val.bin")
+
+
+def command(*flags):
+    return [sys.executable, "-m", "data.openwebtext2", *map(str, flags)]
+
+
+def run(*flags, code=0, **env):
+    done = subprocess.run(
+        command(*flags), cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr and (code == 0 or done.stderr.count("\n") == 1), done.stderr
+    return done
+
+
+def tokenize(data_dir, *flags, code=0):
+    return run("tokenize", "--data_dir", data_dir, "--tokenizer", "bytes", *flags, code=code)
+
+
+def files(data_dir, folder="openwebtext2-bytes"):
+    return {name: (data_dir / folder / name).read_bytes() for name in FILES}
+
+
+def encode_bytes(text):
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_equal_to_the_plain_pipeline_in_bytes(tmp_path, workers):
+    path = archive(tmp_path, monthly(texts(150), 7))
+    tokenize(tmp_path, "--workers", workers)
+    expected = plain_pipeline(path, tmp_path / "extracted", encode_bytes, 256)
+    assert files(tmp_path) == {f"{split}.bin": content for split, content in expected.items()}
+    folder = tmp_path / "openwebtext2-bytes"
+    assert sorted(found.name for found in folder.iterdir()) == ["meta.json", *FILES]  # the journal has gone
+    meta = json.loads((folder / "meta.json").read_text())
+    assert meta["documents"] == {"train": 155, "val": 1}
+    assert meta["bytes"]["train"] + meta["documents"]["train"] == meta["splits"]["train"]["tokens"]
+    assert path.exists()
+    said = run("verify", "--data_dir", tmp_path, "--tokenizer", "bytes").stdout
+    assert said.count("as meta.json says") == 2
+    assert "train" in tokenize(tmp_path).stdout  # a second call has nothing to do
+    assert files(tmp_path)["val.bin"] == expected["val"]
+
+
+@pytest.mark.skipif(not Path(CACHE).exists(), reason="GPT-2's vocabulary is not cached")
+def test_equal_to_the_plain_pipeline_in_gpt2_tokens(tmp_path):
+    documents = texts(60)
+    if SHARED_DATA.exists():
+        documents += (SHARED_DATA / "wikitext2_valid.txt").read_text().split("\n = ")
+    path = archive(tmp_path, monthly(documents, 5))
+    run("tokenize", "--data_dir", tmp_path, TIKTOKEN_CACHE_DIR=CACHE)
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", CACHE)
+    encode = tiktoken.get_encoding("gpt2").encode_ordinary
+    expected = plain_pipeline(path, tmp_path / "extracted", encode, 50256)
+    assert files(tmp_path, "openwebtext2") == {f"{split}.bin": part for split, part in expected.items()}
+
+
+def kill_when(process, condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.001)
+    children = {
+        int(pid.name) for pid in Path("/proc").iterdir() if pid.name.isdigit() and _parent(pid) == process.pid
+    }
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return children
+
+
+def _parent(pid):
+    try:
+        return int((pid / "stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, IndexError):
+        return None
+
+
+def test_killed_anywhere_a_second_run_writes_the_same_bytes(tmp_path):
+    """SIGKILL behind several files, and while the parts are put together; workers end with their parent."""
+    documents = texts(800)
+    members = monthly(documents * 6, 24)
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    archive(undisturbed, members)
+    archive(killed, members)
+    tokenize(undisturbed)
+    folder = killed / "openwebtext2-bytes"
+    journal = folder / "parts" / "journal.jsonl"
+
+    def lines():
+        return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+    flags = command("tokenize", "--data_dir", killed, "--tokenizer", "bytes", "--workers", 2)
+    seen = 0
+    for moment in (1, 4, 12, 20, 27, 33):
+        process = subprocess.Popen(flags, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        children = kill_when(process, lambda moment=moment: lines() >= moment)
+        assert not (folder / "meta.json").exists()
+        assert lines() >= seen
+        seen = lines()
+        deadline = time.monotonic() + 20
+        while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+        with open(journal, "ab") as file:
+            file.write(b'{"piece": "torn')  # as a power cut leaves it
+    said = tokenize(killed).stdout
+    assert files(killed) == files(undisturbed)
+    assert "MB/s" not in said or "going on behind" in said
+    assert json.loads((folder / "meta.json").read_text()) == json.loads(
+        (undisturbed / "openwebtext2-bytes" / "meta.json").read_text()
+    )
+
+
+BAD_LINES = b"\n".join(
+    [
+        json.dumps({"text": "good"}).encode(),
+        b"{not json",
+        json.dumps({"title": "no text"}).encode(),
+        json.dumps({"text": 7}).encode(),
+        b'{"text": "\xff"}',
+        b"",
+        json.dumps(["text"]).encode(),
+        json.dumps({"text": "good too"}).encode(),
+    ]
+)
+
+
+def test_bad_records_and_damaged_files_are_named_and_left_out_or_fatal(tmp_path):
+    whole = member(["a document of a file that breaks off"] * 2000)
+    members = {
+        "2005-01.jsonl.zst": member(["first"]),
+        "2005-02.jsonl.zst": compressed(BAD_LINES),
+        "2005-03.jsonl.zst": whole[: len(whole) // 2],
+        "2005-04.jsonl.zst": b"no compression at all",
+        "../../escaped.jsonl.zst": member(["an evil path"]),
+        "2005-05.jsonl.zst": b"",
+        "2005-06.jsonl.zst": member(["last"]),
+    }
+    archive(tmp_path, members, links={"2005-07.jsonl.zst": "/etc/passwd"})
+    refused = tokenize(tmp_path, code=1)
+    assert "escaped.jsonl.zst: its path leads out" in refused.stderr and "--on_error skip" in refused.stderr
+    said = tokenize(tmp_path, "--on_error", "skip").stdout
+    folder = tmp_path / "openwebtext2-bytes"
+    meta = json.loads((folder / "meta.json").read_text())
+    tokens = np.concatenate([np.fromfile(folder / name, "<u2") for name in FILES])
+    text = bytes(np.where(tokens == 256, 0, tokens).astype(np.uint8)).split(b"\0")[:-1]
+    assert sorted(text) == [b"first", b"good", b"good too", b"last"]
+    assert meta["skipped"]["records"] == 5 and len(meta["skipped"]["files"]) == 4
+    named = " | ".join(meta["skipped"]["files"] + meta["skipped"]["examples"])
+    for part in (
+        "2005-02.jsonl.zst, record 2: not JSON", 'record 3: no "text"', 'record 4: its "text" is int',
+        "record 5: not UTF-8", 'record 7: no "text"', "2005-03.jsonl.zst: it breaks off",
+        "2005-04.jsonl.zst: its compression", "2005-07.jsonl.zst: it is a link",
+    ):  # fmt: skip
+        assert part in named
+    assert "left out: 5 records and 4 files" in said
+    assert not (tmp_path.parent / "escaped.jsonl.zst").exists()
+
+
+def test_what_was_finished_before_a_fatal_file_is_kept(tmp_path):
+    path = archive(tmp_path, {"a.jsonl.zst": member(["one", "two"]), "b.jsonl.zst": b"damaged"})
+    assert "b.jsonl.zst: its compression is damaged" in tokenize(tmp_path, code=1).stderr
+    said = tokenize(tmp_path, "--on_error", "skip").stdout
+    assert "going on behind a.jsonl.zst, number 1" in said
+    assert path.exists()
+
+
+def test_a_single_document_is_no_corpus(tmp_path):
+    archive(tmp_path, {"a.jsonl.zst": member(["one"])})
+    assert "has 1 document; training and validation need one each" in tokenize(tmp_path, code=1).stderr
+
+
+def test_another_archive_is_not_mixed_into_a_preparation_that_was_begun(tmp_path):
+    archive(tmp_path, {"a.jsonl.zst": member(["one", "two"]), "b.jsonl.zst": b"damaged"})
+    tokenize(tmp_path, code=1)
+    archive(tmp_path, {"a.jsonl.zst": member(["another", "one"])})
+    refused = tokenize(tmp_path, code=2)
+    assert "holds the beginning of another preparation (of another source)" in refused.stderr
+    assert "nothing" not in run("reset", "--data_dir", tmp_path, "--tokenizer", "bytes", "--yes").stdout
+    tokenize(tmp_path)
+
+
+def test_archives_that_are_none(tmp_path):
+    path = tmp_path / "openwebtext2" / ARCHIVE
+    missing = tokenize(tmp_path, code=1)
+    assert "is missing; run `python -m data.openwebtext2 download" in missing.stderr
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name(path.name + ".partial").write_bytes(b"begun")
+    assert "is not yet complete" in tokenize(tmp_path, code=1).stderr
+    path.write_bytes(b"no tar")
+    assert "is no whole tar archive" in tokenize(tmp_path, code=1).stderr
+    whole = archive(tmp_path, monthly(texts(80), 3)).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "is no whole tar archive (unexpected end of data)" in tokenize(tmp_path, code=1).stderr
+    with tarfile.open(path, "w") as tar:
+        tar.add(ROOT / "README.md", "README.md")
+    assert "holds no *.jsonl.zst" in tokenize(tmp_path, code=1).stderr
+    archive(tmp_path, monthly(texts(5), 1))
+    assert "--workers 0 must be at least 1" in tokenize(tmp_path, "--workers", 0, code=2).stderr
+
+
+def test_damage_is_found_by_verify_and_reset_deletes_only_what_was_made(tmp_path):
+    path = archive(tmp_path, monthly(texts(40), 2))
+    tokenize(tmp_path)
+    folder = tmp_path / "openwebtext2-bytes"
+    with open(folder / "train.bin", "r+b") as file:
+        file.seek(100)
+        file.write(b"\x07")
+    wrong = run("verify", "--data_dir", tmp_path, "--tokenizer", "bytes", code=1).stderr
+    assert "train.bin: sha256 is" in wrong
+    asked = run("reset", "--data_dir", tmp_path, "--tokenizer", "bytes", code=2).stderr
+    assert "give --yes" in asked and (folder / "train.bin").exists()
+    run("reset", "--data_dir", tmp_path, "--tokenizer", "bytes", "--yes")
+    assert list(folder.iterdir()) == [] and path.exists()
+    run("reset", "--data_dir", tmp_path, "--yes", "--source")
+    assert not path.exists()
+    assert "prepare the corpus first" in run("verify", "--data_dir", tmp_path, code=1).stderr
+
+
+def test_two_at_once_do_not_write_the_same_files(tmp_path):
+    archive(tmp_path, monthly(texts(800) * 4, 12))
+    flags = command("tokenize", "--data_dir", tmp_path, "--tokenizer", "bytes", "--workers", 1)
+    first = subprocess.Popen(flags, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    journal = tmp_path / "openwebtext2-bytes" / "parts" / "journal.jsonl"
+    while not journal.exists():
+        time.sleep(0.001)
+    refused = tokenize(tmp_path, code=1).stderr
+    first.communicate()
+    assert "another process is preparing" in refused and first.returncode == 0
+
+
+def test_token_files_that_were_brought_are_not_overwritten(tmp_path):
+    archive(tmp_path, monthly(texts(10), 2))
+    brought = tmp_path / "openwebtext2-bytes" / "train.bin"
+    brought.parent.mkdir()
+    brought.write_bytes(b"\0\0")
+    assert "it was brought; move it away" in tokenize(tmp_path, code=1).stderr
+    assert brought.read_bytes() == b"\0\0"
