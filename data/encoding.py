@@ -4,14 +4,17 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from data.records import LONGEST_RECORD, Block
 from data.tokenizers import Tokenizer, tokenizer_from_meta
+from errors import UsageError
 
 
 class BadRecord(NamedTuple):
@@ -48,7 +51,11 @@ def encode_block(block: Block, tokenizer: Tokenizer, column: str) -> Encoded:
         except UnicodeEncodeError:  # half a surrogate pair, from a \ud800 in JSON: the rest is good text
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             size = len(text.encode("utf-8"))
-        tokens = tokenizer.encode(text)
+        try:
+            tokens = tokenizer.encode(text)
+        except UsageError as error:
+            bad.append(BadRecord(index, str(error)))
+            continue
         arrays += [tokens, end]
         sizes.append((len(tokens) + 1, size))
     joined = np.concatenate(arrays) if arrays else np.empty(0, dtype=tokenizer.dtype)
@@ -79,6 +86,27 @@ def _text_of_line(line: bytes, column: str) -> str | BadRecord | None:
     return text if isinstance(text, str) else BadRecord(0, f'its "{column}" is {type(text).__name__}')
 
 
+def make_workers(count: int, tokenizer: dict[str, Any], column: str) -> Executor:
+    """What runs `work`: that many processes, or, for one, this process."""
+    if count == 1:
+        start_worker(tokenizer, column)
+        return InThisProcess()
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks
+    return ProcessPoolExecutor(count, spawn, initializer=start_worker, initargs=(tokenizer, column))
+
+
+class InThisProcess(Executor):
+    """An executor whose tasks are done when submit returns: nothing is sent to and fro."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        future: Future = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 _worker: dict[str, Any] = {}  # of this process: what start_worker has put together
 
 
@@ -87,6 +115,7 @@ def start_worker(tokenizer: dict[str, Any], column: str) -> None:
     _worker["tokenizer"], _worker["column"] = tokenizer_from_meta(tokenizer), column
     parent = multiprocessing.parent_process()
     if parent is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal: the parent decides
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 
 

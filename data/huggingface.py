@@ -60,7 +60,11 @@ class HuggingFace:
         )
 
     def encode(self, text: str) -> np.ndarray:
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        text = text.encode("utf-8", "replace").decode()  # half a surrogate pair is no text to the library
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # bare ones, as above: a word that has no id, for instance
+            raise UsageError(f"the tokeniser {self.path} cannot encode the text ({error})") from error
         return np.array(ids, dtype=self.dtype)
 
     def token_bytes(self, token: int) -> bytes:

@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     add("bpe", "put the tokeniser's vocabulary into TIKTOKEN_CACHE_DIR, for machines without network")
     command = add("tokenize", "write train.bin and val.bin; goes on where it was killed")
     command.add_argument("--archive", type=Path, help=f"default: {ARCHIVE} in the corpus' folder")
-    command.add_argument("--workers", type=int, help="processes; default: one for each core")
+    command.add_argument("--workers", type=int, help="processes (1: this one); default: one for each core")
     command.add_argument(
         "--on_error",
         choices=ON_ERROR,

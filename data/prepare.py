@@ -20,7 +20,7 @@ def main() -> None:
         help="gpt2, cl100k_base, bytes, or the path of a tokenizer.json; default: the corpus' own",
     )
     add("--data_dir", help="where token files lie; default: data/datasets")
-    add("--workers", type=int, help="processes; default: one for each core")
+    add("--workers", type=int, help="processes (1: this one); default: one for each core")
     add(
         "--on_error",
         choices=ON_ERROR,

@@ -7,18 +7,17 @@ run goes on behind it and writes the same bytes. Memory: a block or three for ea
 4 bytes a document while the held-out ones are chosen. Disk: the token files, and one part.
 """
 
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from data.assembly import assemble
-from data.encoding import Encoded, start_worker, work
+from data.encoding import Encoded, make_workers, work
 from data.journal import Journal
 from data.parts import Part
 from data.progress import Progress
@@ -136,12 +135,7 @@ def _write_parts(
     progress: Progress,
 ) -> None:
     """A part for each piece that is not finished; adds their lines to `finished`."""
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),  # a fork would copy the threads' locks
-        initializer=start_worker,
-        initargs=(tokenizer, column),
-    )
+    pool = make_workers(workers, tokenizer, column)
     part = None
     try:
         for piece, result in _in_order(source.pieces(finished), pool, _BLOCKS_AHEAD * workers):
@@ -173,7 +167,7 @@ def _write_parts(
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(pieces: Iterator[Piece], pool: ProcessPoolExecutor, ahead: int) -> Iterator[tuple[Piece, Any]]:
+def _in_order(pieces: Iterator[Piece], pool: Executor, ahead: int) -> Iterator[tuple[Piece, Any]]:
     """Each block's Encoded, and behind a piece's last one its state, or the Damaged that ended it."""
     waiting: deque[tuple[Piece, Any]] = deque()
 

@@ -87,6 +87,8 @@ class Tiktoken:
             tokens = self._encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:  # half a surrogate pair, which this form replaces
             tokens = np.array(self._encoding.encode_ordinary(text))
+        except ValueError as error:  # its pattern can run out of stack: a million spaces before a letter
+            raise UsageError(f"{self.name} cannot split the text ({error})") from error
         return tokens.astype(self.dtype)
 
     def token_bytes(self, token: int) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -131,6 +132,60 @@ def test_killed_anywhere_a_second_run_writes_the_same_bytes(tmp_path):
     assert json.loads((folder / "meta.json").read_text()) == json.loads(
         (undisturbed / "openwebtext2-bytes" / "meta.json").read_text()
     )
+
+
+def test_ctrl_c_ends_it_with_a_sentence_and_the_next_run_goes_on(tmp_path):
+    """In the process group, as a terminal sends it: the workers leave the last word to their parent."""
+    members = monthly(texts(800) * 6, 24)
+    archive(tmp_path, members)
+    archive(tmp_path / "undisturbed", members)
+    journal = tmp_path / "openwebtext2-bytes" / "parts" / "journal.jsonl"
+    flags = command("tokenize", "--data_dir", tmp_path, "--tokenizer", "bytes", "--workers", 2)
+    process = subprocess.Popen(
+        flags, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (journal.exists() and journal.read_bytes().count(b"\n") >= 3):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said, said
+    assert "going on behind" in tokenize(tmp_path).stdout
+    tokenize(tmp_path / "undisturbed")
+    assert files(tmp_path) == files(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("limit", [100_000, 2_000_000])  # bytes: of a part, of train.bin
+def test_a_file_system_that_takes_no_more(tmp_path, limit):
+    members = monthly(texts(800), 8)
+    archive(tmp_path, members)
+    archive(tmp_path / "undisturbed", members)
+    done = subprocess.run(
+        command("tokenize", "--data_dir", tmp_path, "--tokenizer", "bytes"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "cannot write in" in done.stderr and "goes on from the last" in done.stderr
+    assert not (tmp_path / "openwebtext2-bytes" / "meta.json").exists()
+    tokenize(tmp_path)
+    tokenize(tmp_path / "undisturbed")
+    assert files(tmp_path) == files(tmp_path / "undisturbed")
+
+
+@pytest.mark.skipif(not Path(CACHE).exists(), reason="GPT-2's vocabulary is not cached")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_text_that_the_tokeniser_cannot_split_is_a_bad_record(tmp_path, workers):
+    """tiktoken's pattern runs out of stack on very many spaces before a letter."""
+    archive(tmp_path, {"a.jsonl.zst": member(["good", " " * 999_999 + "a", "good too"])})
+    flags = ("tokenize", "--data_dir", tmp_path, "--workers", workers)
+    said = run(*flags, code=1, TIKTOKEN_CACHE_DIR=CACHE).stderr
+    assert "a.jsonl.zst, record 2: gpt2 cannot split the text" in said
+    assert "1 records and 0 files" in run(*flags, "--on_error", "skip", TIKTOKEN_CACHE_DIR=CACHE).stdout
+    assert len(files(tmp_path, "openwebtext2")["train.bin"]) in (4, 6)
 
 
 BAD_LINES = b"\n".join(

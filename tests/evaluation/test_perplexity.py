@@ -43,7 +43,7 @@ class Table(nn.Module):
     def forward(self, idx, targets, get_logits):
         assert not self.training
         logits = self.rows[idx]
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
         return {
             "logits": logits, "cross_entropy_loss": loss, "average_depth": 3.0, "tokens_per_pass": [4.0, 2.0],
         }  # fmt: skip
@@ -66,3 +66,15 @@ def test_nothing_to_evaluate_and_losses_that_are_no_numbers():
     zeros = torch.zeros(1, 2, dtype=torch.long)
     with pytest.raises(Failure, match="gives a loss of nan"):
         evaluate(Table([[math.nan, 0.0]]), [(zeros, zeros)], FLOAT32)
+
+
+def test_targets_that_do_not_count():
+    """Loss and accuracies are over the positions that are asked for; a batch weighs by their number."""
+    model = Table([[0.0, 0.0], [math.log(3.0), 0.0]])
+    first = torch.tensor([[0, 1, 1, 0], [1, 1, 0, 0]]), torch.tensor([[-1, 0, 1, -1], [0, -1, -1, 0]])
+    second = torch.tensor([[1, 1, 1, 1]]), torch.tensor([[0, -1, -1, -1]])
+    result = evaluate(model, [first, second], FLOAT32)
+    expected = (math.log(4 / 3) + math.log(4) + math.log(4 / 3) + math.log(2) + math.log(4 / 3)) / 5
+    assert result.loss == pytest.approx(expected, rel=1e-6)
+    assert (result.tokens, result.correct_tokens) == (5, 4)
+    assert result.sequence_accuracy == pytest.approx(2 / 3)

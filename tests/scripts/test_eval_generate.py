@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -163,3 +164,36 @@ def test_nothing_but_plain_data_in_a_checkpoint(trained):
     content = checkpoint.load(trained.folder() / "ckpt.pt")
     assert content["format"] == "cotformer-lab/1" and content["tokenizer"]["name"] == "char"
     assert content["versions"].keys() == {"python", "torch", "numpy"}
+
+
+def test_a_task_is_trained_and_scored_in_and_out_of_distribution(scripts, tmp_path):
+    tiny = scripts.train_flags().replace("--dataset shakespeare-char --vocab_size 64", "--dataset counting")
+    flags = tiny.replace("--sequence_length 16", "--sequence_length 64") + " --vocab_size 256"
+    scripts.run("main.py", flags)
+    (folder,) = (scripts.results / "counting" / "base").iterdir()
+    done = scripts.run("eval.py", f"--checkpoint {folder} --batch_size 256")
+    result = summary(folder)
+    assert set(result["splits"]) == set(open_corpus("counting").test_splits)
+    assert any(split.endswith("_ood") for split in result["splits"])
+    for split, scored in result["splits"].items():
+        assert split in done.stdout
+        assert 0 <= scored["sequence_accuracy"] <= scored["accuracy"] <= 1
+        inputs, targets = open_corpus("counting").windows(split, 64).gather(range_of(split))
+        assert scored["tokens"] == int((targets != -1).sum()) < inputs.numel()
+
+
+def range_of(split):
+    return np.arange(open_corpus("counting").windows(split, 64).count)
+
+
+def test_a_corpus_of_local_files_is_trained_on_and_evaluated(scripts, tmp_path):
+    """Its pattern, with slashes and stars, is in no file name."""
+    for number in range(4):
+        (tmp_path / f"{number}.txt").write_text(f"The cat sat on mat {number} and thought again.\n" * 40)
+    flags = scripts.train_flags(f"--dataset files:{tmp_path}/*.txt --tokenizer bytes")
+    scripts.run("main.py", flags.replace("--vocab_size 64", "--vocab_size 320"))
+    (dataset,) = scripts.results.iterdir()
+    (folder,) = (dataset / "base").iterdir()
+    scripts.run("eval.py", f"--checkpoint {folder}")
+    assert 1 < summary(folder)["perplexity"] < 400
+    assert scripts.run("generate.py", f"--checkpoint {folder} --prompt The --max_new_tokens 5").stdout

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 
 import config
 from tests.conftest import ROOT
@@ -46,5 +48,18 @@ def test_scripts_targets_and_flags_that_are_named_exist():
     assert set(re.findall(r"make (demo|test|lint)\b", README)) == {"demo", "test", "lint"} <= set(targets)
     own = {"--checkpoint", "--prompt", "--max_new_tokens", "--top_p", "--output", "--help", "--budget"}
     own |= {"--show_depth", "--split", "--keep_context"}
+    own |= {"--workers", "--on_error", "--source"}  # of the corpora's commands, tried below
     known = {flag for action in config.build_parser()._actions for flag in action.option_strings}
     assert set(re.findall(r"--\w+", README)) <= known | own
+
+
+def test_commands_of_modules_are_accepted():
+    """Their --help knows the flags that README uses."""
+    commands = {tuple(command) for command in COMMANDS if command[0] == "-m"}
+    assert len(commands) >= 5
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        assert all(word in done.stdout for word in command if word.startswith("--")), command
