@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-faults lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python demo.py
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
+
+# Kills 200 runs at random; about 40 minutes on two cores. Its figures go to bench/results/faults.json.
+test-faults: $(VENV)/ready
+	FAULTS=200 $(BIN)/python -m pytest -s tests/faults/test_kills.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

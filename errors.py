@@ -1,6 +1,7 @@
 """The two kinds of mistake that are answered with one sentence instead of a traceback."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -32,7 +33,9 @@ def run_script(main: Callable[[], None]) -> None:
     except Failure as error:
         sys.exit(_say(f"error: {error}", error.exit_code))
     except KeyboardInterrupt as stop:
-        sys.exit(_say(f"interrupted{': ' + str(stop) if str(stop) else ''}", 130))
+        code = _say(f"interrupted{': ' + str(stop) if str(stop) else ''}", 130)
+        sys.stdout.flush()
+        os._exit(code)  # at once: a thread may be in the middle of a long write, which is atomic
     except BrokenPipeError:
         # The reader of our output has gone (`... | head`): not a failure of ours.
         sys.stdout = None
@@ -40,5 +43,8 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def _say(sentence: str, exit_code: int) -> int:
+    # Of several processes that torchrun starts, all read the same flags: one says what is wrong with them.
+    if os.environ.get("RANK", "0") != "0":
+        return exit_code
     print(sentence, file=sys.stderr, flush=True)
     return exit_code

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,11 +16,12 @@ TEMPORARY_SUFFIX = ".tmp"
 FILES_PREFIX = "files:"  # of a --dataset that is a pattern of paths
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any], durable: bool = True) -> None:
     """Have `write` fill a file beside `path`, then put it in its place: whoever looks, looks at a whole file.
 
     The file and then its folder are forced to disk, so that this holds across a power cut too. What was at
-    `path` stays there until the new file is complete. Raises Failure, naming the path, when writing fails.
+    `path` stays there until the new file is complete. durable: False for what need not outlast a power cut.
+    Raises Failure, naming the path, when writing fails.
     """
     beside = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
@@ -27,9 +29,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         with open(beside, "wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(beside, path)
-        _sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     except OSError as error:
         raise Failure(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -43,7 +47,18 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def _sync_folder(folder: Path) -> None:
+def copy_atomically(source: Path, path: Path) -> None:
+    """Copy a file to `path`, where it appears whole. Raises Failure."""
+    try:
+        file = open(source, "rb")  # noqa: SIM115  (closed by the block below)
+    except OSError as error:
+        raise Failure(f"cannot read {source}: {error.strerror or error}") from error
+    with file:
+        write_atomically(path, lambda target: shutil.copyfileobj(file, target, 1 << 24))
+
+
+def sync_folder(folder: Path) -> None:
+    """Force to disk which files a folder holds."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

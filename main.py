@@ -1,5 +1,7 @@
 """Train a model: `python main.py --help` lists the flags, README.md shows how to begin."""
 
+import sys
+
 import config
 from errors import run_script
 
@@ -9,7 +11,7 @@ def main() -> None:
     # Only now: importing torch takes seconds, and --help and a typo should be answered at once.
     from optim.run import run_training
 
-    run_training(args)
+    sys.exit(run_training(args))
 
 
 if __name__ == "__main__":

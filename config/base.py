@@ -4,6 +4,7 @@
 `--help`. Which values are possible together is a matter for `config.checks`.
 """
 
+import os
 from argparse import ArgumentParser
 
 from config.values import choice, choice_or, device, dtype, integer, nullable, number, truth
@@ -22,6 +23,7 @@ TOKENIZERS = ("bytes", "gpt2", "cl100k_base")
 OPTIMIZERS = ("adamw", "sgd", "adafactor")
 SCHEDULERS = ("cos", "linear", "none")
 BACKENDS = ("nccl", "gloo", "fsdp")
+EXTENSIONS = ("rebuild", "keep")
 
 NO_EFFECT = "accepted for old commands; no effect"
 
@@ -331,6 +333,46 @@ def _logging(add) -> None:
         help="steps between checkpoints ckpt_<step>.pt; None: only ckpt.pt at the end",
     )
     add(
+        "--keep_last",
+        type=nullable(integer),
+        default=None,
+        help="keep only so many of the ckpt_<step>.pt, the newest; None: all",
+    )
+    add(
+        "--keep_every",
+        type=nullable(integer),
+        default=None,
+        help="with --keep_last: also those at multiples of so many steps",
+    )
+    add(
+        "--checkpoint_staging_dir",
+        type=nullable(str),
+        default=os.environ.get("SLURM_TMPDIR") or None,
+        help="a folder of this machine to write checkpoints to before they are copied to the run's folder; "
+        "default: $SLURM_TMPDIR, if there is one",
+    )
+    add(
+        "--max_steps_this_run",
+        type=nullable(integer),
+        default=None,
+        help="stop after so many steps, and save: for chains of jobs",
+    )
+    add("--max_time", type=nullable(number), default=None, help="stop after so many minutes, and save")
+    add(
+        "--exit_code_unfinished",
+        type=integer,
+        default=0,
+        help="exit code of a run that was stopped with steps left, by a signal (SIGTERM, SIGUSR1, Ctrl-C) or "
+        "the flags above; 85 is usual for `run me again`",
+    )
+    add(
+        "--extend_schedule",
+        type=choice(EXTENSIONS),
+        default="rebuild",
+        help="when a run gets more --iterations: lay its schedule out anew over all (rebuild), or leave it "
+        "as it is and hold its last rate (keep)",
+    )
+    add(
         "--remove_intermediary_checkpoints_at_end",
         action="store_true",
         help="delete the ckpt_<step>.pt when the run has finished",
@@ -355,6 +397,13 @@ def _distributed(add) -> None:
         "--distributed_backend",
         type=nullable(choice(BACKENDS)),
         default=None,
-        help="None: one process, the only one in this version",
+        help="of several processes, which torchrun starts: nccl (GPUs) or gloo (CPUs): a copy of the network "
+        "in each (DDP); fsdp: a part of it in each; None: DDP over what the device has",
+    )
+    add(
+        "--distributed_timeout",
+        type=number,
+        default=10.0,
+        help="minutes that processes wait for one another before all give up",
     )
     add("--config_format", type=choice(("base",)), default="base", help="base, the only one there is")

@@ -8,7 +8,7 @@ from models.config import ModelConfig
 
 AT_LEAST_ONE = (
     "batch_size", "acc_steps", "iterations", "eval_freq", "log_freq", "save_checkpoint_freq",
-    "eval_seq_length", "eval_sample_size",
+    "eval_seq_length", "eval_sample_size", "keep_last", "keep_every", "max_steps_this_run",
 )  # fmt: skip
 AT_LEAST_ZERO = (
     "seed", "data_seed", "weight_decay", "grad_clip", "depth_predictor_loss_coef", "act_penalty",
@@ -23,8 +23,8 @@ def check_values(args: Namespace) -> None:
         _require(args, name, lambda value: value is None or value >= 1, "must be at least 1")
     for name in AT_LEAST_ZERO:
         _require(args, name, lambda value: value is None or value >= 0, "must not be negative")
-    for name in ("lr", "final_div_factor"):
-        _require(args, name, lambda value: value > 0, "must be above 0")
+    for name in ("lr", "final_div_factor", "max_time", "distributed_timeout"):
+        _require(args, name, lambda value: value is None or value > 0, "must be above 0")
     for name in ("beta1", "beta2"):
         _require(args, name, lambda value: 0 <= value < 1, "must be at least 0 and below 1")
     _require(args, "warmup_percent", lambda value: 0 <= value <= 1, "is a fraction, from 0 to 1")
@@ -32,11 +32,8 @@ def check_values(args: Namespace) -> None:
         _check_name(name, getattr(args, name))
     if args.device == "cpu" and args.dtype == "torch.float16":
         raise UsageError("--dtype torch.float16 needs a GPU; on a CPU choose torch.bfloat16 or torch.float32")
-    if args.distributed_backend is not None:
-        raise UsageError(
-            f"--distributed_backend {args.distributed_backend}: this version trains in one process; leave it "
-            "out"
-        )
+    if not 0 <= args.exit_code_unfinished <= 255:
+        raise UsageError(f"--exit_code_unfinished {args.exit_code_unfinished} must be from 0 to 255")
 
 
 def check_architecture(args: Namespace) -> None:

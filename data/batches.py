@@ -42,8 +42,9 @@ class Batches:
             chosen[epochs == epoch] = self._permutation(int(epoch))[places[epochs == epoch]]
         return chosen
 
-    def get(self, step: int, micro_batch: int) -> Batch:
-        return self._windows.gather(self.indices(step, micro_batch))
+    def get(self, step: int, micro_batch: int, rows: slice = slice(None)) -> Batch:
+        """rows: of its sequences, those that are wanted."""
+        return self._windows.gather(self.indices(step, micro_batch)[rows])
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if epoch not in self._permutations:
@@ -70,6 +71,16 @@ class EvaluationBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         return prefetch(self._windows.gather, self._parts)
+
+    def share(self, rank: int, size: int) -> Iterator[tuple[int, Batch]]:
+        """Every size-th batch, from number `rank` on, and its number.
+
+        All ranks get equally many, for they may have to run the network together: past the end the number is
+        len(self) or more, and the batch the first one, not to be counted.
+        """
+        numbers = [number + rank for number in range(0, len(self), size)]
+        parts = [self._parts[number if number < len(self) else 0] for number in numbers]
+        yield from zip(numbers, prefetch(self._windows.gather, parts), strict=True)
 
 
 def contiguous_batches(windows: Windows, batch_size: int, max_tokens: int | None = None) -> EvaluationBatches:

@@ -6,15 +6,16 @@ Shapes: B batch, T tokens.
 import math
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from distributed import Precision
+from data.batches import EvaluationBatches
+from data.windows import Batch
+from distributed import Precision, Processes
 from errors import Failure
 from models.readout import IGNORED
 
@@ -95,44 +96,93 @@ def to_perplexity(loss: float) -> float:
         return math.inf
 
 
+class _Scored(NamedTuple):
+    """What is kept of a batch: sums over its tokens, or its sequences."""
+
+    index: int
+    loss: float
+    tokens: int
+    correct: int
+    sequences: int
+    exact: int
+    depth: float
+    tokens_per_pass: list[float]
+    seconds: float
+
+
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision, **routing: Any
-) -> Evaluation:
+    model: nn.Module,
+    batches: EvaluationBatches | Iterable[Batch],
+    precision: Precision,
+    processes: Processes | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    **routing: Any,
+) -> Evaluation | None:
     """Score `model` on batches of (inputs, targets), each (B, T). The training mode is left as it was found.
 
-    routing: `length_factors` or `thresholds` for the model's forward pass; none: what its flags say.
-    Raises Failure when a loss is not finite, or there is no batch.
+    processes: who share the batches among them; each gets the whole result, the same for any number of them.
+    stop: asked after each batch; where it says so, the result is None. routing: `length_factors` or
+    `thresholds` for the model's forward pass; none: what its flags say. Raises Failure when a loss is not
+    finite, or there is no batch.
     """
-    losses, tokens, seconds, sequences = [], [], [], []
-    correct, exact, depth, passes = 0, 0, 0.0, np.zeros(1)
+    alone = processes is None or processes.size == 1
+    numbered = enumerate(batches) if alone else batches.share(processes.rank, processes.size)
+    scored: list[_Scored] = []
     was_training = model.training
     model.eval()
     try:
-        for inputs, targets in batches:
-            inputs, targets = inputs.to(precision.device), targets.to(precision.device)
-            started = time.perf_counter()
-            with precision.autocast():
-                output = model(inputs, targets, get_logits=True, **routing)
-            losses.append(output["cross_entropy_loss"].item())
-            seconds.append(time.perf_counter() - started)
-            counted = targets != IGNORED
-            right = output["logits"].argmax(-1) == targets
-            tokens.append(counted.sum().item())
-            sequences.append(len(targets))
-            correct += (right & counted).sum().item()
-            exact += (right | ~counted).all(-1).sum().item()
-            passes = passes + np.array(output["tokens_per_pass"]) * len(targets)
-            depth += output["average_depth"] * len(targets)
+        for index, batch in numbered:
+            found = _score(index, model, batch, precision, routing)
+            if alone or index < len(batches):
+                scored.append(found)
+            if stop():
+                return None
     finally:
         model.train(was_training)
-    if not losses:
+    if not alone:
+        scored = sorted(found for part in processes.gather(scored) for found in part)
+    return _summed(scored)
+
+
+def _score(
+    index: int, model: nn.Module, batch: Batch, precision: Precision, routing: dict[str, Any]
+) -> _Scored:
+    inputs, targets = (tensor.to(precision.device) for tensor in batch)
+    started = time.perf_counter()
+    with precision.autocast():
+        output = model(inputs, targets, get_logits=True, **routing)
+    loss = output["cross_entropy_loss"].item()
+    seconds = time.perf_counter() - started
+    counted = targets != IGNORED
+    right = output["logits"].argmax(-1) == targets
+    return _Scored(
+        index, loss, counted.sum().item(), (right & counted).sum().item(),
+        len(targets), (right | ~counted).all(-1).sum().item(),
+        output["average_depth"] * len(targets),
+        [tokens * len(targets) for tokens in output["tokens_per_pass"]],
+        seconds,
+    )  # fmt: skip
+
+
+def _summed(scored: list[_Scored]) -> Evaluation:
+    if not scored:
         raise Failure("there is nothing to evaluate on: no batch came from the data")
+    losses = [found.loss for found in scored]
     if not all(map(math.isfinite, losses)):
         raise Failure(
             f"the model gives a loss of {next(x for x in losses if not math.isfinite(x))} on real text"
         )
+    sequences = [found.sequences for found in scored]
     total = sum(sequences)
+    passes = zip(*(found.tokens_per_pass for found in scored), strict=True)
     return Evaluation(
-        losses, tokens, correct, depth / total, (passes / total).tolist(), seconds, sequences, exact
+        batch_losses=losses,
+        batch_tokens=[found.tokens for found in scored],
+        correct_tokens=sum(found.correct for found in scored),
+        average_depth=sum(found.depth for found in scored) / total,
+        tokens_per_pass=[sum(counts) / total for counts in passes],
+        batch_seconds=[found.seconds for found in scored],
+        batch_sequences=sequences,
+        exact_sequences=sum(found.exact for found in scored),
     )

@@ -208,6 +208,15 @@ class LanguageModel(nn.Module):
             x = block(x, rows, memory.own_pass(("end", index), exit_number))
         return x
 
+    def blocks_that_run_once(self) -> list[Block]:
+        """Those that every forward pass calls exactly once, whatever the model and the text."""
+        once = [*self.transformer.h_begin]
+        if not self.config.variant.repeats:
+            once += self.transformer[self._middle_name]
+        if self.config.variant.repeater != "ponder":  # which predicts from every pass
+            once += self.transformer.h_end
+        return once
+
     def new_cache(self, batch: int) -> Cache:
         """An empty cache for `batch` sequences of up to `sequence_length` tokens: for forward's `cache`."""
         config = self.config

@@ -1,70 +1,87 @@
-"""Checkpoints on disk: `ckpt_<step>.pt` while a run goes on, `ckpt.pt` at its end.
+"""Checkpoints of a run: `ckpt_<step>` while it goes on, `ckpt` at its end; which there are, which to take.
 
-A checkpoint holds tensors and plain data only, and is read with weights_only: loading one runs no code.
+One file (.pt), or the folder that sharded training writes (.dcp). Both hold tensors and plain data only:
+loading one runs no code. `python -m optim.checkpoint list|verify|convert` looks at them from outside.
 """
 
 import contextlib
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch.distributed as dist
 
 from errors import Failure, UsageError
-from files import TEMPORARY_SUFFIX, write_atomically
+from files import TEMPORARY_SUFFIX
+from optim import checkpoint_file
 
 FINAL_NAME = "ckpt.pt"
-_STEP = re.compile(r"ckpt_(\d+)\.pt")
+_NAME = re.compile(r"ckpt(?:_(\d+))?\.(?:pt|dcp)")
+FILE, FOLDER = ".pt", ".dcp"  # the two formats, by the endings of names
 
 
-def step_name(step: int) -> str:
-    return f"ckpt_{step}.pt"
+def name_of(step: int | None, suffix: str = FILE) -> str:
+    """ckpt_<step><suffix>, or, for None, that of the end."""
+    return f"ckpt{'' if step is None else f'_{step}'}{suffix}"
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint: beside its place, forced to disk, then renamed."""
-    write_atomically(path, lambda file: torch.save(content, file))
+def write(
+    path: Path,
+    content: dict[str, Any],
+    staging: Path | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> None:
+    """Write a checkpoint in the format that its name ends in: beside its place, forced to disk, then renamed.
+
+    staging: a folder on this machine to write it to first. group: the processes that write a folder together,
+    all of which call this. Raises Failure.
+    """
+    if path.suffix == FILE:
+        checkpoint_file.write(path, content, staging)
+    else:
+        _folders().write(path, content, staging, group)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, ours or another's, as plain data.
+    """Read a checkpoint, ours or another's, as plain data and whole tensors on the CPU.
 
-    Raises Failure when the file is damaged, or holds anything besides tensors and plain data.
+    Raises Failure when it is damaged, or holds anything besides tensors and plain data.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UsageError(f"{path}: there is no such checkpoint") from error
-    except Exception as error:  # torch reports damage in a dozen ways, and never says what to do
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            reason = "holds more than tensors and plain data; nothing of it was run, and it is not read"
-        else:
-            reason = "is damaged or no checkpoint"
-        raise Failure(f"{path} {reason} ({type(error).__name__})") from error
-    if not isinstance(content, dict):
-        raise Failure(f"{path} holds a {type(content).__name__}, not a checkpoint")
-    return content
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such checkpoint")
+    return _folders().read(path) if path.is_dir() else checkpoint_file.read(path)
+
+
+def _folders():
+    from optim import checkpoint_folder  # for torch takes a second to import what it needs
+
+    return checkpoint_folder
 
 
 def in_folder(folder: Path) -> list[Path]:
-    """The checkpoints in a run's folder, the most advanced first: the final one, then by step."""
-    steps = {
-        path: int(match[1]) for path in folder.glob("ckpt_*.pt") if (match := _STEP.fullmatch(path.name))
-    }
-    numbered = sorted(steps, key=steps.__getitem__, reverse=True)
-    return [path for path in (folder / FINAL_NAME,) if path.is_file()] + numbered
+    """The checkpoints in a run's folder, the most advanced first: those of the end, then by step."""
+    found = [(_NAME.fullmatch(path.name), path) for path in sorted(folder.glob("ckpt*"))]
+    final = [path for match, path in found if match and match[1] is None]
+    steps = {path: int(match[1]) for match, path in found if match and match[1] is not None}
+    return final + sorted(steps, key=steps.__getitem__, reverse=True)
+
+
+def is_final(path: Path) -> bool:
+    """Whether it is that of a run's end, by its name."""
+    return path.stem == "ckpt"
 
 
 def find(path: Path) -> Path:
-    """The checkpoint that a file or a run's folder stands for. Raises UsageError when there is none."""
-    if path.is_file():
+    """The checkpoint that a path or a run's folder stands for. Raises UsageError when there is none."""
+    if path.is_file() or (path.is_dir() and path.suffix == FOLDER):
         return path
     if not path.exists():
         raise UsageError(f"{path}: there is no such file or folder")
     found = in_folder(path)
     if not found:
-        raise UsageError(f"{path} holds no checkpoint (ckpt.pt or ckpt_<step>.pt)")
+        raise UsageError(f"{path} holds no checkpoint (ckpt.pt or ckpt_<step>.pt, or .dcp)")
     return found[0]
 
 
@@ -85,7 +102,7 @@ def newest(folder: Path, report: Callable[[str], None] = print) -> tuple[Path, d
         # A run that is being extended has later ckpt_<step>.pt beside its ckpt.pt.
         if best is None or content.get("step", 0) > best[1].get("step", 0):
             best = (path, content)
-        if path.name != FINAL_NAME:
+        if not is_final(path):
             break
     if found and best is None:
         raise Failure(
@@ -95,20 +112,38 @@ def newest(folder: Path, report: Callable[[str], None] = print) -> tuple[Path, d
     return best
 
 
-def keep_final(folder: Path, step: int) -> None:
-    """Before a finished run is extended: its ckpt.pt, of `step`, becomes ckpt_<step>.pt, to be kept."""
-    (folder / FINAL_NAME).replace(folder / step_name(step))
+def keep_final(path: Path, step: int) -> None:
+    """Before a finished run is extended: its checkpoint, of `step`, becomes ckpt_<step>, to be kept."""
+    path.replace(path.with_name(name_of(step, path.suffix)))
 
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what saves that were killed half-way have left beside the checkpoints."""
     for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-        with contextlib.suppress(OSError):
+        delete(path)
+
+
+def remove_intermediary(folder: Path, keep_last: int = 0, keep_every: int | None = None) -> None:
+    """Delete ckpt_<step>, but the last `keep_last` of them and those at multiples of `keep_every` steps."""
+    numbered = [path for path in in_folder(folder) if not is_final(path)]
+    for path in numbered[keep_last:]:
+        if keep_every is None or int(path.stem.removeprefix("ckpt_")) % keep_every:
+            delete(path)
+
+
+def delete(path: Path) -> None:
+    """A checkpoint or what is left of one; a folder loses its name first, so that none seems whole."""
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            if path.suffix != TEMPORARY_SUFFIX:
+                path = path.rename(path.with_name(path.name + TEMPORARY_SUFFIX))
+            shutil.rmtree(path)
+        else:
             path.unlink()
 
 
-def remove_intermediary(folder: Path) -> None:
-    """Delete the ckpt_<step>.pt of a finished run, keeping ckpt.pt."""
-    for path in in_folder(folder):
-        if path.name != FINAL_NAME:
-            path.unlink()
+if __name__ == "__main__":
+    from errors import run_script
+    from optim.checkpoint_commands import main
+
+    run_script(main)

@@ -13,27 +13,53 @@ CURVES = ("train_loss", "lr", "grad_norm", "val_loss", "val_perplexity", "val_ac
 
 
 class MetricsFile:
-    """Appends lines; cut back to a step when a run goes on from there."""
+    """Appends lines; cut back to a step when a run goes on from there.
+
+    All lines are held in memory too: a file that could not be written, or has gone, is written again whole.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
         """Keep the lines up to `step`: those after it will be written again."""
         self.path = folder / FILE_NAME
-        kept = [line for line in _lines(self.path) if line["step"] <= step]
-        text = "".join(map(_to_line, kept))
-        write_atomically(self.path, lambda file: file.write(text.encode()))
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  (open as long as the run)
+        self._lines = [_to_line(line).encode() for line in _lines(self.path) if line["step"] <= step]
+        self._write_all()
 
     def append(self, line: dict[str, Any]) -> None:
-        """Write one line at once, so that a killed run has lost none."""
-        self._file.write(_to_line(line))
-        self._file.flush()
+        """Write one line at once, so that a killed run has lost none. Raises Failure; the line is kept."""
+        size = self._size()
+        self._lines.append(_to_line(line).encode())
+        if not self._is(size, self._lines[:-1]):
+            self._write_all()
+            return
+        try:
+            with open(self.path, "ab") as file:
+                file.write(self._lines[-1])
+        except OSError as error:
+            raise Failure(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def sync(self) -> None:
         """Force what was written to disk: before a checkpoint claims that its steps are logged."""
-        os.fsync(self._file.fileno())
+        if not self._is(self._size(), self._lines):
+            self._write_all()
+            return
+        try:
+            with open(self.path, "rb") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise Failure(f"cannot write {self.path}: {error.strerror or error}") from error
 
-    def close(self) -> None:
-        self._file.close()
+    def _write_all(self) -> None:
+        write_atomically(self.path, lambda file: file.writelines(self._lines))
+
+    def _size(self) -> int | None:
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return None
+
+    @staticmethod
+    def _is(size: int | None, lines: list[bytes]) -> bool:
+        return size == sum(map(len, lines))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

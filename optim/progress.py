@@ -11,8 +11,9 @@ from optim.config import TrainConfig
 class Progress:
     """Loss, tokens per second, time left. Lines go to stdout; a bar to stderr, where that is a terminal."""
 
-    def __init__(self, config: TrainConfig, step: int) -> None:
-        self._config = config
+    def __init__(self, config: TrainConfig, step: int, shown: bool = True) -> None:
+        """shown: False in a process that is not the first."""
+        self._config, self._shown = config, shown
         self._start = (step, time.perf_counter())
         self._bar = tqdm(
             total=config.iterations,
@@ -20,7 +21,7 @@ class Progress:
             desc="training",
             unit="step",
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=not shown or not sys.stderr.isatty(),
         )
 
     def step(self, loss: float, seconds: float) -> None:
@@ -32,6 +33,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""
+        if not self._shown:
+            return
         self._bar.clear()
         print(text, flush=True)
         self._bar.refresh()

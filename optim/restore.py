@@ -11,7 +11,7 @@ import config
 import models
 from data import Corpus, open_corpus
 from data.batches import EvaluationBatches, contiguous_batches
-from distributed import Precision, choose_device, choose_precision
+from distributed import Precision, choose_device, choose_precision, require_single_process
 from errors import UsageError
 from models.language_model import LanguageModel
 from optim import checkpoint
@@ -65,6 +65,7 @@ def restore(path: Path, given: dict[str, Any]) -> Restored:
     released code, whose flags stand in the summary.json beside them, or are given.
     Raises UsageError when flags and weights do not fit together, Failure for a damaged file.
     """
+    require_single_process()
     path = checkpoint.find(path)
     content = checkpoint.load(path)
     ours = content.get("format") == FORMAT

@@ -4,7 +4,7 @@ import json
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from config.run_name import identity
 from errors import UsageError
@@ -51,6 +51,37 @@ def find_start(
     if start is not None:
         _compare(start[0], start[1].get("args", {}), args, say)
     return start
+
+
+class Extension(NamedTuple):
+    """schedule_iterations: for how many the learning rate is to be laid out. sentence: what is said of a run
+    whose length or schedule has changed, with a place for the rate; empty where nothing has."""
+
+    schedule_iterations: int
+    sentence: str
+
+
+def extension(args: Namespace, content: dict[str, Any]) -> Extension:
+    """What becomes of the schedule of a checkpoint's run under --iterations and --extend_schedule."""
+    planned = content["args"].get("iterations", args.iterations)
+    laid_out = content.get("schedule_iterations", planned)
+    schedule = laid_out if args.extend_schedule == "keep" else args.iterations
+    if planned == args.iterations and schedule == laid_out:
+        return Extension(schedule, "")
+    was = f"the run was planned for {planned} iterations and is now to have {args.iterations}"
+    at = f"at step {content['step']} the learning rate is {{rate:.3g}}"
+    if schedule == laid_out:
+        return Extension(
+            schedule,
+            f"note: {was}: --extend_schedule keep leaves its schedule of {laid_out} iterations as it is, and "
+            f"holds the last rate behind it; {at}",
+        )
+    return Extension(
+        schedule,
+        f"warning: {was}: the schedule is laid out anew, over {schedule} iterations instead of {laid_out}, "
+        f"and {at}. A second schedule is not the same as one long one (a reproduction lost 0.4 perplexity at "
+        "40k + 20k steps); --extend_schedule keep goes on at the rate at which the first one ends",
+    )
 
 
 def _compare(path: Path, saved: dict[str, Any], args: Namespace, say: Callable[[str], None]) -> None:

@@ -13,21 +13,23 @@ def make_schedule(
 
     `cos` and `linear` are PyTorch's OneCycleLR, as the published runs used it: from lr/100 up to lr at the
     fraction `warmup_percent` of the iterations, down to (lr/100) / final_div_factor at the last; both legs
-    have the named shape. `none` is constant. Call `.step()` after each update but the last.
+    have the named shape. `none` is constant. Call `.step()` after each update while `schedule_iterations` has
+    not been reached; from there on the rate stays what it is.
     """
     if config.scheduler == "none":
         return lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
     schedule = lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=config.lr,
-        total_steps=config.iterations,
+        total_steps=config.schedule_iterations,
         pct_start=_peak_fraction(config),
         anneal_strategy=config.scheduler,
         cycle_momentum=False,
         div_factor=100.0,
         final_div_factor=config.final_div_factor,
     )
-    if 0 < step < config.iterations:
+    step = min(step, config.schedule_iterations - 1)
+    if step > 0:
         # OneCycleLR's rate depends on the number of steps alone: stand one before, then take one.
         schedule.load_state_dict({"last_epoch": step - 1, "_step_count": step + 1})
         schedule.step()
@@ -37,6 +39,6 @@ def make_schedule(
 def _peak_fraction(config: TrainConfig) -> float:
     # A warm-up of exactly one step ends where it begins, and OneCycleLR divides by its length. A hair less
     # gives what is meant: the peak at the first step.
-    if config.warmup_percent * config.iterations == 1.0:
+    if config.warmup_percent * config.schedule_iterations == 1.0:
         return config.warmup_percent * (1.0 - 1e-9)
     return config.warmup_percent

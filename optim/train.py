@@ -6,12 +6,14 @@ Shapes: B batch, T tokens.
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from distributed import Precision
+from distributed.parallel import Alone
+from distributed.share import Share
 from errors import Failure
 from optim.config import TrainConfig
 from optim.progress import Progress
@@ -20,73 +22,107 @@ from optim.state import Interval, TrainState
 
 SPIKE = 5.0  # a gradient norm this many times the interval's mean is worth a warning
 
-Batch = tuple[Tensor, Tensor]
+
+class MicroBatch(NamedTuple):
+    """inputs, targets (B, T). weight: of its mean loss, where processes part the sequences and some hold more
+    of the targets that count than others; 1 for all else."""
+
+    inputs: Tensor
+    targets: Tensor
+    weight: float = 1.0
 
 
 def train(
     state: TrainState,
     forward: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[MicroBatch],
     config: TrainConfig,
     precision: Precision,
+    parallel: Alone,
     *,
-    evaluate: Callable[[int], dict[str, Any]],
+    evaluate: Callable[[int], dict[str, Any] | None],
     log: Callable[[dict[str, Any]], None],
     save: Callable[[], None],
+    stop: Callable[[], bool],
     progress: Progress,
-) -> None:
-    """Take `state` to `config.iterations`; evaluate, log and save at their intervals.
+) -> bool:
+    """Take `state` to `config.iterations`; evaluate, log and save at their intervals. Whether it got there.
 
-    forward: what runs the batches: state.model, or its compiled form. batches: those of all micro-batches
-    still to come, (inputs, targets) of (B, T) each. evaluate: step -> what to add to that step's line. Raises
-    Failure when a loss or gradient is not finite: before the update, so that weights stay good.
+    forward: what runs the batches: state.model, or a form of it. batches: those of all micro-batches of this
+    process still to come. evaluate: step -> what to add to that step's line; None where it was stopped. stop:
+    asked after each micro-batch; where it says so, `state` is left behind the last whole step. Raises Failure
+    when a loss or gradient is not finite: before the update, so that weights stay good.
     """
     stream = iter(batches)
+    share = Share.of(config.batch_size, config.acc_steps, parallel.processes.rank, parallel.processes.size)
+    first = state.step
     forward.train()
-    while state.step < config.iterations:
-        started = time.perf_counter()
-        rate = state.schedule.get_last_lr()[0]
-        loss, norm = _update(state, forward, stream, config, precision)
-        seconds = time.perf_counter() - started
-        state.seconds += seconds
-        state.interval.add(loss, norm, seconds)
-        progress.step(loss, seconds)
-
+    while True:
         evaluates = _due(state.step, config.eval_freq, config)
-        if evaluates or _due(state.step, config.log_freq, config):
-            line = _line(state, rate, config)
+        # Not empty: a stop in the middle of an evaluation left its line to be written.
+        if state.interval.steps and (evaluates or _due(state.step, config.log_freq, config)):
+            line = _line(state, config)
             if evaluates:
-                line |= evaluate(state.step)
+                found = evaluate(state.step)
+                if found is None:
+                    return False
+                line |= found
             log(line)
             _warn_of_spike(line, progress)
             state.interval = Interval()
-        if _due_to_save(state.step, config):
+        if state.step > first and _due_to_save(state.step, config):
             save()
+        if state.step == config.iterations:
+            return True
+        if stop():
+            return False
+        started = time.perf_counter()
+        rate = state.schedule.get_last_lr()[0]
+        made = _update(state, forward, stream, share, config, precision, parallel, stop)
+        if made is None:
+            return False
+        loss, norm = made
+        seconds = time.perf_counter() - started
+        state.seconds += seconds
+        state.interval.add(loss, norm, seconds, rate)
+        progress.step(loss, seconds)
 
 
 def _update(
-    state: TrainState, forward: nn.Module, stream: Iterator[Batch], config: TrainConfig, precision: Precision
-) -> tuple[float, float | None]:
-    """One optimiser step over acc_steps micro-batches -> mean loss, gradient norm before clipping."""
+    state: TrainState,
+    forward: nn.Module,
+    stream: Iterator[MicroBatch],
+    share: Share,
+    config: TrainConfig,
+    precision: Precision,
+    parallel: Alone,
+    stop: Callable[[], bool],
+) -> tuple[float, float | None] | None:
+    """One optimiser step over acc_steps micro-batches -> mean loss, gradient norm before clipping; None where
+    it was stopped in its middle."""
     total = 0.0
-    for micro_batch in range(config.acc_steps):
-        inputs, targets = next(stream)
-        inputs = inputs.to(precision.device, non_blocking=True)
-        targets = targets.to(precision.device, non_blocking=True)
-        seed_torch(config.seed, "forward", state.step, micro_batch)
-        with precision.autocast():
-            loss = forward(inputs, targets)["loss"] / config.acc_steps
-        state.scaler.scale(loss).backward()
+    for number in range(share.acc_steps):
+        if number and stop():
+            state.optimizer.zero_grad(set_to_none=True)
+            return None
+        batch = next(stream)
+        inputs = batch.inputs.to(precision.device, non_blocking=True)
+        targets = batch.targets.to(precision.device, non_blocking=True)
+        seed_torch(config.seed, "forward", state.step, share.first + number)
+        with parallel.accumulating(forward, last=number + 1 == share.acc_steps):
+            with precision.autocast():
+                loss = forward(inputs, targets)["loss"] * batch.weight / share.acc_steps
+            state.scaler.scale(loss).backward()
         total += loss.detach()
     state.scaler.unscale_(state.optimizer)
-    norm = _clip(state.model, config.grad_clip)
-    loss, norm = torch.stack((total.float(), norm.float())).tolist()
+    norm = parallel.whole(_clip(state.model, config.grad_clip))
+    loss, norm = torch.stack((parallel.processes.mean(total.float()), norm.float())).tolist()
     _require_finite(state, loss, norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
-    if state.step < config.iterations:
+    if state.step < config.schedule_iterations:
         state.schedule.step()
     return loss, norm if math.isfinite(norm) else None
 
@@ -119,14 +155,14 @@ def _due_to_save(step: int, config: TrainConfig) -> bool:
     return frequency is not None and step % frequency == 0 and step < config.iterations
 
 
-def _line(state: TrainState, rate: float, config: TrainConfig) -> dict[str, Any]:
-    """What metrics.jsonl keeps of the interval that ends here. lr: the one the last update used."""
+def _line(state: TrainState, config: TrainConfig) -> dict[str, Any]:
+    """What metrics.jsonl keeps of the interval that ends here."""
     interval = state.interval
     return {
         "step": state.step,
         "tokens": state.step * config.tokens_per_step,
         "train_loss": interval.loss_sum / interval.steps,
-        "lr": rate,
+        "lr": interval.lr,
         "grad_norm": interval.norm_last,
         "max_grad_norm": interval.norm_max,
         "mean_grad_norm": interval.norm_mean,

@@ -44,7 +44,9 @@ def test_every_flag_of_the_reference_with_its_default():
     assert {name: ours[name] for name in REFERENCE} == REFERENCE
     assert ours.keys() - REFERENCE.keys() == {
         "tokenizer", "log_freq", "routing", "routing_threshold", "act_penalty", "act_loss_reduction",
-        "ponder_lambda_p", "ponder_kl_div_loss_weight", "ponder_eval",
+        "ponder_lambda_p", "ponder_kl_div_loss_weight", "ponder_eval", "keep_last", "keep_every",
+        "checkpoint_staging_dir", "max_steps_this_run", "max_time", "exit_code_unfinished",
+        "extend_schedule", "distributed_timeout",
     }  # fmt: skip
 
 
@@ -151,7 +153,11 @@ def test_values(flags, name, value):
         ("--exp_name a/b", ["'a/b' must be a folder's name"]),
         ("--exp_name ..", ["'..' must be a folder's name"]),
         ("--run_prefix " + "x" * 200, ["has 200 characters; at most 150"]),
-        ("--distributed_backend nccl", ["trains in one process"]),
+        ("--distributed_backend mpi", ["choose from nccl, gloo, fsdp"]),
+        ("--exit_code_unfinished 300", ["--exit_code_unfinished 300 must be from 0 to 255"]),
+        ("--max_time 0", ["--max_time 0.0 must be above 0"]),
+        ("--keep_last 0", ["--keep_last 0 must be at least 1"]),
+        ("--extend_schedule both", ["choose from rebuild, keep"]),
         ("--config_format old", ["choose from base"]),
         ("--n_embd 100", ["n_embd=100 is not divisible by n_head=12"]),
         ("--model but --n_layer_begin 12 --n_layer_end 12", ["leave no layer to repeat"]),

@@ -15,7 +15,7 @@ from optim import checkpoint
 
 
 def write(path, step, size=10):
-    checkpoint.save(path, {"step": step, "model": torch.full((size,), float(step))})
+    checkpoint.write(path, {"step": step, "model": torch.full((size,), float(step))})
 
 
 def test_round_trip_and_nothing_left_beside(tmp_path):
@@ -26,7 +26,7 @@ def test_round_trip_and_nothing_left_beside(tmp_path):
         "args": {"lr": 1e-3, "exp_name": None},
         "list": [1.5],
     }
-    checkpoint.save(path, content)
+    checkpoint.write(path, content)
     loaded = checkpoint.load(path)
     assert torch.equal(loaded["model"].pop("w"), content["model"].pop("w")) and loaded == content
     assert os.listdir(path.parent) == ["ckpt_5.pt"]
@@ -35,7 +35,7 @@ def test_round_trip_and_nothing_left_beside(tmp_path):
 def test_order(tmp_path):
     assert checkpoint.newest(tmp_path) is None
     for step in (100, 1000, 20):
-        write(tmp_path / checkpoint.step_name(step), step)
+        write(tmp_path / checkpoint.name_of(step), step)
     (tmp_path / "ckpt_old.pt").write_bytes(b"not ours")
     assert [path.name for path in checkpoint.in_folder(tmp_path)] == [
         "ckpt_1000.pt",
@@ -107,7 +107,7 @@ def test_what_is_no_checkpoint(tmp_path):
 def test_a_failed_save_leaves_the_old_file(tmp_path):
     write(tmp_path / "ckpt.pt", 1)
     with pytest.raises(TypeError):
-        checkpoint.save(tmp_path / "ckpt.pt", {"step": 2, "generator": (x for x in ())})
+        checkpoint.write(tmp_path / "ckpt.pt", {"step": 2, "generator": (x for x in ())})
     assert checkpoint.load(tmp_path / "ckpt.pt")["step"] == 1
     assert os.listdir(tmp_path) == ["ckpt.pt"]
 
@@ -123,7 +123,7 @@ def test_sigkill_inside_saves(tmp_path):
         step = 0
         while True:
             step += 1
-            checkpoint.save(Path(sys.argv[1]) / "ckpt.pt", {"step": step, "model": weights.fill_(step)})
+            checkpoint.write(Path(sys.argv[1]) / "ckpt.pt", {"step": step, "model": weights.fill_(step)})
             print(step, flush=True)
         """
     )

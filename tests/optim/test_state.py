@@ -62,7 +62,7 @@ def test_seeds_differ_by_each_argument():
 def test_interval():
     interval = Interval()
     for loss, norm in ((4.0, 1.0), (2.0, 5.0), (3.0, None), (1.0, 3.0)):
-        interval.add(loss, norm, seconds=0.5)
+        interval.add(loss, norm, seconds=0.5, lr=0.1)
     assert (interval.steps, interval.loss_sum, interval.seconds) == (4, 10.0, 2.0)
     assert (interval.norm_last, interval.norm_max, interval.norm_mean) == (3.0, 5.0, 3.0)
     assert Interval().norm_mean is None
@@ -81,7 +81,7 @@ def test_state_goes_through_a_checkpoint_unchanged(name, tmp_path):
             state.optimizer.zero_grad()
             state.schedule.step()
             state.step += 1
-            state.interval.add(1.0 / 3.0, 0.1, 0.7)
+            state.interval.add(1.0 / 3.0, 0.1, 0.7, lr=0.1)
 
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     straight = TrainState.fresh(network(), config, scaler)
@@ -117,10 +117,8 @@ def test_metrics_are_cut_back_to_the_resumed_step(tmp_path):
     first = MetricsFile(tmp_path, 0)
     for line in lines(10, 20, 30):
         first.append(line)
-    first.close()
     second = MetricsFile(tmp_path, 20)
     second.append({"step": 30, "train_loss": 7.0, "lr": 0.1, "val_loss": 2.0})
-    second.close()
     assert read_metrics(tmp_path) == [
         *lines(10, 20),
         {"step": 30, "train_loss": 7.0, "lr": 0.1, "val_loss": 2.0},
@@ -133,7 +131,7 @@ def test_metrics_are_cut_back_to_the_resumed_step(tmp_path):
 def test_a_line_cut_by_a_power_failure_is_left_out(tmp_path):
     text = json.dumps(lines(10)[0]) + '\n{"step": 20, "trai'
     (tmp_path / "metrics.jsonl").write_text(text)
-    MetricsFile(tmp_path, 100).close()
+    MetricsFile(tmp_path, 100)
     assert read_metrics(tmp_path) == lines(10)
 
 
@@ -142,8 +140,7 @@ def test_a_sample_may_hold_any_character(tmp_path):
     sample = "one\u2028two\u0085three\nfour"
     metrics = MetricsFile(tmp_path, 0)
     metrics.append({"step": 1, "sample": sample})
-    metrics.close()
-    MetricsFile(tmp_path, 1).close()
+    MetricsFile(tmp_path, 1)
     assert read_metrics(tmp_path) == [{"step": 1, "sample": sample}]
 
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from distributed.parallel import Alone
 from distributed.precision import choose_precision
 from errors import Failure
 from optim.progress import Progress
 from optim.state import TrainState
-from optim.train import train
+from optim.train import MicroBatch, train
 from tests.optim.test_schedules import CONFIG
 
 
@@ -26,25 +27,34 @@ class Toy(nn.Module):
         return {"loss": self.linear(inputs).mean()}
 
 
-def run(values, step=0, **changes):
-    """Train on micro-batches of one value each; returns the state and what the hooks were called with."""
+def run(values, step=0, stop_at=None, evaluate=lambda step: {"val_loss": 0.0}, state=None, **changes):
+    """Train on micro-batches of one value each; returns the state and what the hooks were called with.
+
+    stop_at: the question, counted from 1, to which the answer is to stop.
+    """
     changes = {"acc_steps": 1, "opt": "sgd", "scheduler": "none", "weight_decay": 0.0, **changes}
     config = dataclasses.replace(CONFIG, **changes)
     precision = choose_precision("torch.float32", torch.device("cpu"))
-    state = TrainState.fresh(Toy(), config, precision.gradient_scaler())
-    state.step = step
-    called = {"evaluate": [], "log": [], "save": []}
+    if state is None:
+        state = TrainState.fresh(Toy(), config, precision.gradient_scaler())
+        state.step = step
+    called = {"evaluate": [], "log": [], "save": [], "stop": []}
     progress = Progress(config, step)
-    batches = [(torch.tensor([[value]]), torch.zeros(1)) for value in values]
+    batches = [MicroBatch(torch.tensor([[value]]), torch.zeros(1)) for value in values]
 
-    def evaluate(step):
+    def evaluated(step):
         called["evaluate"].append(step)
-        return {"val_loss": 0.0}
+        return evaluate(step)
+
+    def stop():
+        called["stop"].append(state.step)
+        return len(called["stop"]) == stop_at
 
     try:
-        train(
-            state, state.model, batches, config, precision,
-            evaluate=evaluate, log=called["log"].append, save=lambda: called["save"].append(state.step),
+        called["finished"] = train(
+            state, state.model, batches, config, precision, Alone(),
+            evaluate=evaluated, stop=stop, log=called["log"].append,
+            save=lambda: called["save"].append(state.step),
             progress=progress,
         )  # fmt: skip
     finally:
@@ -97,3 +107,30 @@ def test_spikes_are_warned_of(capsys):
     assert "warning: a gradient spike" in capsys.readouterr().out
     run([1.0] * 19 + [5.0], iterations=20, eval_freq=20, log_freq=20)
     assert "spike" not in capsys.readouterr().out
+
+
+def test_a_stop_leaves_the_state_behind_the_last_whole_step():
+    """It is asked for behind each micro-batch; those of a step that is not whole are done again."""
+    state, called = run([2.0] * 6, iterations=3, acc_steps=2, stop_at=4)
+    assert called["stop"] == [0, 0, 1, 1] and not called["finished"]
+    assert state.step == 1 and state.interval.steps == 1
+    assert state.model.linear.weight.grad is None
+    rest, _ = run([2.0] * 4, iterations=3, acc_steps=2, state=state)
+    torch.manual_seed(0)
+    straight, _ = run([2.0] * 6, iterations=3, acc_steps=2)
+    assert rest.step == straight.step == 3
+
+
+def test_a_stop_in_an_evaluation_leaves_its_line_to_be_written():
+    state, called = run([1.0] * 6, iterations=6, eval_freq=3, log_freq=3, evaluate=lambda step: None)
+    assert state.step == 3 and called["log"] == [] and not called["finished"]
+    _, later = run([1.0] * 3, iterations=6, eval_freq=3, log_freq=3, state=state)
+    assert [line["step"] for line in later["log"]] == [3, 6] and later["finished"]
+    assert later["evaluate"] == [3, 6]
+
+
+def test_the_rate_is_held_behind_the_end_of_a_schedule():
+    lines = run([1.0] * 12, iterations=12, scheduled=8, scheduler="cos", log_freq=1, eval_freq=12)[1]["log"]
+    rates = [line["lr"] for line in lines]
+    whole = [line["lr"] for line in run([1.0] * 8, iterations=8, scheduler="cos", log_freq=1)[1]["log"]]
+    assert rates[:8] == whole and rates[8:] == [whole[-1]] * 4

@@ -204,9 +204,10 @@ def test_a_gpu_that_is_not_there(scripts, device):
     )
 
 
-def test_several_processes_are_refused(scripts):
-    done = scripts.train(code=2, WORLD_SIZE="2")
-    assert "torchrun started 2 processes" in done.stderr
+def test_scripts_on_a_checkpoint_work_in_one_process(scripts):
+    scripts.train("--iterations 2")
+    done = scripts.run("eval.py", f"--checkpoint {scripts.folder()}", 2, WORLD_SIZE="2")
+    assert "torchrun started 2 processes" in done.stderr and "run it with python" in done.stderr
 
 
 def test_fields_of_the_model_are_flags():

@@ -1,0 +1,123 @@
+"""Several real processes: the same optimisation as one, and one voice when something goes wrong."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from distributed.share import Share
+from errors import UsageError
+from tests.faults.team import Team, assert_close
+
+
+def test_shares_cover_a_step_once():
+    for batch_size, acc_steps, size in ((8, 4, 1), (8, 4, 2), (8, 4, 4), (8, 4, 8), (6, 3, 2), (4, 6, 4)):
+        seen = []
+        for rank in range(size):
+            share = Share.of(batch_size, acc_steps, rank, size)
+            rows = range(batch_size)[share.rows]
+            seen += [(share.first + m, row) for m in range(share.acc_steps) for row in rows]
+        assert sorted(seen) == [(m, row) for m in range(acc_steps) for row in range(batch_size)]
+
+
+def test_what_cannot_be_parted_is_refused():
+    with pytest.raises(
+        UsageError, match=r"cannot be parted among 4 processes: .* multiple of 4, or batch_size"
+    ):
+        Share.of(3, 2, 0, 4)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run in one process of each model, made when it is first asked for."""
+    made = {}
+
+    def make(model, flags=""):
+        if (model, flags) not in made:
+            team = Team(tmp_path_factory.mktemp("alone") / "exps", model)
+            team.run(flags)
+            made[model, flags] = team
+        return made[model, flags]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "backend"),
+    [
+        ("base", 2, "None"), ("base", 2, "fsdp"), ("adm", 2, "gloo"), ("adm", 2, "fsdp"), ("adm", 4, "gloo"),
+        ("but", 4, "fsdp"),
+    ],
+)  # fmt: skip
+def test_the_same_losses_as_one_process(alone, tmp_path, model, size, backend):
+    team = Team(tmp_path / "exps", model, size, backend)
+    said = team.run()
+    assert f"{size} processes ({'FSDP' if backend == 'fsdp' else 'DDP'})" in said
+    assert said.count("run folder") == said.count("finished:") == 1  # only the first one speaks
+    assert_close(team, alone(model))
+
+
+@pytest.mark.parametrize("backend", ["gloo", "fsdp"])
+def test_processes_that_part_the_sequences_of_a_micro_batch(alone, tmp_path, backend):
+    """acc_steps 3 among 2: each takes half of every micro-batch. The capacities are those of the whole."""
+    flags = "--acc_steps 3 --grad_clip 0.5"
+    team = Team(tmp_path / "exps", "adm", 2, backend)
+    assert "3 micro-batches of 2 sequences" in team.run(flags)
+    assert_close(team, alone("adm", flags))
+
+
+def test_a_task_whose_answers_fall_unevenly(alone, tmp_path):
+    """Parts of a micro-batch weigh by the targets that count in them."""
+    flags = (
+        "--dataset counting --vocab_size 256 --sequence_length 64 --acc_steps 1 --iterations 6 --log_freq 1"
+    )
+    runs = []
+    for size in (1, 4):
+        team = Team(tmp_path / f"exps{size}", "base", size)
+        team.run(flags)
+        (path,) = (team.folder / "counting" / "base").glob("*/metrics.jsonl")
+        runs.append([json.loads(line)["train_loss"] for line in path.read_text().splitlines()])
+    assert runs[0] == pytest.approx(runs[1], abs=2e-6)
+
+
+def test_wrong_flags_are_told_of_once(tmp_path):
+    team = Team(tmp_path / "exps", "base", 2)
+    for flags, sentence in (
+        ("--batch_size 3 --acc_steps 3", "cannot be parted among 2 processes"),
+        ("--lr 0", "must be above 0"),
+        ("--distributed_backend nccl", "needs GPUs"),
+        ("--distributed_backend fsdp --opt adafactor", "goes with --opt adamw or sgd"),
+    ):
+        said = team.run(flags, code=1)  # torchrun's own code for any failure
+        assert said.count("error: ") == 1 and sentence in said, said
+        assert "exitcode  : 2" in said
+
+
+@pytest.mark.parametrize("kind", ["raise", "kill"])
+def test_a_rank_that_fails_ends_all_in_seconds(tmp_path, kind):
+    team = Team(tmp_path / "exps", "base", 2)
+    started = time.monotonic()
+    said = team.run(code=1, FAULT=f"{kind}:1:5")
+    assert time.monotonic() - started < 60
+    if kind == "raise":
+        assert said.count("ValueError: the fault that was asked for") == 1
+        assert said.count("rank 1:\nTraceback") == 1 and "rank 0:\n" not in said
+    else:
+        assert "Signal 9 (SIGKILL)" in said and "Traceback (most" not in said
+    assert "finished" in team.run()  # and the same command goes on
+
+
+def test_a_rank_that_hangs_is_named_after_the_time_that_was_set(tmp_path):
+    team = Team(tmp_path / "exps", "base", 2)
+    said = team.run("--distributed_timeout 0.2", code=1, FAULT="hang:1:5")
+    assert said.count("error: ") == 1
+    assert "made no progress for 0.2 minutes" in said and "last heard of least: rank 1" in said
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backend", ["nccl", "fsdp"])
+def test_on_gpus(tmp_path, backend):
+    size = torch.cuda.device_count()
+    flags = f"--device cuda --acc_steps {4 * size} --distributed_backend {backend}"
+    Team(tmp_path / "exps", "adm", size).run(flags)

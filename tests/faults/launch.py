@@ -1,0 +1,62 @@
+"""main.py with a fault in it: FAULT is <kind>:<rank>:<step>, kinds as below.
+
+Faults are put in from outside, so that the code which runs is the code that is shipped.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+
+def slowly(function):
+    """A disk that takes its time: whoever is killed at random is often killed in here."""
+
+    def slow(*args, **kwargs):
+        time.sleep(0.02)
+        result = function(*args, **kwargs)
+        time.sleep(0.02)
+        return result
+
+    return slow
+
+
+def fail(kind: str) -> None:
+    if kind == "raise":
+        raise ValueError("the fault that was asked for")
+    if kind == "hang":
+        time.sleep(3600)
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    kind, rank, step = (os.environ.get("FAULT", "none:0:0") + ":0:0").split(":")[:3]
+    if kind == "slow":
+        for name in ("fsync", "replace", "rename"):
+            setattr(os, name, slowly(getattr(os, name)))
+    if kind in ("raise", "hang", "kill") and rank == os.environ.get("RANK", "0"):
+        from optim import train
+
+        update = train._update
+
+        def faulty(state, *args):
+            if state.step == int(step):
+                fail(kind)
+            return update(state, *args)
+
+        train._update = faulty
+    if kind == "clock":  # it jumps back by an hour and forth by a day, every second
+        real = time.time
+        time.time = lambda: real() + (-3600, 86400)[int(real()) % 2]
+    from errors import run_script
+    from main import main as train_main
+
+    run_script(train_main)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Signals, limits of time and steps, other numbers of processes, extended runs, locks, disks that fail."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from optim import checkpoint
+from optim.lock import FILE_NAME, RunLock
+from tests.conftest import ROOT
+from tests.faults.team import Team, assert_close, assert_same, kill
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    made = {}
+
+    def make(model="adm", size=1, backend="None"):
+        if (model, size, backend) not in made:
+            team = Team(tmp_path_factory.mktemp("straight") / "exps", model, size, backend)
+            team.run()
+            made[model, size, backend] = team
+        return made[model, size, backend]
+
+    return make
+
+
+def until(process, happens):
+    """Read what a process says until a line holds `happens`; what was said."""
+    said = ""
+    for line in process.stdout:
+        said += line
+        if happens in line:
+            return said
+    raise AssertionError(said)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_saves_and_ends_well(straight, tmp_path, number):
+    team = Team(tmp_path / "exps", "adm")
+    process = team.start("--save_checkpoint_freq 1000 --exit_code_unfinished 85", FAULT="slow")
+    until(process, "step 6/")
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 85 and f"stopping ({number.name}) behind step" in said, said
+    (saved,) = checkpoint.in_folder(team.run_folder())
+    assert 6 <= checkpoint.load(saved)["step"] < 24
+    assert not (team.run_folder() / FILE_NAME).exists()
+    assert f"resuming from {saved}" in team.run("--exit_code_unfinished 85")
+    assert_same(team, straight("adm"))
+
+
+def test_a_signal_while_processes_train_together(straight, tmp_path):
+    """torchrun hands SIGTERM on; all ranks agree on the step."""
+    team = Team(tmp_path / "exps", "adm", 2, "fsdp")
+    process = team.start("--save_checkpoint_freq 1000")
+    until(process, "step 6/")
+    os.killpg(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    (saved,) = checkpoint.in_folder(team.run_folder())
+    assert saved.suffix == ".dcp" and 6 <= checkpoint.load(saved)["step"] < 24
+    team.run()
+    assert_same(team, straight("adm", 2, "fsdp"))
+
+
+def test_a_signal_in_an_evaluation_and_in_a_save(straight, tmp_path):
+    """The evaluation is given up and made again; the line of its step is neither lost nor doubled."""
+    team = Team(tmp_path / "exps", "adm")
+    script = (
+        "import os, signal, sys\n"
+        "import optim.run as run, optim.checkpoint_file as f\n"
+        "real, write = run.evaluate, f.write\n"
+        "def evaluate(model, batches, precision, processes, stop):\n"
+        "    seen = []\n"
+        "    def asked():\n"
+        "        seen.append(1)\n"
+        "        if len(seen) == 3 and what == 'evaluation': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        return stop()\n"
+        "    return real(model, batches, precision, processes, asked)\n"
+        "def slow_write(path, content, staging=None):\n"
+        "    if what == 'save' and content['step'] == 4: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    write(path, content, staging)\n"
+        "what = sys.argv.pop(1); run.evaluate = evaluate; f.write = slow_write\n"
+        "import main; main.run_script(main.main)\n"
+    )
+    for what in ("save", "evaluation", "evaluation"):
+        command = [sys.executable, "-c", script, what, *team.command()[2:]]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and "stopping (SIGTERM)" in done.stdout, done.stdout + done.stderr
+    team.run()
+    assert_same(team, straight("adm"))
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path):
+    team = Team(tmp_path / "exps", "adm")
+    process = team.start("--acc_steps 4000")
+    until(process, "run folder")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode in (0, 130) and "Traceback" not in said, said
+
+
+def test_chained_jobs(straight, tmp_path):
+    team = Team(tmp_path / "exps", "adm")
+    flags = "--max_steps_this_run 7 --exit_code_unfinished 85 --save_checkpoint_freq 1000"
+    for steps in (7, 14, 21):
+        assert f"behind step {steps} of 24" in team.run(flags, code=85)
+    assert "finished:" in team.run(flags)
+    assert_same(team, straight("adm"))
+
+
+def test_a_limit_of_time_and_a_clock_that_jumps(straight, tmp_path):
+    team = Team(tmp_path / "exps", "adm")
+    flags = "--max_time 0.02 --exit_code_unfinished 85"
+    for _ in range(20):
+        process = team.start(flags, FAULT="clock")
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode in (0, 85), said
+        if process.returncode == 0:
+            break
+        assert "the time is over" in said
+    assert_same(team, straight("adm"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((1, "None"), (2, "fsdp")), ((2, "fsdp"), (1, "None")),
+        ((2, "gloo"), (1, "None")), ((2, "fsdp"), (4, "gloo")),
+    ],
+)  # fmt: skip
+def test_another_number_and_kind_of_processes(straight, tmp_path, before, after):
+    Team(tmp_path / "exps", "adm", *before).run("--max_steps_this_run 9")
+    team = Team(tmp_path / "exps", "adm", *after)
+    assert "at step 9" in team.run()
+    assert_close(team, straight("adm"))
+
+
+@pytest.mark.parametrize("how", ["rebuild", "keep"])
+def test_a_longer_run(tmp_path, how):
+    team = Team(tmp_path / "exps", "base")
+    team.run()
+    said = team.run(f"--iterations 30 --extend_schedule {how}")
+    assert "planned for 24 iterations and is now to have 30" in said
+    assert ("warning" in said and "laid out anew" in said) == (how == "rebuild")
+    rates = [line["lr"] for line in team.lines()]
+    assert len(rates) == 10
+    if how == "keep":
+        assert "leaves its schedule of 24" in said and rates[8:] == [rates[7]] * 2
+        team.run("--iterations 36 --extend_schedule keep")  # and again: the first schedule's end is kept
+        assert [line["lr"] for line in team.lines()][8:] == [rates[7]] * 4
+    else:
+        assert rates[8] > rates[7]
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    team = Team(tmp_path / "exps", "base")
+    process = team.start("--iterations 100000 --acc_steps 1 --save_checkpoint_freq 100000")
+    until(process, "step 3/")
+    said = team.run("--iterations 100000 --acc_steps 1", code=2)
+    assert f"is in use by process {process.pid} on {socket.gethostname()}" in said
+    kill(process)
+    assert (team.run_folder() / FILE_NAME).exists()  # stale now: and in nobody's way
+    said = team.run("--iterations 100000 --acc_steps 1 --max_steps_this_run 3")
+    assert f"process {process.pid} on {socket.gethostname()} has ended and left its lock behind" in said
+
+
+def test_a_lock_of_another_machine(tmp_path, monkeypatch):
+    """It is alive if its time moves; a minute without, and it is stale, whatever the clocks say."""
+    monkeypatch.setattr("optim.lock.STALE", 2.0)
+    lock = tmp_path / FILE_NAME
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 7, "started": "x", "job": "42"}))
+    script = f"import os, time\nfor _ in range(40): os.utime({str(lock)!r}); time.sleep(0.1)"
+    beating = subprocess.Popen([sys.executable, "-c", script])
+    said = []
+    with pytest.raises(Exception, match="in use by process 7 on elsewhere, Slurm job 42"):
+        RunLock(tmp_path, said.append)
+    beating.kill()
+    beating.wait()
+    mine = RunLock(tmp_path, said.append)
+    assert "has ended and left its lock behind" in said[-1]
+    assert json.loads(lock.read_text())["pid"] == os.getpid()
+    mine.release()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_takes_no_more(straight, tmp_path):
+    """The run goes on and warns; there is room again later, and nothing is missing at the end."""
+    team = Team(tmp_path / "exps", "adm")
+    process = team.start(FAULT="slow")
+    until(process, "step 3/")
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    said = until(process, "training goes on")
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said + rest
+    assert "warning: cannot write" in said + rest
+    assert_same(team, straight("adm"))
+
+
+def test_a_disk_that_takes_no_more_at_the_end_is_a_failure(tmp_path):
+    team = Team(tmp_path / "exps", "adm")
+    process = team.start()
+    until(process, "step 12/")
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "error: cannot write" in said, said
+    assert "Traceback" not in said
+    best, content = checkpoint.newest(team.run_folder())
+    assert content["step"] >= 8 and best.name == f"ckpt_{content['step']}.pt"
+
+
+@pytest.mark.parametrize(("size", "backend"), [(1, "None"), (2, "fsdp")])
+def test_a_folder_that_vanishes(straight, tmp_path, size, backend):
+    """What was in it is gone; the curves are not, and the run ends."""
+    team = Team(tmp_path / "exps", "adm", size, backend)
+    process = team.start(FAULT="slow")
+    until(process, "step 9/")
+    os.rename(team.run_folder(), tmp_path / "gone")
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, rest
+    assert_same(team, straight("adm", size, backend))
+
+
+@pytest.mark.parametrize("backend", ["None", "fsdp"])
+def test_staging_on_a_disk_of_the_machine(straight, tmp_path, backend):
+    size = 2 if backend == "fsdp" else 1
+    team = Team(tmp_path / "exps", "adm", size, backend)
+    local = tmp_path / "local"
+    local.mkdir()
+    team.run("--save_checkpoint_freq 5", SLURM_TMPDIR=str(local))
+    assert os.listdir(local) == []
+    assert_same(team, straight("adm", size, backend))
+    shutil.rmtree(team.folder)
+    (tmp_path / "file").write_text("no folder")
+    assert "finished" in team.run(f"--checkpoint_staging_dir {tmp_path / 'file'}")
+
+
+def test_which_checkpoints_are_kept(tmp_path):
+    team = Team(tmp_path / "exps", "base")
+    team.run("--keep_last 2 --keep_every 8")
+    names = sorted(path.name for path in checkpoint.in_folder(team.run_folder()))
+    assert names == ["ckpt.pt", "ckpt_16.pt", "ckpt_20.pt", "ckpt_22.pt", "ckpt_8.pt"]

@@ -1,0 +1,182 @@
+"""The two formats of checkpoints: one into the other and back, damaged, hostile; and the commands on them."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from errors import Failure, UsageError
+from optim import checkpoint, checkpoint_file, checkpoint_folder
+from optim.checkpoint_commands import convert
+from tests.conftest import ROOT
+from tests.faults.team import Team, assert_same
+
+
+def content(step=3):
+    weight = torch.randn(5, 4)
+    return {
+        "format": "cotformer-lab/1",
+        "step": step,
+        "seconds": 1 / 3,
+        "interval": {"steps": 0, "lr": 0.1 + 0.2, "norm_last": None},
+        "model": {"a.weight": weight, "head.weight": weight, "b": torch.randn(3).to(torch.bfloat16)},
+        "tied": {"head.weight": "a.weight"},
+        "optimizer": {0: {"step": torch.tensor(3.0), "exp_avg": torch.randn(5, 4)}, 10: {}},
+        "scaler": {},
+        "args": {"lr": 1e-3, "exp_name": None, "text": "naïve 🙂"},
+        "tokenizer": {"name": "bytes", "vocab_size": 257},
+    }
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        if isinstance(value, dict):
+            assert_equal(value, other[key])
+        elif isinstance(value, torch.Tensor):
+            assert value.dtype == other[key].dtype and torch.equal(value, other[key]), key
+        else:
+            assert value == other[key], key
+
+
+def test_from_one_format_into_the_other_and_back(tmp_path):
+    first = content()
+    checkpoint.write(tmp_path / "ckpt_3.pt", first)
+    convert(tmp_path / "ckpt_3.pt", tmp_path / "other" / "ckpt_3.dcp")
+    convert(tmp_path / "other", tmp_path / "again.pt")
+    for path in ("ckpt_3.pt", "other/ckpt_3.dcp", "again.pt"):
+        assert_equal(checkpoint.load(tmp_path / path), first)
+    assert sorted(os.listdir(tmp_path)) == ["again.pt", "ckpt_3.pt", "other"]  # and nothing left beside
+    with pytest.raises(UsageError, match=r"again\.pt exists"):
+        convert(tmp_path / "ckpt_3.pt", tmp_path / "again.pt")
+    with pytest.raises(UsageError, match=r"must end in \.pt or \.dcp"):
+        convert(tmp_path / "ckpt_3.pt", tmp_path / "x.safetensors")
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_anywhere_in_a_file_is_damage_or_changes_nothing(tmp_path):
+    path = tmp_path / "ckpt_3.pt"
+    first = content()
+    checkpoint.write(path, first)
+    whole, noticed = path.read_bytes(), 0
+    for at in range(0, len(whole), 7):
+        flip(path, at)
+        try:
+            found = checkpoint.load(path)
+        except Failure:
+            noticed += 1
+        else:
+            assert_equal(found, first)
+        path.write_bytes(whole)
+    assert noticed > len(whole) / 7 / 4
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "lose", "state", "empty"])
+def test_a_damaged_folder_is_named_and_the_one_before_taken(tmp_path, damage):
+    for step in (2, 4):
+        checkpoint_folder.write(tmp_path / f"ckpt_{step}.dcp", content(step), None, None)
+    broken = tmp_path / "ckpt_4.dcp"
+    (tensors,) = broken.glob("*.safetensors")
+    if damage == "flip":
+        flip(tensors, -5)
+    elif damage == "cut":
+        tensors.write_bytes(tensors.read_bytes()[:-1])
+    elif damage == "lose":
+        tensors.unlink()
+    elif damage == "state":
+        (broken / "state.json").write_text("{")
+    else:
+        for file in broken.iterdir():
+            file.write_bytes(b"")
+    said = []
+    path, found = checkpoint.newest(tmp_path, said.append)
+    assert path.name == "ckpt_2.dcp" and found["step"] == 2
+    assert len(said) == 1 and "ckpt_4.dcp is damaged" in said[0]
+    assert broken.exists()
+
+
+class RunsACommand:
+    def __init__(self, victim):
+        self.victim = victim
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.victim}",)
+
+
+@pytest.mark.parametrize("where", [".metadata", "state.json", "tensors"])
+def test_a_hostile_folder_runs_nothing(tmp_path, where):
+    path, victim = tmp_path / "ckpt_3.dcp", tmp_path / "ran"
+    checkpoint_folder.write(path, content(), None, None)
+    hostile = pickle.dumps(RunsACommand(victim))
+    target = next(path.glob("*.safetensors")) if where == "tensors" else path / where
+    target.write_bytes(hostile)
+    try:
+        checkpoint.load(path)
+    except Failure as error:
+        assert where != ".metadata" and "damaged" in str(error)
+    assert not victim.exists()
+
+
+def test_a_file_outside_the_folder_is_not_read(tmp_path):
+    path = tmp_path / "ckpt_3.dcp"
+    checkpoint_folder.write(path, content(), None, None)
+    state = json.loads((path / "state.json").read_text())
+    state["files"]["../secret"] = {"size": 0, "sha256": ""}
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(Failure, match="damaged"):
+        checkpoint.load(path)
+
+
+def commands(*words, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "optim.checkpoint", *map(str, words)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_commands_on_a_run_of_two_processes(tmp_path):
+    """List, verify, convert; and eval.py reads what FSDP wrote, as what it becomes in one file."""
+    team = Team(tmp_path / "exps", "adm", 2, "fsdp")
+    team.run("--save_checkpoint_freq 9")
+    folder = team.run_folder()
+    listed = commands("list", folder)
+    assert listed.count("\n") == 3 and "ckpt_18.dcp" in listed and "step 24, whole" in listed
+    assert commands("verify", folder).count("whole") == 3
+    commands("convert", folder / "ckpt.dcp", tmp_path / "one.pt")
+    assert_equal(checkpoint.load(tmp_path / "one.pt"), checkpoint.load(folder / "ckpt.dcp"))
+    losses = []
+    for path in (folder, folder / "ckpt.dcp", tmp_path / "one.pt"):
+        command = [
+            sys.executable,
+            "eval.py",
+            "--checkpoint",
+            str(path),
+            "--output_dir",
+            str(tmp_path / "out"),
+        ]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (summary,) = (tmp_path / "out").iterdir()
+        losses.append(json.loads(summary.read_text())["batch_losses"])
+        summary.unlink()
+    assert losses[0] == losses[1] == losses[2]
+    flip(next((folder / "ckpt_9.dcp").glob("*.safetensors")), -1)
+    said = commands("verify", folder, code=1)
+    assert said.count("whole") == 2 and "ckpt_9.dcp  damaged" in said and "1 of the checkpoints" in said
+    assert_same(team, team)
+
+
+def test_torch_tells_why_a_file_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Failure, match=r"cannot write .*ckpt\.pt"):
+        checkpoint_file.write(tmp_path / "file" / "ckpt.pt", content())
