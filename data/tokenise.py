@@ -153,9 +153,9 @@ def _write_parts(
                 part = Part(journal.folder, len(finished))
             line = {"piece": piece.name, "split": piece.split, **part.finish()}
             line |= {"damaged": str(result)} if isinstance(result, Damaged) else {"state": result}
+            part = None  # before the journal names it: Ctrl-C may come between any two lines
             journal.append(line)
             finished.append(line)
-            part = None
     except BrokenProcessPool as error:
         raise Failure(
             "a worker process was killed, perhaps for want of memory; the same command goes on from the last "

@@ -6,14 +6,16 @@ store, where the one that fails leaves its message.
 
 import contextlib
 import os
+import signal
 import threading
 import time
+from collections.abc import Callable
 
 import torch.distributed as dist
 
 _FAILED, _LOOK_EVERY = "failed", 0.5  # seconds
-_TELL_EVERY = 1.0  # seconds between signs of life
 _GRACE = 2.0  # seconds for the main thread to end by itself, which closes files
+_TO_SAVE = 60.0  # and to do so behind a checkpoint
 
 
 class Alarm:
@@ -24,7 +26,8 @@ class Alarm:
         self._store = dist.PrefixStore("alarm", store)
         self._watched = dist.PrefixStore("alarm", store.clone())  # a client of its own: calls block others
         self._closed = threading.Event()
-        self._beats, self._told = 0, 0.0
+        self._beats = 0
+        self.busy: Callable[[], bool] = lambda: False  # whether a checkpoint is being written
         threading.Thread(target=self._watch, daemon=True).start()
 
     def sound(self, message: str) -> bool:
@@ -47,32 +50,41 @@ class Alarm:
     def alive(self) -> None:
         """A sign of life, of the main thread: so that it can be said who kept the others waiting."""
         self._beats += 1
-        now = time.monotonic()
-        if now - self._told > _TELL_EVERY:
-            self._told = now
-            with contextlib.suppress(RuntimeError):
-                self._store.set(f"beats/{self._rank}", str(self._beats))
 
     def silent(self) -> list[int]:
         """The processes that have come least far: those that the others wait for."""
-        beats = []
-        for rank in range(self._size):
-            key = f"beats/{rank}"
-            beats.append(int(self._store.get(key)) if self._store.check([key]) else 0)
+        beats: list[int] = []
+        with contextlib.suppress(RuntimeError):
+            for rank in range(self._size):
+                key = f"beats/{rank}"
+                beats.append(int(self._store.get(key)) if self._store.check([key]) else 0)
         return [rank for rank, count in enumerate(beats) if count == min(beats)]
 
     def close(self) -> None:
         self._closed.set()
 
     def _watch(self) -> None:
+        told = 0
         while not self._closed.wait(_LOOK_EVERY):
             try:
+                if told != self._beats:
+                    told = self._beats
+                    self._watched.set(f"beats/{self._rank}", str(told))
                 failed = self._watched.check([_FAILED])
             except RuntimeError:
-                failed = False
-                if not self._closed.wait(_GRACE):  # torchrun was killed: nobody would end this process
-                    os._exit(1)
-            if failed and self._watched.get(_FAILED).decode().split(" ")[0] != str(self._rank):
-                if not self._closed.wait(_GRACE):
-                    os._exit(1)
+                # torchrun was killed, by a signal that it does not hand on. All processes notice: they stop
+                # as if it had been SIGTERM, with time to save.
+                if not self._closed.is_set():
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    self._end(_TO_SAVE)
                 return
+            if failed and self._watched.get(_FAILED).decode().split(" ")[0] != str(self._rank):
+                self._end(_GRACE)
+                return
+
+    def _end(self, seconds: float) -> None:
+        """End the process, unless it does so itself; a checkpoint that is being written is finished."""
+        if not self._closed.wait(seconds):
+            while self.busy():
+                time.sleep(0.1)
+            os._exit(1)

@@ -18,7 +18,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if count else "cpu"
     device = torch.device(name)
-    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+    if device.type == "cuda" and (device.index is None or "LOCAL_RANK" in os.environ):
         device = torch.device("cuda", local_rank())
     if device.type == "cuda":
         if (device.index or 0) >= count:

@@ -58,9 +58,12 @@ class Replicated(Alone):
         return contextlib.nullcontext() if last else forward.no_sync()
 
 
-def choose_parallel(backend: str | None, processes: Processes, device: torch.device, **flags: Any) -> Alone:
+def choose_parallel(
+    backend: str | None, processes: Processes, device: torch.device, acc_steps: int, **flags: Any
+) -> Alone:
     """--distributed_backend -> how to train; None means DDP where there are several processes.
 
+    acc_steps: micro-batches of a process in a step. flags: others that matter, by their names.
     Raises UsageError for a backend that this device or these flags cannot have.
     """
     if backend == "nccl" and device.type != "cuda":
@@ -77,4 +80,4 @@ def choose_parallel(backend: str | None, processes: Processes, device: torch.dev
         )
     from distributed.sharded import Sharded
 
-    return Sharded(processes, device)
+    return Sharded(processes, device, acc_steps)

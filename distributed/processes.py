@@ -9,7 +9,7 @@ import datetime
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from errors import Failure, UsageError
 
 # What gloo and NCCL say when a process has gone, or is late.
 _LOST = ("Connection", "Timed out", "timed out", "Timeout", "timeout", "NCCL", "Broken pipe", "socket")
+_FOR_DISKS = datetime.timedelta(hours=6)
 _CAUSE = 3.0  # seconds within which the process that failed first has told why
 
 
@@ -36,7 +37,7 @@ class Processes:
         self.is_main = self.rank == 0
         self.alarm: Alarm | None = None
         self._timeout_minutes = timeout_minutes
-        self._group = self._saving = None
+        self._group = self._patient = self._saving = None
         if self.size == 1:
             return
         timeout = datetime.timedelta(minutes=timeout_minutes)
@@ -51,8 +52,9 @@ class Processes:
         except (ValueError, RuntimeError) as error:
             raise Failure(f"the {self.size} processes do not find one another: {error}") from error
         self._group = dist.new_group(backend="gloo", timeout=timeout)
-        # Checkpoints are written by a thread of their own, which may wait while training goes on.
-        self._saving = dist.new_group(backend="gloo", timeout=datetime.timedelta(hours=2))
+        # Disks may take longer than networks. Checkpoints are written by a thread, with a group of its own.
+        self._patient = dist.new_group(backend="gloo", timeout=_FOR_DISKS)
+        self._saving = dist.new_group(backend="gloo", timeout=_FOR_DISKS)
 
     @property
     def saving_group(self) -> dist.ProcessGroup | None:
@@ -116,11 +118,12 @@ class Processes:
         if lost:
             if self.alarm.another_failed(_CAUSE):  # that is why; it has told
                 return 1
-            who = ", ".join(map(str, self.alarm.silent()))
+            who = ", ".join(map(str, self.alarm.silent())) or "unknown"
+            reason = str(error).strip().splitlines()[-1]
             minutes = f"{self._timeout_minutes:g} minutes"
             error = Failure(
                 f"the processes have lost one another: one was killed, or made no progress for {minutes} "
-                f"(--distributed_timeout); last heard of least: rank {who}"
+                f"(--distributed_timeout); last heard of least: rank {who} ({reason})"
             )
         if not self.alarm.sound(sentence):
             return 1
@@ -135,6 +138,16 @@ class Processes:
         print(f"rank {self.rank}:", file=sys.stderr)
         traceback.print_exception(error)
         return 1
+
+    def after_all(self) -> None:
+        """Wait until every process is here, which may have had to wait for a disk. All must call."""
+        if self.size > 1:
+            dist.barrier(self._patient)
+
+    def let_finish(self, busy: Callable[[], bool]) -> None:
+        """Should another process fail, this one is not ended while it is busy."""
+        if self.alarm is not None:
+            self.alarm.busy = busy
 
     def close(self) -> None:
         """Leave the group; after a failure others may have gone before."""

@@ -14,7 +14,8 @@ from distributed.processes import Processes
 
 
 class Sharded(Alone):
-    """FSDP2 (`fully_shard`). Weights and optimiser states are float32; on CUDA gradients meet in bfloat16.
+    """FSDP2 (`fully_shard`). Weights and optimiser states are float32; on CUDA gradients meet in bfloat16, if
+    a process has one micro-batch in a step.
 
     Blocks that run once are gathered one by one. Those of the middle, where it is repeated, are gathered with
     the rest of the network, once for all passes: by themselves they would be gathered and reduced in every
@@ -23,10 +24,12 @@ class Sharded(Alone):
 
     name, sharded = "FSDP", True
 
-    def __init__(self, processes: Processes, device: torch.device) -> None:
+    def __init__(self, processes: Processes, device: torch.device, acc_steps: int) -> None:
+        """acc_steps: micro-batches of a process in a step."""
         super().__init__(processes)
         self._mesh = init_device_mesh(device.type, (processes.size,))
-        reduced = torch.bfloat16 if device.type == "cuda" else torch.float32
+        # FSDP adds micro-batches up in the format it reduces in: of many, bfloat16 would lose the later ones.
+        reduced = torch.bfloat16 if device.type == "cuda" and acc_steps == 1 else torch.float32
         self._policy = MixedPrecisionPolicy(reduce_dtype=reduced)
 
     def place(self, model: nn.Module) -> nn.Module:

@@ -123,12 +123,39 @@ def remove_leftovers(folder: Path) -> None:
         delete(path)
 
 
-def remove_intermediary(folder: Path, keep_last: int = 0, keep_every: int | None = None) -> None:
-    """Delete ckpt_<step>, but the last `keep_last` of them and those at multiples of `keep_every` steps."""
-    numbered = [path for path in in_folder(folder) if not is_final(path)]
-    for path in numbered[keep_last:]:
-        if keep_every is None or int(path.stem.removeprefix("ckpt_")) % keep_every:
+def remove_intermediary(folder: Path) -> None:
+    """Delete the ckpt_<step> of a finished run."""
+    for path in in_folder(folder):
+        if not is_final(path):
             delete(path)
+
+
+def keep_some(newest: Path, last: int, every: int | None) -> None:
+    """Delete checkpoints older than `newest`, but for the last ones, itself included, and those at multiples
+    of `every` steps. What has more steps is of another line, or damaged: that is left to people."""
+    step = _step(newest)
+    older = [path for path in in_folder(newest.parent) if not is_final(path) and _step(path) < step]
+    for path in older[last - 1 :]:
+        if every is None or _step(path) % every:
+            delete(path)
+
+
+def set_aside(start: Path, step: int, say: Callable[[str], None]) -> None:
+    """Before a run goes back to `start`, of `step`: later ones lose the names they would be taken by."""
+    for path in in_folder(start.parent):
+        if path != start and (is_final(path) or _step(path) > step):
+            aside = path.with_name(f"{path.name}.set-aside")
+            number = 1
+            while aside.exists():
+                number += 1
+                aside = path.with_name(f"{path.name}.set-aside-{number}")
+            path.rename(aside)
+            say(f"note: {path.name} is of more steps than {start.name}: it is now {aside.name}")
+
+
+def _step(path: Path) -> int:
+    """Of a ckpt_<step>, by its name."""
+    return int(path.stem.removeprefix("ckpt_"))
 
 
 def delete(path: Path) -> None:

@@ -1,6 +1,7 @@
 """A checkpoint in one file: torch's zip archive, whose checksums are compared before anything is believed."""
 
 import contextlib
+import hashlib
 import zipfile
 import zlib
 from pathlib import Path
@@ -21,7 +22,7 @@ def write(path: Path, content: dict[str, Any], staging: Path | None = None) -> N
     if staging is None:
         write_atomically(path, lambda file: _save(content, file))
         return
-    staged = staging / f"{path.parent.name}-{path.name}"
+    staged = staging / staging_name(path)
     try:
         write_atomically(staged, lambda file: _save(content, file), durable=False)
         copy_atomically(staged, path)
@@ -36,6 +37,11 @@ def _save(content: dict[str, Any], file: BinaryIO) -> None:
     except RuntimeError as error:
         # Its writer cannot be closed where a write has failed, and says so instead of why.
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def staging_name(path: Path) -> str:
+    """Of a checkpoint among those of all runs that use a machine: the same for all processes of a run."""
+    return f"{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]}-{path.name}"
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 
 from errors import Failure
 from files import TEMPORARY_SUFFIX, copy_atomically, sync_folder, write_json
+from optim.checkpoint_file import staging_name
 
 STATE = "state.json"
 _TENSORS = "*.safetensors"
@@ -38,7 +39,7 @@ def write(path: Path, content: dict[str, Any], staging: Path | None, group: dist
     beside = path.with_name(path.name + TEMPORARY_SUFFIX)
     main = group is None or dist.get_rank(group) == 0
     # Of one process for all, on each machine: the files of a folder have the names of their processes.
-    local = beside if staging is None else staging / f"{path.parent.name}-{beside.name}"
+    local = beside if staging is None else staging / staging_name(path)
     try:
         _together(group, main, lambda: _emptied(beside, path))
         _together(group, True, lambda: local.mkdir(parents=True, exist_ok=True))

@@ -46,7 +46,7 @@ def find_start(
         start = checkpoint.newest(folder, say)
     else:
         inside = folder / args.use_pretrained
-        path = inside if inside.is_file() else Path(args.use_pretrained)
+        path = inside if inside.exists() else Path(args.use_pretrained)
         start = path, checkpoint.load(path)
     if start is not None:
         _compare(start[0], start[1].get("args", {}), args, say)

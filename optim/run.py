@@ -1,8 +1,9 @@
 """A training run from its flags to its summary: what main.py calls."""
 
 import dataclasses
+import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +11,28 @@ import torch
 
 import models
 from config import experiment_dir, notes
-from data.algorithmic import NOT_DUE
-from data.batches import Batches, contiguous_batches, prefetch, validation_subset
 from data.token_files import vocabulary_note
 from distributed import Processes, choose_device, choose_precision
 from distributed.parallel import choose_parallel
 from distributed.share import Share
 from errors import Failure, UsageError
-from evaluation.perplexity import Evaluation, evaluate
-from evaluation.text import write_text
 from optim import checkpoint
 from optim.compiling import compiled
 from optim.config import TrainConfig
+from optim.evaluating import Evaluator
+from optim.feeding import training_batches
 from optim.lock import RunLock
 from optim.metrics import MetricsFile
 from optim.progress import Progress
-from optim.randomness import derive_seed, seed_torch
+from optim.randomness import seed_torch
 from optim.restore import open_corpus_of
 from optim.resume import covered_by_summary, extension, find_start
 from optim.saver import Saver
 from optim.state import TrainState
 from optim.stop import Stop
 from optim.summary import versions, write_summary
-from optim.train import MicroBatch, train
+from optim.train import train
 from optim.wandb_log import WandbLog
-
-SAMPLE_TOKENS = 64
-EVAL_BATCHES = 24  # of an intermediate evaluation
 
 
 def run_training(args: Namespace, say: Callable[[str], None] = print) -> int:
@@ -45,7 +41,9 @@ def run_training(args: Namespace, say: Callable[[str], None] = print) -> int:
     That is 0, or --exit_code_unfinished for a run that was stopped with steps left. Raises UsageError for
     what cannot be done and Failure for what went wrong; checkpoints stay intact.
     """
-    processes = Processes(on_cuda=args.device != "cpu", timeout_minutes=args.distributed_timeout)
+    began = time.monotonic()
+    on_cuda = args.device != "cpu" and args.distributed_backend != "gloo"
+    processes = Processes(on_cuda, timeout_minutes=args.distributed_timeout)
     say = say if processes.is_main else _say_nothing
     with processes.one_voice():
         device = choose_device(args.device)
@@ -55,17 +53,17 @@ def run_training(args: Namespace, say: Callable[[str], None] = print) -> int:
             say(f"finished already: {what}; nothing to do")
             return 0
         lock = RunLock(folder, say) if processes.is_main else None
-        processes.broadcast(None)  # behind the lock
+        processes.after_all()
         try:
             run = Run(args, folder, processes, device, say)
-            with Stop(processes, args.max_time, say) as stop:
+            with Stop(processes, args.max_time, began, say) as stop:
                 try:
                     finished = run.train(stop)
                 except KeyboardInterrupt:
                     raise KeyboardInterrupt(_kept(folder)) from None
             if finished and processes.is_main:
                 run.finish()
-            processes.broadcast(None)  # nobody leaves before the summary is there
+            processes.after_all()  # nobody leaves before the summary is there
         finally:
             if lock is not None:
                 lock.release()
@@ -94,13 +92,12 @@ class Run:
         say: Callable[[str], None],
     ) -> None:
         self.args, self.folder, self.processes, self.say = args, folder, processes, say
-        self.parallel = choose_parallel(
-            args.distributed_backend, processes, device, opt=args.opt, dtype=args.dtype
-        )
         self.config = TrainConfig.from_args(args)
         self.share = Share.of(args.batch_size, args.acc_steps, processes.rank, processes.size)
-        self._parts_rows = self.share.rows != slice(0, args.batch_size)
-        if self._parts_rows and args.act_loss_reduction == "sum":
+        self.parallel = choose_parallel(
+            args.distributed_backend, processes, device, self.share.acc_steps, opt=args.opt, dtype=args.dtype
+        )
+        if self.share.rows != slice(0, args.batch_size) and args.act_loss_reduction == "sum":
             raise UsageError(
                 "--act_loss_reduction sum adds up over a micro-batch, and these processes would part one: "
                 f"make --acc_steps a multiple of {processes.size}"
@@ -108,7 +105,7 @@ class Run:
         self.precision = choose_precision(args.dtype, device)
         if processes.is_main:
             self.corpus = open_corpus_of(args, args.sequence_length, say)
-        processes.broadcast(None)  # by now its token files are there
+        processes.after_all()  # by now its token files are there
         if not processes.is_main:
             self.corpus = open_corpus_of(args, args.sequence_length, say)
         seed_torch(args.seed, "initialisation")
@@ -119,7 +116,7 @@ class Run:
         if start is not None:
             self._restore(*start)
         self._describe()
-        self.tokenizer = self._sample_tokenizer()
+        self.evaluator = Evaluator(args, self.config, self.corpus, self.precision, self.parallel, say)
 
     def train(self, stop: Stop) -> bool:
         """Train to the last iteration, evaluate on the whole validation set, save ckpt.pt.
@@ -138,6 +135,8 @@ class Run:
         progress = Progress(self.config, self.state.step, shown=main)
         wandb = WandbLog(self.args, self.folder) if main else None
         saver = self._saver(progress)
+        self.processes.let_finish(saver.busy)
+        windows = self.corpus.windows("train", self.config.sequence_length, self.args.vocab_size)
         saved = -1
 
         def log(line: dict[str, Any]) -> None:
@@ -148,21 +147,27 @@ class Run:
 
         def save(final: bool = False) -> None:
             nonlocal saved
-            if main:
-                self._try(metrics.sync, progress)
+            logged = True
+            if main and final:
+                metrics.sync()
+            elif main:
+                logged = self._try(metrics.sync, progress)
+            if self.processes.any(not logged):
+                return  # a checkpoint would claim that its steps are logged
             if main or self.parallel.sharded:
                 saver.save(self._content(), self.state.step, final)
+            self.processes.after_all()
             saved = self.state.step
 
         try:
             finished = train(
                 self.state,
                 self._forward(),
-                self._batches(),
+                training_batches(windows, self.config, self.share, self.state.step, self.precision.device),
                 self.config,
                 self.precision,
                 self.parallel,
-                evaluate=lambda step: self._evaluate(step, stop),
+                evaluate=lambda step: self.evaluator(self.model, step, stop.asked),
                 log=log,
                 save=save,
                 stop=lambda: self.state.step == last < self.config.iterations or stop.asked(),
@@ -172,9 +177,13 @@ class Run:
                 progress.say(self._unfinished(stop))
             if finished or saved != self.state.step:
                 save(final=finished)
+            if saved != self.state.step:
+                raise Failure(f"step {self.state.step} could not be saved, as the warnings above say")
             saver.wait(must=True)
-            if main:
-                metrics.sync()
+        except Failure:
+            if not self.parallel.sharded:
+                saver.wait()  # what was begun is whole before anybody is told of the end
+            raise
         finally:
             saver.close()
             progress.close()
@@ -205,6 +214,7 @@ class Run:
         if path is None:
             return None
         content = start[1] if start is not None else checkpoint.load(path)
+        self.processes.after_all()  # they have read it: the first may rename it now
         if content.get("format") is not None:
             self.config = dataclasses.replace(
                 self.config, scheduled=extension(self.args, content).schedule_iterations
@@ -223,9 +233,11 @@ class Run:
                 f"{path} has {self.state.step} steps already, and --iterations {self.config.iterations} "
                 "asks for no more; ask for more, or give another --exp_name"
             )
+        if self.processes.is_main and self.args.use_pretrained != "auto" and path.parent == self.folder:
+            checkpoint.set_aside(path, self.state.step, self.say)
         changed = extension(self.args, content)
         if changed.sentence and self.state.step < self.config.iterations:
-            if of_end and self.processes.is_main:
+            if of_end and self.processes.is_main and path.exists():
                 checkpoint.keep_final(path, self.state.step)
             self.say(changed.sentence.format(rate=self.state.schedule.get_last_lr()[0]))
 
@@ -255,71 +267,6 @@ class Run:
             model = compiled(model, self.precision.device)
         return self.parallel.forward_of(model)
 
-    def _sample_tokenizer(self):
-        if self.args.eval_seq_prefix in (None, "none"):
-            return None
-        try:
-            tokenizer = self.corpus.load_tokenizer()
-            tokenizer.encode(self.args.eval_seq_prefix)
-        except Failure as error:
-            self.say(f"note: no text samples at evaluations: {error}")
-            return None
-        return tokenizer
-
-    def _batches(self) -> Iterator[MicroBatch]:
-        config, share = self.config, self.share
-        windows = self.corpus.windows("train", config.sequence_length, self.args.vocab_size)
-        source = Batches(windows, config.batch_size, config.acc_steps, config.data_seed)
-        pin = self.precision.device.type == "cuda"
-
-        def make(key: tuple[int, int]) -> MicroBatch:
-            inputs, targets = source.get(*key, share.rows)
-            weight = 1.0
-            if self._parts_rows and (targets == NOT_DUE).any():
-                _, whole = source.get(*key)
-                parts = len(whole) / len(targets)
-                weight = parts * ((targets != NOT_DUE).sum() / (whole != NOT_DUE).sum()).item()
-            if pin:
-                inputs, targets = inputs.pin_memory(), targets.pin_memory()
-            return MicroBatch(inputs, targets, weight)
-
-        return prefetch(
-            make,
-            (
-                (step, share.first + number)
-                for step in range(self.state.step, config.iterations)
-                for number in range(share.acc_steps)
-            ),
-        )
-
-    def _evaluate(self, step: int, stop: Stop) -> dict[str, Any] | None:
-        """24 batches while training goes on, the whole validation set at the end; and a text sample."""
-        config = self.config
-        windows = self.corpus.windows("val", config.sequence_length, self.args.vocab_size)
-        if step == config.iterations:
-            batches = contiguous_batches(windows, config.batch_size)
-        else:
-            seed = derive_seed(config.data_seed, "validation")
-            batches = validation_subset(windows, config.batch_size, EVAL_BATCHES, seed)
-        found = evaluate(self.model, batches, self.precision, self.processes, stop.asked)
-        if found is None:
-            return None
-        result = evaluation_line(found)
-        # A network that lies in several processes is run by all of them.
-        if self.tokenizer is not None and (self.processes.is_main or self.parallel.sharded):
-            text = write_text(
-                self.model,
-                self.tokenizer,
-                self.args.eval_seq_prefix,
-                SAMPLE_TOKENS,
-                self.precision,
-                seed=derive_seed(config.seed, "sample", step),
-                temperature=0.8,
-                top_k=40,
-            )
-            result["sample"] = self.args.eval_seq_prefix + text
-        return result
-
     def _saver(self, progress: Progress) -> Saver:
         staging = self.args.checkpoint_staging_dir
         return Saver(
@@ -341,12 +288,14 @@ class Run:
         }
 
     @staticmethod
-    def _try(write: Callable[[], None], progress: Progress) -> None:
-        """A line that cannot be written now is written with the next one."""
+    def _try(write: Callable[[], None], progress: Progress) -> bool:
+        """Whether it worked. A line that cannot be written now is written with the next one."""
         try:
             write()
         except Failure as error:
             progress.say(f"warning: {error}; training goes on, and tries again")
+            return False
+        return True
 
     def _unfinished(self, stop: Stop) -> str:
         why = stop.reason or f"--max_steps_this_run {self.args.max_steps_this_run}"
@@ -354,15 +303,3 @@ class Run:
             f"stopping ({why}) behind step {self.state.step} of {self.config.iterations}; the same command "
             "goes on from there"
         )
-
-
-def evaluation_line(result: Evaluation) -> dict[str, Any]:
-    """What a line of metrics.jsonl says of an evaluation."""
-    return {
-        "val_loss": result.loss,
-        "val_perplexity": result.perplexity,
-        "val_perplexity_interval": result.perplexity_interval,
-        "val_accuracy": result.accuracy,
-        "val_tokens": result.tokens,
-        "val_average_depth": result.average_depth,
-    }

@@ -104,15 +104,20 @@ class Saver:
 
     def wait(self, must: bool = False) -> None:
         """Until what was begun is on disk. Where it failed: a warning, or, if it must, Failure."""
-        job, self._job = self._job, None
-        if job is None:
+        if self._job is None:
             return
         try:
-            job.result()
+            self._job.result()
         except Failure as error:
             if must:
                 raise
             self._say(f"warning: {error}; training goes on, and the next checkpoint is tried in its turn")
+        finally:
+            self._job = None
+
+    def busy(self) -> bool:
+        """Whether something is being written."""
+        return self._job is not None and not self._job.done()
 
     def close(self) -> None:
         """What is still being written goes on, to the end of the process."""
@@ -123,7 +128,7 @@ class Saver:
             self._write_to(path, content, None)
         keep_last, keep_every = self._keep
         if keep_last is not None and not checkpoint.is_final(path) and self._is_first():
-            checkpoint.remove_intermediary(self._folder, keep_last, keep_every)
+            checkpoint.keep_some(path, keep_last, keep_every)
 
     def _written_by_way_of_staging(self, path: Path, content: dict[str, Any]) -> bool:
         """Not where the disk of a machine is full, or has gone: then it is written straight to its place."""

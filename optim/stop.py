@@ -19,11 +19,15 @@ class Stop:
     """
 
     def __init__(
-        self, processes: Processes, max_time: float | None, say: Callable[[str], None] = print
+        self,
+        processes: Processes,
+        max_time: float | None,
+        began: float,
+        say: Callable[[str], None] = print,
     ) -> None:
-        """max_time: minutes from now; None: no limit."""
+        """max_time: minutes from `began` (of time.monotonic) on; None: no limit."""
         self._processes, self._say = processes, say
-        self._end = None if max_time is None else time.monotonic() + max_time * _MINUTE
+        self._end = None if max_time is None else began + max_time * _MINUTE
         self._signal = 0  # the last one that came
         self._before: dict[signal.Signals, object] = {}
         self.reason: str | None = None

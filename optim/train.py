@@ -24,8 +24,8 @@ SPIKE = 5.0  # a gradient norm this many times the interval's mean is worth a wa
 
 
 class MicroBatch(NamedTuple):
-    """inputs, targets (B, T). weight: of its mean loss, where processes part the sequences and some hold more
-    of the targets that count than others; 1 for all else."""
+    """inputs, targets (B, T). weight: of its cross entropy, where processes part the sequences and some hold
+    more of the targets that count than others; 1 for all else."""
 
     inputs: Tensor
     targets: Tensor
@@ -111,7 +111,11 @@ def _update(
         seed_torch(config.seed, "forward", state.step, share.first + number)
         with parallel.accumulating(forward, last=number + 1 == share.acc_steps):
             with precision.autocast():
-                loss = forward(inputs, targets)["loss"] * batch.weight / share.acc_steps
+                output = forward(inputs, targets)
+                loss = output["loss"]
+                if batch.weight != 1.0:  # penalties for depth are means over all tokens, and have none
+                    loss = loss + (batch.weight - 1.0) * output["cross_entropy_loss"]
+                loss = loss / share.acc_steps
             state.scaler.scale(loss).backward()
         total += loss.detach()
     state.scaler.unscale_(state.optimizer)

@@ -6,6 +6,7 @@ Faults are put in from outside, so that the code which runs is the code that is 
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -49,6 +50,17 @@ def main() -> None:
             return update(state, *args)
 
         train._update = faulty
+    if kind == "nan":  # of every rank, behind a disk that takes seconds
+        from optim import train
+
+        fsync, finite = os.fsync, train._require_finite
+        main_thread = threading.main_thread()
+        os.fsync = lambda file: (time.sleep(3 * (threading.current_thread() is not main_thread)), fsync(file))
+
+        def not_finite(state, loss, norm):
+            finite(state, float("nan") if state.step == int(step) else loss, norm)
+
+        train._require_finite = not_finite
     if kind == "clock":  # it jumps back by an hour and forth by a day, every second
         real = time.time
         time.time = lambda: real() + (-3600, 86400)[int(real()) % 2]

@@ -75,7 +75,7 @@ def test_a_signal_in_an_evaluation_and_in_a_save(straight, tmp_path):
     team = Team(tmp_path / "exps", "adm")
     script = (
         "import os, signal, sys\n"
-        "import optim.run as run, optim.checkpoint_file as f\n"
+        "import optim.evaluating as run, optim.checkpoint_file as f\n"
         "real, write = run.evaluate, f.write\n"
         "def evaluate(model, batches, precision, processes, stop):\n"
         "    seen = []\n"
@@ -190,7 +190,7 @@ def test_a_lock_of_another_machine(tmp_path, monkeypatch):
     assert "has ended and left its lock behind" in said[-1]
     assert json.loads(lock.read_text())["pid"] == os.getpid()
     mine.release()
-    assert os.listdir(tmp_path) == []
+    assert not tmp_path.exists()  # nothing came of that run
 
 
 def test_a_disk_that_takes_no_more(straight, tmp_path):
@@ -250,3 +250,53 @@ def test_which_checkpoints_are_kept(tmp_path):
     team.run("--keep_last 2 --keep_every 8")
     names = sorted(path.name for path in checkpoint.in_folder(team.run_folder()))
     assert names == ["ckpt.pt", "ckpt_16.pt", "ckpt_20.pt", "ckpt_22.pt", "ckpt_8.pt"]
+
+
+def test_going_back_to_an_earlier_checkpoint(straight, tmp_path):
+    """The later ones are set aside: they are neither taken next time, nor do they decide what is kept."""
+    team = Team(tmp_path / "exps", "adm")
+    team.run("--save_checkpoint_freq 4")
+    folder = team.run_folder()
+    (folder / "summary.json").unlink()
+    said = team.run(
+        "--use_pretrained ckpt_8.pt --keep_last 1 --max_steps_this_run 5 --save_checkpoint_freq 2"
+    )
+    assert "ckpt_12.pt is of more steps than ckpt_8.pt: it is now ckpt_12.pt.set-aside" in said
+    assert [path.name for path in checkpoint.in_folder(folder)] == ["ckpt_13.pt"]
+    assert "at step 13" in team.run()
+    assert_same(team, straight("adm"))
+    assert len(list(folder.glob("*.set-aside"))) == 4
+
+
+def test_what_is_kept_is_not_decided_by_a_damaged_file(tmp_path):
+    team = Team(tmp_path / "exps", "base")
+    team.run("--max_steps_this_run 9 --save_checkpoint_freq 3")
+    damaged = team.run_folder() / "ckpt_9.pt"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    said = team.run("--keep_last 1 --save_checkpoint_freq 1000 --max_steps_this_run 2")
+    assert "ckpt_9.pt is damaged" in said and "at step 6" in said
+    assert [path.name for path in checkpoint.in_folder(team.run_folder())] == ["ckpt_9.pt", "ckpt_8.pt"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
+def test_torchrun_is_ended_by_a_signal_that_it_does_not_hand_on(straight, tmp_path, number):
+    """Its processes notice, and end as if they had got SIGTERM themselves."""
+    team = Team(tmp_path / "exps", "adm", 2, "gloo")
+    process = team.start("--iterations 100000 --save_checkpoint_freq 100000")
+    until(process, "step 6/")
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=100)  # until all that hold the pipe have gone
+    assert "stopping (SIGTERM) behind step" in said, said
+    (saved,) = checkpoint.in_folder(team.run_folder())
+    assert checkpoint.load(saved)["step"] >= 6
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_save_that_was_begun_before_a_failure_is_finished(tmp_path, size):
+    """The disk is slow, and the loss is no number one step behind the checkpoint."""
+    team = Team(tmp_path / "exps", "base", size)
+    said = team.run("--save_checkpoint_freq 10", code=1, FAULT="nan:0:10")
+    assert said.count("error: ") == 1 and "the loss is nan at step 11" in said
+    (saved,) = checkpoint.in_folder(team.run_folder())
+    assert checkpoint.load(saved)["step"] == 10
+    assert not list(team.run_folder().glob("*.tmp"))

@@ -1,0 +1,87 @@
+"""Evaluations of a run while it trains, and at its end; each with a text sample."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from data import Corpus
+from data.batches import contiguous_batches, validation_subset
+from distributed import Precision
+from distributed.parallel import Alone
+from errors import Failure
+from evaluation.perplexity import Evaluation, evaluate
+from evaluation.text import write_text
+from optim.config import TrainConfig
+from optim.randomness import derive_seed
+
+SAMPLE_TOKENS = 64
+EVAL_BATCHES = 24  # of an intermediate evaluation
+
+
+class Evaluator:
+    """24 batches while training goes on, the whole validation set at the end; and a text sample."""
+
+    def __init__(
+        self,
+        args: Namespace,
+        config: TrainConfig,
+        corpus: Corpus,
+        precision: Precision,
+        parallel: Alone,
+        say: Callable[[str], None],
+    ) -> None:
+        self._config, self._corpus, self._precision, self._parallel = config, corpus, precision, parallel
+        self._vocab_size, self._prefix = args.vocab_size, args.eval_seq_prefix
+        self._tokenizer = self._sample_tokenizer(say)
+
+    def __call__(self, model: nn.Module, step: int, stop: Callable[[], bool]) -> dict[str, Any] | None:
+        """What the line of that step says of it; None where it was stopped. All processes call this."""
+        config, processes = self._config, self._parallel.processes
+        windows = self._corpus.windows("val", config.sequence_length, self._vocab_size)
+        if step == config.iterations:
+            batches = contiguous_batches(windows, config.batch_size)
+        else:
+            seed = derive_seed(config.data_seed, "validation")
+            batches = validation_subset(windows, config.batch_size, EVAL_BATCHES, seed)
+        found = evaluate(model, batches, self._precision, processes, stop)
+        if found is None:
+            return None
+        result = _line(found)
+        # A network that lies in several processes is run by all of them.
+        if self._tokenizer is not None and (processes.is_main or self._parallel.sharded):
+            text = write_text(
+                model,
+                self._tokenizer,
+                self._prefix,
+                SAMPLE_TOKENS,
+                self._precision,
+                seed=derive_seed(config.seed, "sample", step),
+                temperature=0.8,
+                top_k=40,
+            )
+            result["sample"] = self._prefix + text
+        return result
+
+    def _sample_tokenizer(self, say: Callable[[str], None]):
+        if self._prefix in (None, "none"):
+            return None
+        try:
+            tokenizer = self._corpus.load_tokenizer()
+            tokenizer.encode(self._prefix)
+        except Failure as error:
+            say(f"note: no text samples at evaluations: {error}")
+            return None
+        return tokenizer
+
+
+def _line(result: Evaluation) -> dict[str, Any]:
+    return {
+        "val_loss": result.loss,
+        "val_perplexity": result.perplexity,
+        "val_perplexity_interval": result.perplexity_interval,
+        "val_accuracy": result.accuracy,
+        "val_tokens": result.tokens,
+        "val_average_depth": result.average_depth,
+    }
