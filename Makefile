@@ -11,7 +11,7 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
 
-# Kills 200 runs at random; about 40 minutes on two cores. Its figures go to bench/results/faults.json.
+# Kills 200 runs at random; about 20 minutes on two cores. Its figures go to bench/results/faults.json.
 test-faults: $(VENV)/ready
 	FAULTS=200 $(BIN)/python -m pytest -s tests/faults/test_kills.py
 

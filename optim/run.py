@@ -210,6 +210,7 @@ class Run:
     def _find_start(self) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint to go on from, the same one for all processes: the first one chooses it."""
         start = find_start(self.args, self.folder, self.say) if self.processes.is_main else None
+        self.processes.after_all()  # it may have read for long
         path = self.processes.broadcast(None if start is None else start[0])
         if path is None:
             return None

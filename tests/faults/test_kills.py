@@ -72,7 +72,7 @@ def test_a_few_kills(tmp_path, model, size, backend):
     assert counts["kills"] == 3
 
 
-@pytest.mark.skipif(KILLS == 0, reason="takes an hour: make test-faults")
+@pytest.mark.skipif(KILLS == 0, reason="takes twenty minutes: make test-faults")
 def test_many_kills(tmp_path):
     found = {}
     for number, (model, size, backend) in enumerate(KINDS):
