@@ -92,7 +92,22 @@ def make_workers(count: int, tokenizer: dict[str, Any], column: str) -> Executor
         start_worker(tokenizer, column)
         return InThisProcess()
     spawn = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks
-    return ProcessPoolExecutor(count, spawn, initializer=start_worker, initargs=(tokenizer, column))
+    return _Workers(count, spawn, initializer=start_worker, initargs=(tokenizer, column))
+
+
+class _Workers(ProcessPoolExecutor):
+    """Processes that Ctrl-C does not reach, though it goes to all of a terminal: their parent decides.
+
+    They are started as tasks come, and a signal that is blocked then stays so in them from their first
+    moment.
+    """
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(function, *args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class InThisProcess(Executor):
@@ -115,7 +130,6 @@ def start_worker(tokenizer: dict[str, Any], column: str) -> None:
     _worker["tokenizer"], _worker["column"] = tokenizer_from_meta(tokenizer), column
     parent = multiprocessing.parent_process()
     if parent is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal: the parent decides
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 
 

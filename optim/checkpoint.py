@@ -16,6 +16,7 @@ import torch.distributed as dist
 from errors import Failure, UsageError
 from files import TEMPORARY_SUFFIX
 from optim import checkpoint_file
+from optim.lock import FILE_NAME as LOCK
 
 FINAL_NAME = "ckpt.pt"
 _NAME = re.compile(r"ckpt(?:_(\d+))?\.(?:pt|dcp)")
@@ -120,7 +121,8 @@ def keep_final(path: Path, step: int) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Delete what saves that were killed half-way have left beside the checkpoints."""
     for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-        delete(path)
+        if not path.name.startswith(LOCK):  # of a process that tries to take this folder just now
+            delete(path)
 
 
 def remove_intermediary(folder: Path) -> None:

@@ -202,6 +202,7 @@ class Run:
             "device": str(self.precision.device),
             "arithmetic": self.precision.reason,
         })  # fmt: skip
+        checkpoint.remove_leftovers(self.folder)  # of saves that failed
         if self.args.remove_intermediary_checkpoints_at_end:
             checkpoint.remove_intermediary(self.folder)
         final = checkpoint.in_folder(self.folder)[0]
