@@ -57,6 +57,12 @@ def copy_atomically(source: Path, path: Path) -> None:
         write_atomically(path, lambda target: shutil.copyfileobj(file, target, 1 << 24))
 
 
+def file_sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sync_folder(folder: Path) -> None:
     """Force to disk which files a folder holds."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -5,7 +5,6 @@ and how much slower matrix products are while it writes.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from files import write_json
 from optim import checkpoint_file
 from optim.saver import Saver
 
@@ -79,7 +79,7 @@ def main() -> None:
         f"first time), and goes on at {100 * result['speed_while_writing']:.0f} % of its speed meanwhile"
     )
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.json, result)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from bench.timing import compare
 from data import open_corpus, pydoc
 from data.batches import Batches
 from data.openwebtext2 import ARCHIVE, NAME
+from files import write_json
 
 ROOT = Path(__file__).parents[1]
 MEMBER_BYTES = 10_000_000  # of text in each file of the archive
@@ -214,7 +215,7 @@ def main() -> None:
             f"ratio {ours / theirs:.1f}"
         )
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.json, result)
 
 
 if __name__ == "__main__":

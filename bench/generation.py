@@ -6,7 +6,6 @@ against multiply-accumulates saved. Routers are calibrated on random tokens, so 
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.timing import compare
 from distributed import Precision, choose_device, choose_precision
+from files import write_json
 from models.config import ModelConfig
 from models.generation import generate
 from models.language_model import LanguageModel
@@ -148,7 +148,7 @@ def main() -> None:
         ]
     print(f"\n{time.time() - started:.0f} s")
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.json, result)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,16 @@ class Corpus(ABC):
     def size(self, split: str) -> int:
         """Tokens of a split."""
 
+    def describe(self) -> list[str]:
+        """Lines for whoever prepared it: its size, and what was left out."""
+        lines = [f"{self.folder}: {self.size('train'):,} training and {self.size('val'):,} validation tokens"]
+        skipped = self.meta.get("skipped")
+        if skipped:
+            counted = f"{skipped['records']:,} records and {len(skipped['files']):,} files"
+            lines.append(f"left out: {counted}, among them")
+            lines += [*skipped["files"], *skipped["examples"]][:10]
+        return lines
+
     @property
     def test_splits(self) -> tuple[str, ...]:
         """Splits that are evaluated beside `val`: of generated corpora, those out of distribution."""

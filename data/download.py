@@ -1,6 +1,5 @@
 """A large file from the web: resumed where it broke off, checked, and in its place only when it is whole."""
 
-import hashlib
 import http.client
 import re
 import socket
@@ -18,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from errors import Failure
-from files import write_json
+from files import file_sha256, write_json
 
 TIMEOUT_SECONDS = 30.0
 ATTEMPTS = 8  # in a row without a byte; each that brings some begins the count anew
@@ -175,8 +174,3 @@ def _is_offline(error: Exception | None) -> bool:
     return isinstance(reason, socket.gaierror | ConnectionRefusedError) or (
         isinstance(reason, OSError) and reason.errno in (101, 113)  # network or host unreachable
     )
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,7 @@ from typing import Any
 from data.preparation import Job
 from data.records import FORMATS, SourceFile, folder_files
 from data.sources import Files, HubStream, Join, articles
-from data.tokenise import Source, tokenise
+from data.tokenise import Source
 from errors import Failure
 
 TRAIN_ONLY = {"all": "train"}  # documents are held out of it
@@ -80,11 +80,7 @@ def prepare(row: HubCorpus, job: Job) -> int:
         keep = row.keep if row.year else None
         source = HubStream(identity, row.open_split, row.splits, row.column, keep, row.join)
         about["source"] = {"hub": row.path, "config": row.config}
-    meta = tokenise(
-        source, job.folder, job.tokenizer, about,
-        column=row.column, workers=job.workers, on_error=job.on_error, say=job.say,
-    )  # fmt: skip
-    return sum(meta["documents"].values())
+    return job.tokenise(source, about, row.column)
 
 
 def brought_files(folder: Path) -> list[SourceFile]:

@@ -15,13 +15,11 @@ from data.records import folder_files
 from data.shards import open_shard
 from data.sources import Files
 from data.token_files import SPLITS, require_sequence
-from data.tokenise import tokenise
 from data.tokenizers import Tiktoken
 from errors import Failure, UsageError
 from files import FILES_PREFIX
 
 COLUMN = "text"
-FRACTION = 0.0005
 
 
 def is_local(name: str) -> bool:
@@ -43,12 +41,7 @@ def prepare(name: str, job: Job) -> int:
             f"--dataset {name}: no file matches; give a path or a pattern, like files:/data/*.jsonl"
         )
     source = Files(folder_files(paths), COLUMN)
-    about = {"corpus": name, "source": source.identity}
-    meta = tokenise(
-        source, job.folder, job.tokenizer, about,
-        column=COLUMN, fraction=FRACTION, workers=job.workers, on_error=job.on_error, say=job.say,
-    )  # fmt: skip
-    return sum(meta["documents"].values())
+    return job.tokenise(source, {"corpus": name, "source": source.identity}, COLUMN)
 
 
 def require_unchanged(name: str, folder: Path, meta: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from data.preparation import Job
 from data.records import tar_files
 from data.sources import Files
 from data.token_files import META, SPLITS
-from data.tokenise import ON_ERROR, describe_skipped, tokenise
+from data.tokenise import add_flags
 from data.tokenizers import Tiktoken, make_tokenizer
 from data.verification import verify as verify_folder
 from errors import Failure, UsageError, run_script
@@ -25,7 +25,6 @@ from errors import Failure, UsageError, run_script
 NAME, ALIAS = "openwebtext2", "owt2"
 ARCHIVE = "openwebtext2.jsonl.zst.tar"
 URL = f"https://huggingface.co/datasets/segyges/OpenWebText2/resolve/main/{ARCHIVE}"
-FRACTION = 0.0005  # of the documents are held out
 
 
 def download(
@@ -54,11 +53,7 @@ def prepare(job: Job) -> int:
     archive = job.archive or find_archive([job.folder, job.data_dir / NAME, job.data_dir / ALIAS])
     source = Files(tar_files(archive), "text")
     about = {"corpus": NAME, "source": {"archive": archive.name, **source.identity}}
-    meta = tokenise(
-        source, job.folder, job.tokenizer, about,
-        fraction=FRACTION, workers=job.workers, on_error=job.on_error, say=job.say,
-    )  # fmt: skip
-    return sum(meta["documents"].values())
+    return job.tokenise(source, about)
 
 
 def find_archive(folders: list[Path]) -> Path:
@@ -105,13 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     add("bpe", "put the tokeniser's vocabulary into TIKTOKEN_CACHE_DIR, for machines without network")
     command = add("tokenize", "write train.bin and val.bin; goes on where it was killed")
     command.add_argument("--archive", type=Path, help=f"default: {ARCHIVE} in the corpus' folder")
-    command.add_argument("--workers", type=int, help="processes (1: this one); default: one for each core")
-    command.add_argument(
-        "--on_error",
-        choices=ON_ERROR,
-        default="fatal",
-        help="bad records and damaged files: stop, or leave out",
-    )
+    add_flags(command)
     add("verify", "recount the token files, and compare with meta.json")
     command = add("reset", "delete token files and what is left of a preparation")
     command.add_argument("--source", action="store_true", help="the downloaded archive too")
@@ -134,11 +123,7 @@ def main() -> None:
             NAME, data_dir=args.data_dir, tokenizer=args.tokenizer,
             workers=args.workers, on_error=args.on_error, archive=args.archive,
         )  # fmt: skip
-        print(
-            f"{corpus.folder}: {corpus.size('train'):,} training and {corpus.size('val'):,} validation tokens"
-        )
-        for line in describe_skipped(corpus.meta):
-            print(line)
+        print("\n".join(corpus.describe()))
     elif args.command == "verify":
         print("\n".join(verify_folder(folder)))
     else:

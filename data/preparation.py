@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data.assembly import held_out
+from data.tokenise import Source, tokenise
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,14 @@ class Job:
     on_error: str = "fatal"
     archive: Path | None = None
     say: Callable[[str], None] = print
+
+    def tokenise(self, source: Source, about: dict[str, Any], column: str = "text") -> int:
+        """Write the token files of this source (`data.tokenise`); returns how many documents it has."""
+        meta = tokenise(
+            source, self.folder, self.tokenizer, about,
+            column=column, workers=self.workers, on_error=self.on_error, say=self.say,
+        )  # fmt: skip
+        return sum(meta["documents"].values())
 
 
 def split_documents(texts: list[str], fraction: float) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from data import prepare_corpus, registered_corpora
-from data.tokenise import ON_ERROR, describe_skipped
+from data.tokenise import add_flags
 from data.verification import verify
 from errors import run_script
 
@@ -20,13 +20,7 @@ def main() -> None:
         help="gpt2, cl100k_base, bytes, or the path of a tokenizer.json; default: the corpus' own",
     )
     add("--data_dir", help="where token files lie; default: data/datasets")
-    add("--workers", type=int, help="processes (1: this one); default: one for each core")
-    add(
-        "--on_error",
-        choices=ON_ERROR,
-        default="fatal",
-        help="bad records and damaged files: stop, or leave out",
-    )
+    add_flags(parser)
     add("--archive", type=Path, help="of openwebtext2, if it is elsewhere")
     add("--verify", action="store_true", help="compare the token files with meta.json, byte by byte")
     args = parser.parse_args()
@@ -38,9 +32,7 @@ def main() -> None:
         on_error=args.on_error,
         archive=args.archive,
     )
-    print(f"{corpus.folder}: {corpus.size('train'):,} training and {corpus.size('val'):,} validation tokens")
-    for line in describe_skipped(corpus.meta):
-        print(line)
+    print("\n".join(corpus.describe()))
     if args.verify:
         print("\n".join(verify(corpus.folder)))
     else:

@@ -136,7 +136,6 @@ def _line_blocks(chunks: Iterator[bytes]) -> Iterator[Block]:
     rest = bytearray()
     skipping = False  # within a line that is too long
     for chunk in chunks:
-        end = chunk.rfind(b"\n") + 1
         if skipping:
             start = chunk.find(b"\n") + 1
             if not start:

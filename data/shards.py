@@ -19,12 +19,6 @@ DTYPE = np.dtype("<u2")
 PER_SHARD = 100_000_000  # tokens
 
 
-def is_shard(path: Path) -> bool:
-    """Whether the file begins like a shard."""
-    with open(path, "rb") as file:
-        return np.frombuffer(file.read(4).ljust(4, b"\0"), dtype="<i4")[0] == MAGIC
-
-
 def open_shard(path: Path) -> np.ndarray:
     """The tokens (n,), uint16, mapped read-only. Raises Failure for another format, or a damaged file."""
     try:

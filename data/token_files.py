@@ -34,16 +34,21 @@ def write_corpus(folder: Path, splits: dict[str, list[np.ndarray]], meta: dict[s
     write_json(folder / META, {**meta, "dtype": dtype.name, "splits": described})
 
 
-def describe_tokens(path: Path, dtype: np.dtype) -> dict[str, Any]:
-    """What meta.json says of a split: read off its file. Raises Failure where that cannot be read."""
-    digest, count, largest = hashlib.sha256(), 0, 0
+def describe_tokens(path: Path, dtype: np.dtype, end_of_text: int | None = None) -> dict[str, Any]:
+    """What meta.json says of a split: read off its file. Raises Failure where that cannot be read.
+
+    end_of_text: where given, `documents` is how often it stands there.
+    """
+    digest, count, largest, documents = hashlib.sha256(), 0, 0, 0
     with _reading(path), open(path, "rb") as file:
         while content := file.read(_CHUNK * dtype.itemsize):
             digest.update(content)
             tokens = np.frombuffer(content, dtype=dtype, count=len(content) // dtype.itemsize)
             count += len(tokens)
             largest = max(largest, int(tokens.max(initial=0)))
-    return {"tokens": count, "largest_token": largest, "sha256": digest.hexdigest()}
+            documents += 0 if end_of_text is None else int((tokens == end_of_text).sum())
+    found = {"tokens": count, "largest_token": largest, "sha256": digest.hexdigest()}
+    return found if end_of_text is None else {**found, "documents": documents}
 
 
 def dtype_of(meta: dict[str, Any]) -> np.dtype:

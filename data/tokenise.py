@@ -7,6 +7,7 @@ run goes on behind it and writes the same bytes. Memory: a block or three for ea
 4 bytes a document while the held-out ones are chosen. Disk: the token files, and one part.
 """
 
+import argparse
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from data.tokenizers import make_tokenizer
 from errors import Failure, UsageError
 
 ON_ERROR = ("fatal", "skip")
+FRACTION = 0.0005  # of the documents are held out, where a source has no split of its own
 MOST_EXAMPLES = 100  # of bad records that meta.json names
 _BLOCKS_AHEAD = 2  # for each worker: enough that none waits
 
@@ -66,7 +68,7 @@ def tokenise(
     about: dict[str, Any],
     *,
     column: str = "text",
-    fraction: float = 0.0005,
+    fraction: float = FRACTION,
     workers: int | None = None,
     on_error: str = "fatal",
     say: Callable[[str], None] = print,
@@ -117,6 +119,17 @@ def tokenise(
         ) from error
     finally:
         journal.close()
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """--workers and --on_error, for every command that tokenises."""
+    parser.add_argument("--workers", type=int, help="processes (1: this one); default: one for each core")
+    parser.add_argument(
+        "--on_error",
+        choices=ON_ERROR,
+        default="fatal",
+        help="bad records and damaged files: stop, or leave out",
+    )
 
 
 def available_cores() -> int:
@@ -214,12 +227,3 @@ def _skipped(finished: list[dict[str, Any]]) -> dict[str, Any]:
             f"{line['piece']}, {example}" for line in finished for example in line["examples"]
         ][:MOST_EXAMPLES],
     }  # fmt: skip
-
-
-def describe_skipped(meta: dict[str, Any]) -> list[str]:
-    """Lines about records and files that were left out; none where nothing was."""
-    if "skipped" not in meta:
-        return []
-    skipped = meta["skipped"]
-    counted = f"{skipped['records']:,} records and {len(skipped['files']):,} files"
-    return [f"left out: {counted}, among them", *[*skipped["files"], *skipped["examples"]][:10]]

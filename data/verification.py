@@ -2,12 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from data.token_files import SPLITS, describe_tokens, dtype_of, read_meta
 from errors import Failure
-
-_CHUNK = 1 << 24
 
 
 def verify(folder: Path) -> list[str]:
@@ -23,7 +19,7 @@ def verify(folder: Path) -> list[str]:
     lines = []
     for split in SPLITS:
         path, dtype = folder / f"{split}.bin", dtype_of(meta)
-        found = describe_tokens(path, dtype)
+        found = describe_tokens(path, dtype, meta.get("end_of_text"))
         for name, said in meta["splits"][split].items():
             if found.get(name) != said:
                 raise Failure(
@@ -31,20 +27,12 @@ def verify(folder: Path) -> list[str]:
                     "and prepare the corpus again, or bring the file again"
                 )
         documents = meta.get("documents", {}).get(split)
-        if documents is not None and meta.get("end_of_text") is not None:
-            counted = _count(path, dtype, meta["end_of_text"])
-            if counted != documents:
-                raise Failure(f"{path} has {counted:,} documents, but meta.json says {documents:,}")
+        counted = found.get("documents", documents)
+        if documents is not None and counted != documents:
+            raise Failure(f"{path} has {counted:,} documents, but meta.json says {documents:,}")
         lines.append(
             f"{path}: {found['tokens']:,} tokens"
             + (f" in {documents:,} documents" if documents is not None else "")
             + f", sha256 {found['sha256'][:16]}...: as meta.json says"
         )
     return lines
-
-
-def _count(path: Path, dtype: np.dtype, token: int) -> int:
-    tokens = np.memmap(path, dtype=dtype, mode="r")
-    return sum(
-        int((tokens[start : start + _CHUNK] == token).sum()) for start in range(0, len(tokens), _CHUNK)
-    )

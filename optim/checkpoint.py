@@ -18,7 +18,6 @@ from files import TEMPORARY_SUFFIX
 from optim import checkpoint_file
 from optim.lock import FILE_NAME as LOCK
 
-FINAL_NAME = "ckpt.pt"
 _NAME = re.compile(r"ckpt(?:_(\d+))?\.(?:pt|dcp)")
 FILE, FOLDER = ".pt", ".dcp"  # the two formats, by the endings of names
 

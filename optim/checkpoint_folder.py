@@ -5,7 +5,6 @@ every file. The folder is filled beside its place and renamed. torch's own metad
 would run code when it is read; the safetensors files say themselves what lies where.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -21,12 +20,11 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from errors import Failure
-from files import TEMPORARY_SUFFIX, copy_atomically, sync_folder, write_json
+from files import TEMPORARY_SUFFIX, copy_atomically, file_sha256, sync_folder, write_json
 from optim.checkpoint_file import staging_name
 
 STATE = "state.json"
 _TENSORS = "*.safetensors"
-_CHUNK = 1 << 24
 
 
 def write(path: Path, content: dict[str, Any], staging: Path | None, group: dist.ProcessGroup | None) -> None:
@@ -41,7 +39,7 @@ def write(path: Path, content: dict[str, Any], staging: Path | None, group: dist
     # Of one process for all, on each machine: the files of a folder have the names of their processes.
     local = beside if staging is None else staging / staging_name(path)
     try:
-        _together(group, main, lambda: _emptied(beside, path))
+        _together(group, main, lambda: _emptied(beside))
         _together(group, True, lambda: local.mkdir(parents=True, exist_ok=True))
         writer = HuggingFaceStorageWriter(str(local), save_distributed=True)
         with _quiet():
@@ -82,7 +80,7 @@ def check(path: Path) -> None:
         for name, about in files.items():
             if Path(name).name != name or (path / name).stat().st_size != about["size"]:
                 raise Failure(f"{path} is damaged: {name} is not as long as it was")
-            if _sha256(path / name) != about["sha256"]:
+            if file_sha256(path / name) != about["sha256"]:
                 raise Failure(f"{path} is damaged: the checksum of {name} does not fit")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Failure(f"{path} is damaged or no checkpoint ({type(error).__name__}: {error})") from error
@@ -124,7 +122,7 @@ def _joined(tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> dict[str
     return content
 
 
-def _emptied(beside: Path, path: Path) -> None:
+def _emptied(beside: Path) -> None:
     if beside.exists():
         shutil.rmtree(beside)
     beside.mkdir(parents=True)
@@ -138,7 +136,7 @@ def _copy_own(local: Path, beside: Path, rank: int) -> None:
 def _complete(beside: Path, path: Path, plain: dict[str, Any]) -> None:
     """state.json, and the new name. What was there under it goes last."""
     files = {
-        file.name: {"size": file.stat().st_size, "sha256": _sha256(file)}
+        file.name: {"size": file.stat().st_size, "sha256": file_sha256(file)}
         for file in sorted(beside.glob(_TENSORS))
     }
     write_json(beside / STATE, {"state": plain, "files": files})
@@ -149,11 +147,6 @@ def _complete(beside: Path, path: Path, plain: dict[str, Any]) -> None:
     os.rename(beside, path)
     sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _together(group: dist.ProcessGroup | None, mine: bool, work: Callable[[], Any]) -> None:

@@ -5,6 +5,7 @@ import time
 
 from tqdm import tqdm
 
+from data.progress import clock
 from optim.config import TrainConfig
 
 
@@ -47,7 +48,7 @@ class Progress:
         parts.append(f"lr {line['lr']:.2e}")
         if line["grad_norm"] is not None:
             parts.append(f"grad {line['grad_norm']:.2f}")
-        parts += [f"{line['tokens_per_second']:,.0f} tok/s", f"{_clock(self._left(line['step']))} left"]
+        parts += [f"{line['tokens_per_second']:,.0f} tok/s", f"{clock(self._left(line['step']))} left"]
         self.say("  ".join(parts))
         if line.get("sample"):
             self.say(f"  sample: {line['sample']!r}")
@@ -59,9 +60,3 @@ class Progress:
         """Seconds to go, at the pace of this process, evaluations and saves included."""
         first, since = self._start
         return (time.perf_counter() - since) / max(step - first, 1) * (self._config.iterations - step)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

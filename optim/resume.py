@@ -63,7 +63,7 @@ class Extension(NamedTuple):
 
 def extension(args: Namespace, content: dict[str, Any]) -> Extension:
     """What becomes of the schedule of a checkpoint's run under --iterations and --extend_schedule."""
-    planned = content["args"].get("iterations", args.iterations)
+    planned = content.get("args", {}).get("iterations", args.iterations)
     laid_out = content.get("schedule_iterations", planned)
     schedule = laid_out if args.extend_schedule == "keep" else args.iterations
     if planned == args.iterations and schedule == laid_out:

@@ -111,10 +111,13 @@ class Run:
         seed_torch(args.seed, "initialisation")
         self.model = models.make_model_from_args(args).to(device)
         start = self._find_start()
+        if start is not None:
+            extended = extension(args, start[1])
+            self.config = dataclasses.replace(self.config, scheduled=extended.schedule_iterations)
         self.model = self.parallel.place(self.model)
         self.state = TrainState.fresh(self.model, self.config, self.precision.gradient_scaler())
         if start is not None:
-            self._restore(*start)
+            self._restore(*start, extended.sentence)
         self._describe()
         self.evaluator = Evaluator(args, self.config, self.corpus, self.precision, self.parallel, say)
 
@@ -217,13 +220,10 @@ class Run:
             return None
         content = start[1] if start is not None else checkpoint.load(path)
         self.processes.after_all()  # they have read it: the first may rename it now
-        if content.get("format") is not None:
-            self.config = dataclasses.replace(
-                self.config, scheduled=extension(self.args, content).schedule_iterations
-            )
         return path, content
 
-    def _restore(self, path: Path, content: dict[str, Any]) -> None:
+    def _restore(self, path: Path, content: dict[str, Any], extended: str) -> None:
+        """extended: the sentence of `optim.resume.extension`."""
         self.state.restore(content, self.config, self.parallel.localise)
         self.corpus.require_tokenizer(content["tokenizer"], f"the model in {path}")
         self.say(f"resuming from {path} at step {self.state.step}")
@@ -237,11 +237,10 @@ class Run:
             )
         if self.processes.is_main and self.args.use_pretrained != "auto" and path.parent == self.folder:
             checkpoint.set_aside(path, self.state.step, self.say)
-        changed = extension(self.args, content)
-        if changed.sentence and self.state.step < self.config.iterations:
+        if extended and self.state.step < self.config.iterations:
             if of_end and self.processes.is_main and path.exists():
                 checkpoint.keep_final(path, self.state.step)
-            self.say(changed.sentence.format(rate=self.state.schedule.get_last_lr()[0]))
+            self.say(extended.format(rate=self.state.schedule.get_last_lr()[0]))
 
     def _describe(self) -> None:
         of_vocabulary = vocabulary_note(self.corpus.meta, self.args.vocab_size)

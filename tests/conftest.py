@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -21,6 +22,24 @@ TINY = (
 TEXT = "".join(
     f"line {number}: the cat sat on mat {number % 7} and thought again.\n" for number in range(400)
 )
+
+
+VARYING = ("tokens_per_second", "seconds")  # in the lines of two runs that are the same
+
+
+def comparable(lines):
+    return [{name: value for name, value in line.items() if name not in VARYING} for line in lines]
+
+
+def assert_same_state(first, second):
+    """Two checkpoints: step, weights and optimiser states, bit for bit."""
+    assert first["step"] == second["step"]
+    assert first["model"].keys() == second["model"].keys()
+    for name, weight in first["model"].items():
+        assert torch.equal(weight, second["model"][name]), name
+    for index, slots in first["optimizer"].items():
+        for name, value in slots.items():
+            assert torch.equal(value, second["optimizer"][index][name]), (index, name)
 
 
 @pytest.fixture(scope="session", autouse=True)

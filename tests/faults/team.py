@@ -8,13 +8,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from optim import checkpoint
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TEXT, assert_same_state, comparable
 
 LAUNCH = ROOT / "tests" / "faults" / "launch.py"
-TEXT = "".join(f"line {n}: the cat sat on mat {n % 7} and thought again.\n" for n in range(400))
 TINY = (
     "--dataset shakespeare-char --vocab_size 64 --n_layer 3 --n_layer_begin 1 --n_layer_end 1 --n_head 2 "
     "--n_embd 16 --sequence_length 16 --batch_size 4 --acc_steps 4 --iterations 24 --eval_freq 6 "
@@ -26,7 +23,6 @@ MODELS = {
     "adm": "--model adm --n_repeat 3 --depth_embedding linear_learned",
     "but": "--model but --n_repeat 2",
 }
-VARYING = ("tokens_per_second", "seconds")
 
 
 @dataclass
@@ -88,20 +84,9 @@ def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:
 
 def assert_same(one: Team, other: Team) -> None:
     """Weights, optimiser states and lines of metrics: bit for bit."""
-    first, second = one.final(), other.final()
-    assert first["step"] == second["step"]
-    assert first["model"].keys() == second["model"].keys()
-    for name, weight in first["model"].items():
-        assert torch.equal(weight, second["model"][name]), name
-    for index, slots in first["optimizer"].items():
-        for name, value in slots.items():
-            assert torch.equal(value, second["optimizer"][index][name]), (index, name)
-    lines = [
-        [{name: value for name, value in line.items() if name not in VARYING} for line in team.lines()]
-        for team in (one, other)
-    ]
-    assert lines[0] == lines[1]
-    assert [line["step"] for line in lines[0]] == list(range(3, 25, 3))
+    assert_same_state(one.final(), other.final())
+    assert comparable(one.lines()) == comparable(other.lines())
+    assert [line["step"] for line in one.lines()] == list(range(3, 25, 3))
 
 
 def assert_close(one: Team, other: Team) -> None:

@@ -4,13 +4,13 @@ The short version runs with all tests; `make test-faults` kills 200 times, and w
 bench/results/faults.json (FAULTS=200).
 """
 
-import json
 import os
 import random
 import time
 
 import pytest
 
+from files import write_json
 from optim import checkpoint
 from tests.conftest import ROOT
 from tests.faults.team import Team, assert_same, kill
@@ -83,4 +83,4 @@ def test_many_kills(tmp_path):
     total = sum(counts["kills"] for counts in found.values())
     assert total == KILLS
     result = {"kills": total, "lost or unreadable runs": 0, "runs that differ": 0, "by kind": found}
-    (ROOT / "bench" / "results" / "faults.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(ROOT / "bench" / "results" / "faults.json", result)

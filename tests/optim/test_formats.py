@@ -14,6 +14,7 @@ from optim import checkpoint, checkpoint_file, checkpoint_folder
 from optim.checkpoint_commands import convert
 from tests.conftest import ROOT
 from tests.faults.team import Team, assert_same
+from tests.optim.test_checkpoint import RunsACommand
 
 
 def content(step=3):
@@ -102,14 +103,6 @@ def test_a_damaged_folder_is_named_and_the_one_before_taken(tmp_path, damage):
     assert path.name == "ckpt_2.dcp" and found["step"] == 2
     assert len(said) == 1 and "ckpt_4.dcp is damaged" in said[0]
     assert broken.exists()
-
-
-class RunsACommand:
-    def __init__(self, victim):
-        self.victim = victim
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.victim}",)
 
 
 @pytest.mark.parametrize("where", [".metadata", "state.json", "tensors"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from optim import checkpoint
-from tests.conftest import ROOT, Scripts
+from tests.conftest import ROOT, Scripts, assert_same_state, comparable
 
 LN = (
     "--model ln_cotformer --n_layer 4 --n_layer_begin 1 --n_layer_end 1 --n_repeat 3 "
@@ -19,11 +19,6 @@ LN = (
     "--eval_freq 10 --log_freq 3"
 )
 MODEL = "cotformer_full_depth_lnmid_depthemb"
-VARYING = ("tokens_per_second", "seconds")
-
-
-def comparable(lines):
-    return [{name: value for name, value in line.items() if name not in VARYING} for line in lines]
 
 
 def final(scripts, model=MODEL):
@@ -31,13 +26,7 @@ def final(scripts, model=MODEL):
 
 
 def assert_same_end(one, other, model=MODEL):
-    first, second = final(one, model), final(other, model)
-    assert first["step"] == second["step"]
-    for name, weight in first["model"].items():
-        assert torch.equal(weight, second["model"][name]), name
-    for index, slots in first["optimizer"].items():
-        for name, value in slots.items():
-            assert torch.equal(value, second["optimizer"][index][name]), (index, name)
+    assert_same_state(final(one, model), final(other, model))
     assert comparable(one.lines(model)) == comparable(other.lines(model))
     curves = [json.loads((scripts.folder(model) / "summary.json").read_text()) for scripts in (one, other)]
     assert (
