@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 
 from config.base import add_flags
 from config.checks import check_architecture, check_values
-from config.values import integer, number, truth
+from config.experiments import find_experiment
+from config.values import integer, nullable, number, truth
 from errors import UsageError
 from models.variants import find_variant
 
@@ -77,8 +78,21 @@ def build_parser(description: str | None = None, **settings: Any) -> Parser:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
-    """All flags, defaults filled in, checked. Raises UsageError with one sentence."""
-    args = build_parser("Train a model. README.md shows how to begin.").parse(argv)
+    """All flags, defaults filled in, checked. Raises UsageError with one sentence.
+
+    With --experiment, the flags of that row stand in place of the defaults: what is given beside it wins.
+    """
+    parser = build_parser("Train a model. README.md shows how to begin.")
+    parser.add_argument(
+        "--experiment",
+        type=nullable(str),
+        default=None,
+        help="a row of config/experiments.py, for example table2/ln-cotformer; flags beside it win",
+    )
+    args = parser.parse(argv)
+    if args.experiment is not None:
+        parser.set_defaults(**find_experiment(args.experiment).flags)
+        args = parser.parse(argv)
     return finished(args)
 
 
@@ -114,6 +128,7 @@ def complete(run_args: Mapping[str, Any], given: Mapping[str, Any]) -> Namespace
         if name in run_args and name not in given and name not in LAUNCH:
             setattr(args, name, _read_back(action, run_args[name]))
     vars(args).update(given)
+    args.experiment = run_args.get("experiment")
     return finished(args)
 
 

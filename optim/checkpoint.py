@@ -5,7 +5,6 @@ loading one runs no code. `python -m optim.checkpoint list|verify|convert` looks
 """
 
 import contextlib
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +16,7 @@ from errors import Failure, UsageError
 from files import TEMPORARY_SUFFIX
 from optim import checkpoint_file
 from optim.lock import FILE_NAME as LOCK
-
-_NAME = re.compile(r"ckpt(?:_(\d+))?\.(?:pt|dcp)")
-FILE, FOLDER = ".pt", ".dcp"  # the two formats, by the endings of names
-
-
-def name_of(step: int | None, suffix: str = FILE) -> str:
-    """ckpt_<step><suffix>, or, for None, that of the end."""
-    return f"ckpt{'' if step is None else f'_{step}'}{suffix}"
+from optim.run_folder import FILE, FOLDER, in_folder, is_final, name_of, step_of
 
 
 def write(
@@ -58,19 +50,6 @@ def _folders():
     from optim import checkpoint_folder  # for torch takes a second to import what it needs
 
     return checkpoint_folder
-
-
-def in_folder(folder: Path) -> list[Path]:
-    """The checkpoints in a run's folder, the most advanced first: those of the end, then by step."""
-    found = [(_NAME.fullmatch(path.name), path) for path in sorted(folder.glob("ckpt*"))]
-    final = [path for match, path in found if match and match[1] is None]
-    steps = {path: int(match[1]) for match, path in found if match and match[1] is not None}
-    return final + sorted(steps, key=steps.__getitem__, reverse=True)
-
-
-def is_final(path: Path) -> bool:
-    """Whether it is that of a run's end, by its name."""
-    return path.stem == "ckpt"
 
 
 def find(path: Path) -> Path:
@@ -134,17 +113,17 @@ def remove_intermediary(folder: Path) -> None:
 def keep_some(newest: Path, last: int, every: int | None) -> None:
     """Delete checkpoints older than `newest`, but for the last ones, itself included, and those at multiples
     of `every` steps. What has more steps is of another line, or damaged: that is left to people."""
-    step = _step(newest)
-    older = [path for path in in_folder(newest.parent) if not is_final(path) and _step(path) < step]
+    step = step_of(newest)
+    older = [path for path in in_folder(newest.parent) if not is_final(path) and step_of(path) < step]
     for path in older[last - 1 :]:
-        if every is None or _step(path) % every:
+        if every is None or step_of(path) % every:
             delete(path)
 
 
 def set_aside(start: Path, step: int, say: Callable[[str], None]) -> None:
     """Before a run goes back to `start`, of `step`: later ones lose the names they would be taken by."""
     for path in in_folder(start.parent):
-        if path != start and (is_final(path) or _step(path) > step):
+        if path != start and (is_final(path) or step_of(path) > step):
             aside = path.with_name(f"{path.name}.set-aside")
             number = 1
             while aside.exists():
@@ -152,11 +131,6 @@ def set_aside(start: Path, step: int, say: Callable[[str], None]) -> None:
                 aside = path.with_name(f"{path.name}.set-aside-{number}")
             path.rename(aside)
             say(f"note: {path.name} is of more steps than {start.name}: it is now {aside.name}")
-
-
-def _step(path: Path) -> int:
-    """Of a ckpt_<step>, by its name."""
-    return int(path.stem.removeprefix("ckpt_"))
 
 
 def delete(path: Path) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from errors import Failure, UsageError
-from optim import checkpoint
+from optim import checkpoint, run_folder
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def convert(source: Path, target: Path) -> None:
     source = checkpoint.find(source)
     if target.exists():
         raise UsageError(f"{target} exists; give another name, or move it away")
-    formats = (checkpoint.FILE, checkpoint.FOLDER)
+    formats = (run_folder.FILE, run_folder.FOLDER)
     if target.suffix not in formats:
         raise UsageError(f"{target}: the name must end in {' or '.join(formats)}, which says the format")
     content = checkpoint.load(source)
@@ -75,5 +75,5 @@ def _checkpoints(paths: list[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         one = checkpoint.find(path)
-        found += [one] if one == path else checkpoint.in_folder(path)
+        found += [one] if one == path else run_folder.in_folder(path)
     return found

@@ -1,6 +1,5 @@
 """Where a run goes on: what --use_pretrained means, and when a run is finished already."""
 
-import json
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -9,20 +8,7 @@ from typing import Any, NamedTuple
 from config.run_name import identity
 from errors import UsageError
 from models import ModelConfig
-from optim import checkpoint
-
-
-def covered_by_summary(folder: Path, iterations: int) -> bool:
-    """Whether the run in `folder` has finished with at least that many iterations."""
-    path = folder / "summary.json"
-    if not path.exists():
-        return False
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["iterations"] >= iterations
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{path} is not the summary of a run of this project; move it away, or give another --exp_name"
-        ) from error
+from optim import checkpoint, run_folder
 
 
 def find_start(
@@ -35,7 +21,7 @@ def find_start(
     for that, and for a checkpoint of another architecture; other differences are said.
     """
     if args.use_pretrained is None:
-        existing = checkpoint.in_folder(folder)
+        existing = run_folder.in_folder(folder)
         if existing:
             raise UsageError(
                 f"--use_pretrained None would overwrite the run in {folder} ({existing[0].name}); "

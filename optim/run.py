@@ -16,7 +16,7 @@ from distributed import Processes, choose_device, choose_precision
 from distributed.parallel import choose_parallel
 from distributed.share import Share
 from errors import Failure, UsageError
-from optim import checkpoint
+from optim import checkpoint, run_folder
 from optim.compiling import compiled
 from optim.config import TrainConfig
 from optim.evaluating import Evaluator
@@ -26,7 +26,7 @@ from optim.metrics import MetricsFile
 from optim.progress import Progress
 from optim.randomness import seed_torch
 from optim.restore import open_corpus_of
-from optim.resume import covered_by_summary, extension, find_start
+from optim.resume import extension, find_start
 from optim.saver import Saver
 from optim.state import TrainState
 from optim.stop import Stop
@@ -48,7 +48,7 @@ def run_training(args: Namespace, say: Callable[[str], None] = print) -> int:
     with processes.one_voice():
         device = choose_device(args.device)
         folder = experiment_dir(args)
-        if processes.broadcast(processes.is_main and covered_by_summary(folder, args.iterations)):
+        if processes.broadcast(processes.is_main and run_folder.covered_by_summary(folder, args.iterations)):
             what = f"{folder / 'summary.json'} covers {args.iterations} iterations"
             say(f"finished already: {what}; nothing to do")
             return 0
@@ -75,7 +75,7 @@ def _say_nothing(_: str) -> None:
 
 
 def _kept(folder: Path) -> str:
-    saved = checkpoint.in_folder(folder)
+    saved = run_folder.in_folder(folder)
     kept = f"{saved[0].name} is the last checkpoint" if saved else "no checkpoint had been saved yet"
     return f"{kept}; the same command goes on from there"
 
@@ -208,7 +208,7 @@ class Run:
         checkpoint.remove_leftovers(self.folder)  # of saves that failed
         if self.args.remove_intermediary_checkpoints_at_end:
             checkpoint.remove_intermediary(self.folder)
-        final = checkpoint.in_folder(self.folder)[0]
+        final = run_folder.in_folder(self.folder)[0]
         self.say(f"finished: {final}, summary.json and metrics.jsonl beside it")
 
     def _find_start(self) -> tuple[Path, dict[str, Any]] | None:
@@ -228,7 +228,7 @@ class Run:
         self.corpus.require_tokenizer(content["tokenizer"], f"the model in {path}")
         self.say(f"resuming from {path} at step {self.state.step}")
         # Of a run whose final checkpoint is there, only the summary can be missing; else nothing is to do.
-        of_end = checkpoint.is_final(path) and path.parent == self.folder
+        of_end = run_folder.is_final(path) and path.parent == self.folder
         left = self.state.step < self.config.iterations or self.state.interval.steps
         if not left and not (of_end and self.state.step == self.config.iterations):
             raise UsageError(

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from errors import Failure
-from optim import checkpoint
+from optim import checkpoint, run_folder
 
 _LONG = 5.0  # seconds of waiting that are worth a line
 
@@ -98,8 +98,8 @@ class Saver:
         waited = time.perf_counter() - started
         if waited > _LONG:
             self._say(f"warning: training waited {waited:.0f} s for the checkpoint before to be written")
-        suffix = checkpoint.FOLDER if self._sharded else checkpoint.FILE
-        path = self._folder / checkpoint.name_of(None if final else step, suffix)
+        suffix = run_folder.FOLDER if self._sharded else run_folder.FILE
+        path = self._folder / run_folder.name_of(None if final else step, suffix)
         self._job = self._thread.submit(self._write, path, self._stage(content))
 
     def wait(self, must: bool = False) -> None:
@@ -127,7 +127,7 @@ class Saver:
         if not self._written_by_way_of_staging(path, content):
             self._write_to(path, content, None)
         keep_last, keep_every = self._keep
-        if keep_last is not None and not checkpoint.is_final(path) and self._is_first():
+        if keep_last is not None and not run_folder.is_final(path) and self._is_first():
             checkpoint.keep_some(path, keep_last, keep_every)
 
     def _written_by_way_of_staging(self, path: Path, content: dict[str, Any]) -> bool:

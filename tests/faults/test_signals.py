@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from optim import checkpoint
+from optim import checkpoint, run_folder
 from optim.lock import FILE_NAME, RunLock
 from tests.conftest import ROOT
 from tests.faults.team import Team, assert_close, assert_same, kill
@@ -50,7 +50,7 @@ def test_a_signal_saves_and_ends_well(straight, tmp_path, number):
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 85 and f"stopping ({number.name}) behind step" in said, said
-    (saved,) = checkpoint.in_folder(team.run_folder())
+    (saved,) = run_folder.in_folder(team.run_folder())
     assert 6 <= checkpoint.load(saved)["step"] < 24
     assert not (team.run_folder() / FILE_NAME).exists()
     assert f"resuming from {saved}" in team.run("--exit_code_unfinished 85")
@@ -64,7 +64,7 @@ def test_a_signal_while_processes_train_together(straight, tmp_path):
     until(process, "step 6/")
     os.killpg(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)
-    (saved,) = checkpoint.in_folder(team.run_folder())
+    (saved,) = run_folder.in_folder(team.run_folder())
     assert saved.suffix == ".dcp" and 6 <= checkpoint.load(saved)["step"] < 24
     team.run()
     assert_same(team, straight("adm", 2, "fsdp"))
@@ -122,7 +122,7 @@ def test_a_limit_of_time(tmp_path):
     team = Team(tmp_path / "exps", "adm")
     flags = "--iterations 100000 --save_checkpoint_freq 100000 --exit_code_unfinished 85"
     assert "stopping (the time is over) behind step" in team.run(f"--max_time 0.1 {flags}", code=85)
-    (saved,) = checkpoint.in_folder(team.run_folder())
+    (saved,) = run_folder.in_folder(team.run_folder())
     assert checkpoint.load(saved)["step"] == int(saved.stem.removeprefix("ckpt_"))
 
 
@@ -250,7 +250,7 @@ def test_staging_on_a_disk_of_the_machine(straight, tmp_path, backend):
 def test_which_checkpoints_are_kept(tmp_path):
     team = Team(tmp_path / "exps", "base")
     team.run("--keep_last 2 --keep_every 8")
-    names = sorted(path.name for path in checkpoint.in_folder(team.run_folder()))
+    names = sorted(path.name for path in run_folder.in_folder(team.run_folder()))
     assert names == ["ckpt.pt", "ckpt_16.pt", "ckpt_20.pt", "ckpt_22.pt", "ckpt_8.pt"]
 
 
@@ -264,7 +264,7 @@ def test_going_back_to_an_earlier_checkpoint(straight, tmp_path):
         "--use_pretrained ckpt_8.pt --keep_last 1 --max_steps_this_run 5 --save_checkpoint_freq 2"
     )
     assert "ckpt_12.pt is of more steps than ckpt_8.pt: it is now ckpt_12.pt.set-aside" in said
-    assert [path.name for path in checkpoint.in_folder(folder)] == ["ckpt_13.pt"]
+    assert [path.name for path in run_folder.in_folder(folder)] == ["ckpt_13.pt"]
     assert "at step 13" in team.run()
     assert_same(team, straight("adm"))
     assert len(list(folder.glob("*.set-aside"))) == 4
@@ -277,7 +277,7 @@ def test_what_is_kept_is_not_decided_by_a_damaged_file(tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:-100])
     said = team.run("--keep_last 1 --save_checkpoint_freq 1000 --max_steps_this_run 2")
     assert "ckpt_9.pt is damaged" in said and "at step 6" in said
-    assert [path.name for path in checkpoint.in_folder(team.run_folder())] == ["ckpt_9.pt", "ckpt_8.pt"]
+    assert [path.name for path in run_folder.in_folder(team.run_folder())] == ["ckpt_9.pt", "ckpt_8.pt"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
@@ -289,7 +289,7 @@ def test_torchrun_is_ended_by_a_signal_that_it_does_not_hand_on(straight, tmp_pa
     process.send_signal(number)
     said, _ = process.communicate(timeout=100)  # until all that hold the pipe have gone
     assert "stopping (SIGTERM) behind step" in said, said
-    (saved,) = checkpoint.in_folder(team.run_folder())
+    (saved,) = run_folder.in_folder(team.run_folder())
     assert checkpoint.load(saved)["step"] >= 6
 
 
@@ -299,6 +299,6 @@ def test_a_save_that_was_begun_before_a_failure_is_finished(tmp_path, size):
     team = Team(tmp_path / "exps", "base", size)
     said = team.run("--save_checkpoint_freq 10", code=1, FAULT="nan:0:10")
     assert said.count("error: ") == 1 and "the loss is nan at step 11" in said
-    (saved,) = checkpoint.in_folder(team.run_folder())
+    (saved,) = run_folder.in_folder(team.run_folder())
     assert checkpoint.load(saved)["step"] == 10
     assert not list(team.run_folder().glob("*.tmp"))

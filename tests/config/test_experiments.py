@@ -1,0 +1,43 @@
+"""The experiment table: every row is a command that main.py takes, and what is given beside it wins."""
+
+import pytest
+
+import config
+from config.experiments import BY_NAME, EXPERIMENTS, PROTOCOL
+from errors import UsageError
+
+
+def test_names_are_unique():
+    assert len(BY_NAME) == len(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+def test_every_row_is_what_main_takes(experiment):
+    args = config.parse_args(["--experiment", experiment.name])
+    for flag, value in (experiment.flags | {"model": args.model}).items():
+        assert getattr(args, flag) == value, flag
+    assert args.batch_size * args.acc_steps == 128
+    assert config.notes(args) == []  # no flag of a row is one that its model does not read
+
+
+def test_what_is_given_beside_a_row_wins_wherever_it_stands():
+    row = ["--experiment", "table2/ln-cotformer"]
+    assert config.parse_args(row).lr == PROTOCOL["lr"]
+    assert config.parse_args([*row, "--lr", "3e-4"]).lr == 3e-4
+    assert config.parse_args(["--lr", "3e-4", *row]).lr == 3e-4
+    assert config.parse_args(["--experiment", "None"]).dataset == "pydoc"
+
+
+def test_the_published_architectures():
+    """2 -> 21x5 -> 1 is 24 layers, of which 21 are repeated; all of CoTFormer's are."""
+    names = {name: config.experiment_name(config.parse_args(["--experiment", name])) for name in BY_NAME}
+    assert names["table2/ln-cotformer"].startswith("2-21x5-1_c768_t256_lr0.001_bs64x2_")
+    assert names["table1/cotformer-12x5"].startswith("12x5_c768_t256_")
+    assert names["table1/standard-48"].startswith("48_c768_")
+    assert names["table7/cotformer-1024-256"].startswith("12x5_c1024_t256_")
+    assert names["table2/cotformer-24x5"] == names["table1/cotformer-24x5"]  # one run for both
+
+
+def test_an_unknown_row():
+    with pytest.raises(UsageError, match="did you mean table2/ln-cotformer"):
+        config.parse_args(["--experiment", "table2/lncotformer"])
