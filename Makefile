@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-faults lint clean
+.PHONY: demo test test-faults test-cluster lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python demo.py
@@ -14,6 +14,10 @@ test: $(VENV)/ready
 # Kills 200 runs at random; about 20 minutes on two cores. Its figures go to bench/results/faults.json.
 test-faults: $(VENV)/ready
 	FAULTS=200 $(BIN)/python -m pytest -s tests/faults/test_kills.py
+
+# Job packages on a real Slurm, with jobs that are cut off by their time limits: about 15 minutes on two cores.
+test-cluster: $(VENV)/ready
+	$(BIN)/python -m pytest -m "slow or not slow" -rs tests/cluster
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -106,6 +106,22 @@ def open_corpus(
     return TokenCorpus(source.name, folder, meta, splits)
 
 
+def require_prepared(name: str, *, data_dir: str | Path | None = None, tokenizer: str | None = None) -> None:
+    """Before a job is queued for a machine without network: what it could not get there has to be here.
+
+    Raises Failure where token files are missing that training would not make itself, or a vocabulary can
+    neither be found nor fetched.
+    """
+    for part in MIXTURES.get(name, [name]):
+        if part in algorithmic.TASKS or (local.is_local(part) and local.shards(part)):
+            continue
+        source, folder = find(part), corpus_folder(part, data_dir, tokenizer)
+        if source.large and read_meta(folder) is None and not _brought(folder):
+            raise _missing(part, source, folder, tokenizer)
+        if (tokenizer or source.tokenizer) in Tiktoken.SIZES:
+            make_tokenizer(tokenizer or source.tokenizer)
+
+
 def find(name: str) -> Source:
     """The row of a name. Raises UsageError for one that is not registered."""
     if local.is_local(name):
@@ -175,7 +191,7 @@ def _meta(
 ) -> dict[str, Any]:
     """What meta.json says; of a corpus that is prepared in seconds, after preparing it."""
     meta = read_meta(folder)
-    brought = any((folder / f"{split}.bin").exists() for split in SPLITS)
+    brought = _brought(folder)
     if meta is not None:
         if local.is_local(name):
             local.require_unchanged(name, folder, meta)
@@ -184,14 +200,22 @@ def _meta(
         _prepare(source, folder, data_dir, tokenizer, log)
         return read_meta(folder)
     if not brought:
-        raise Failure(
-            f"{name} is not prepared in {folder}: run `{source.large}`, or bring train.bin and val.bin "
-            f"({tokenizer or source.tokenizer} tokens, uint16) there; --dataset pydoc needs nothing"
-        )
+        raise _missing(name, source, folder, tokenizer)
     kind = tokenizer or source.tokenizer
     if kind in Tiktoken.SIZES:
         return {"corpus": source.name, "tokenizer": {"name": kind, "vocab_size": Tiktoken.SIZES[kind][0]}}
     return {"corpus": source.name, "tokenizer": make_tokenizer(kind).to_meta()}
+
+
+def _brought(folder: Path) -> list[Path]:
+    return [folder / f"{split}.bin" for split in SPLITS if (folder / f"{split}.bin").exists()]
+
+
+def _missing(name: str, source: Source, folder: Path, tokenizer: str | None) -> Failure:
+    return Failure(
+        f"{name} is not prepared in {folder}: run `{source.large}`, or bring train.bin and val.bin "
+        f"({tokenizer or source.tokenizer} tokens, uint16) there; --dataset pydoc needs nothing"
+    )
 
 
 def _prepare(
@@ -203,7 +227,7 @@ def _prepare(
     **settings: Any,
 ) -> None:
     """Have the token files written, unless there are some that were brought."""
-    brought = [folder / f"{split}.bin" for split in SPLITS if (folder / f"{split}.bin").exists()]
+    brought = _brought(folder)
     if brought and source.large and not (folder / "parts").exists():
         raise Failure(
             f"{brought[0]} is there without a meta.json: it was brought; move it away to prepare here"

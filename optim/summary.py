@@ -2,7 +2,6 @@
 
 import datetime
 import platform
-import subprocess
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from files import write_json
 from optim.metrics import curves, read_metrics
+from provenance import git_commit
 
 
 def write_summary(folder: Path, args: Namespace, about: dict[str, Any]) -> None:
@@ -26,7 +26,7 @@ def write_summary(folder: Path, args: Namespace, about: dict[str, Any]) -> None:
             "final": lines[-1],
             **curves(lines),
             "versions": versions(),
-            "git_commit": _git_commit(),
+            "git_commit": git_commit(),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },
     )
@@ -35,18 +35,3 @@ def write_summary(folder: Path, args: Namespace, about: dict[str, Any]) -> None:
 def versions() -> dict[str, str]:
     """Of what a run's numbers depend on."""
     return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": numpy.__version__}
-
-
-def _git_commit() -> str | None:
-    """The commit of this code, with -dirty behind it where files differ; None outside a repository."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()

@@ -1,0 +1,76 @@
+# shellcheck shell=bash
+# Paths, caches and the Python environment of jobs: the one place where they are set.
+#
+# Every job sources this file, and so may you:  source ~/CoTFormer/iridis/env.sh
+# A value is taken from, in this order: iridis/env.local.sh (yours; ignored by git), the environment,
+# iridis/clusters/<name>.sh, and the defaults below. `DATA_DIR=/data bash iridis/lncot-train/job.sh` works too.
+
+COTFORMER_REPO=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+export COTFORMER_REPO
+
+# The names of clusters are those of the files in iridis/clusters.
+cotformer_clusters() {
+    local file
+    for file in "$COTFORMER_REPO"/iridis/clusters/*.sh; do basename "$file" .sh; done
+}
+
+# The cluster whose CLUSTER_HOSTS match this machine's name; generic where none does.
+cotformer_detect_cluster() {
+    local host name pattern patterns
+    host=$(hostname -f 2>/dev/null || hostname)
+    for name in $(cotformer_clusters); do
+        # shellcheck source=/dev/null
+        read -ra patterns <<<"$(CLUSTER_HOSTS='' && . "$COTFORMER_REPO/iridis/clusters/$name.sh" && printf '%s' "$CLUSTER_HOSTS")"
+        for pattern in "${patterns[@]}"; do
+            # shellcheck disable=SC2053  # it is a pattern
+            if [[ $host == $pattern ]]; then
+                printf '%s\n' "$name"
+                return
+            fi
+        done
+    done
+    printf 'generic\n'
+}
+
+if [[ -f $COTFORMER_REPO/iridis/env.local.sh ]]; then
+    # shellcheck source=/dev/null
+    . "$COTFORMER_REPO/iridis/env.local.sh"
+fi
+export CLUSTER=${CLUSTER:-$(cotformer_detect_cluster)}
+if [[ -f $COTFORMER_REPO/iridis/clusters/$CLUSTER.sh ]]; then
+    # shellcheck source=/dev/null
+    . "$COTFORMER_REPO/iridis/clusters/$CLUSTER.sh"
+else
+    printf 'error: CLUSTER=%s: there is no iridis/clusters/%s.sh; choose from %s\n' \
+        "$CLUSTER" "$CLUSTER" "$(cotformer_clusters | paste -sd' ')" >&2
+    unset CLUSTER
+    return 2
+fi
+
+# Where things lie. SCRATCH_DIR is the cluster's; home folders are too small for what lies there.
+export SCRATCH_DIR
+export DATA_DIR=${DATA_DIR:-$SCRATCH_DIR/datasets}
+export EXPS_DIR=${EXPS_DIR:-$SCRATCH_DIR/exps}
+export JOB_OUTPUTS_DIR=${JOB_OUTPUTS_DIR:-$SCRATCH_DIR/job-outputs}
+export CACHE_DIR=${CACHE_DIR:-$SCRATCH_DIR/.cache}
+export TIKTOKEN_CACHE_DIR=${TIKTOKEN_CACHE_DIR:-$CACHE_DIR/tiktoken}
+export HF_HOME=${HF_HOME:-$CACHE_DIR/huggingface}
+export WANDB_DIR=${WANDB_DIR:-$CACHE_DIR}
+export WANDB_CACHE_DIR=${WANDB_CACHE_DIR:-$CACHE_DIR/wandb-cache}
+export PIP_CACHE_DIR=${PIP_CACHE_DIR:-$CACHE_DIR/pip}
+export MPLCONFIGDIR=${MPLCONFIGDIR:-$CACHE_DIR/matplotlib}
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$CACHE_DIR/triton}
+export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$CACHE_DIR/inductor}
+export APPTAINER_CACHEDIR=${APPTAINER_CACHEDIR:-$CACHE_DIR/apptainer}
+
+# The Python environment: conda, venv, or apptainer (an image built from iridis/rcotformer.def).
+export COTFORMER_ENV
+export CONDA_ENV_PREFIX=${CONDA_ENV_PREFIX:-$SCRATCH_DIR/cotformer-env}
+export VENV_DIR=${VENV_DIR:-$COTFORMER_REPO/.venv}
+export APPTAINER_IMAGE=${APPTAINER_IMAGE:-$COTFORMER_REPO/iridis/rcotformer.sif}
+
+# Segments that grow, instead of pieces that fit nothing: 1.8 GB of an L4's 24 GB.
+export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
+
+# Slurm writes to this address when a job ends or fails; NOTIFY_EMAIL= (empty) for no mail.
+export NOTIFY_EMAIL=${NOTIFY_EMAIL-${MAIL_DOMAIN:+$(id -un)@$MAIL_DOMAIN}}

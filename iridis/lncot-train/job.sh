@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=lncot-train
+#SBATCH --partition=ecsstudents_l4
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=16
+#SBATCH --gres=gpu:2
+#SBATCH --mem=128G
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@120
+# LN-CoTFormer, 2 -> 21x5 -> 1: Table 2. EXPERIMENT=section5/ln-cotformer-60k is Section 5's (60k steps, with depth
+# embedding), table4/ln-cotformer-depth-embedding Table 4's.
+
+# CONFIGURATION (each can be set in the environment)
+EXPERIMENT=${EXPERIMENT:-table2/ln-cotformer} # a row of config/experiments.py
+N_GPUS=${N_GPUS:-2} # agrees with --gres above
+N_LAYER=${N_LAYER:-}       # empty: the row's
+N_REPEAT=${N_REPEAT:-}
+ITERATIONS=${ITERATIONS:-}
+BATCH_SIZE=${BATCH_SIZE:-8}  # of a micro-batch; 8 is the most for 24 layers x 5 on an L4
+ACC_STEPS=${ACC_STEPS:-16}   # micro-batches of a step, divided among the GPUs: BATCH_SIZE x ACC_STEPS = 128
+CKPT_FREQ=${CKPT_FREQ:-2000}
+WANDB_PROJECT=${WANDB_PROJECT-rcotformer} # offline; empty: no W&B
+
+LIB=$(dirname -- "$0")/../lib.sh
+[[ -f $LIB ]] || LIB=$SLURM_SUBMIT_DIR/iridis/lib.sh # Slurm runs a copy of this file
+# shellcheck source=iridis/lib.sh
+. "$LIB"
+
+checks() { check_training; }
+work() { train; }
+run_package "$@"

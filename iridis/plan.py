@@ -1,0 +1,55 @@
+"""What a training command is about to do: `python -m iridis.plan <flags of main.py>`, without doing it.
+
+Prints, for iridis/lib.sh: the run's folder, the iterations asked for, then lines to show. Flags that main.py
+would refuse and token files that are missing are refused here, before a job waits in a queue for hours.
+"""
+
+import sys
+from argparse import Namespace
+
+import config
+from config.parser import parse_with_run
+from data.corpora import require_prepared
+from errors import run_script
+from iridis.record import jobs_of
+from optim.run_folder import covered_by_summary, in_folder
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    if words[:1] == ["--flags-only"]:
+        parse_with_run(words[1:], lambda parser: None, None)
+        return
+    only_folder = words[:1] == ["--folder"]
+    args = config.parse_args(words[only_folder:])
+    folder = config.experiment_dir(args)
+    print(folder)
+    if not only_folder:
+        print(args.iterations)
+        print("\n".join(describe(args)))
+
+
+def describe(args: Namespace) -> list[str]:
+    """Lines for a person. Raises Failure where the corpus is missing, and training would not prepare it."""
+    folder = config.experiment_dir(args)
+    saved = in_folder(folder)
+    if covered_by_summary(folder, args.iterations):
+        return [f"finished already: {folder} has {args.iterations:,} iterations"]
+    require_prepared(args.dataset, data_dir=args.data_dir, tokenizer=args.tokenizer)
+    begins = f"goes on from {saved[0].name}" if saved else "begins afresh"
+    what = args.model if args.experiment is None else f"{args.experiment}, {args.model}"
+    lines = [
+        f"{what}: {args.iterations:,} iterations on {args.dataset}, "
+        f"{args.batch_size * args.acc_steps} sequences of {args.sequence_length} tokens each",
+        f"run folder: {folder}; {begins}",
+    ]
+    others = jobs_of(folder)
+    if others:
+        lines.append(
+            f"note: {', '.join(others)} in the queue has the same run: only one at a time can train it"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    run_script(main)

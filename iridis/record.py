@@ -1,0 +1,212 @@
+"""What a job leaves in its run_N, for iridis/lib.sh: `python -m iridis.record submit|begin|end <run_N> ...`.
+
+submission.json tells what was submitted (written where it was), run.json what ran: commit, diff, command,
+host, GPUs, environment, and each attempt of a job that was requeued. `end` prints what becomes of the job.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from errors import Failure, run_script
+from files import write_json
+from optim.run_folder import covered_by_summary, in_folder, step_of
+from provenance import git_commit, git_diff
+
+SUBMISSION, RUN = "submission.json", "run.json"
+ROOT = Path(__file__).parents[1]
+PATIENCE = 3  # attempts without progress, after which a job is not requeued
+
+# Of the environment: what numbers and speeds may depend on, and no secrets.
+ENVIRONMENT = re.compile(
+    r"(SLURM|CUDA|NCCL|GLOO|PYTORCH|TORCH|OMP|MKL|WANDB|HF|TIKTOKEN|COTFORMER|CONDA|CLUSTER|DATA_DIR|EXPS_DIR)"
+)
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|JWT")
+
+
+def submit(run_dir: Path, job: str, folder: str, command: list[str]) -> None:
+    """Write submission.json. folder: that of the training run, empty where the job trains none."""
+    write_json(run_dir / SUBMISSION, {
+        "job": job,
+        "package": run_dir.parent.name,
+        "command": shlex.join(command),
+        "folder": folder or None,
+        "commit": git_commit(),
+        "submitted": _now(),
+    })  # fmt: skip
+
+
+def begin(run_dir: Path, package: str, folder: str, iterations: int | None, command: list[str]) -> None:
+    """Write run.json; of a job that is started again, add an attempt to it."""
+    attempts = (read(run_dir / RUN) or {}).get("attempts", [])
+    submitted, commit = read(run_dir / SUBMISSION), git_commit()
+    if submitted and submitted["commit"] != commit:
+        print(f"warning: the code is {commit}, and was {submitted['commit']} when this job was submitted")
+    attempts.append({
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "host": platform.node(),
+        "began": _now(),
+        "from_step": saved_step(folder, iterations),
+    })  # fmt: skip
+    write_json(run_dir / RUN, {
+        "package": package,
+        "command": shlex.join(command),
+        "folder": folder or None,
+        "iterations": iterations,
+        "commit": commit,
+        "diff": git_diff(),
+        "host": platform.node(),
+        "cluster": os.environ.get("CLUSTER"),
+        "gpus": _gpus(),
+        "python": platform.python_version(),
+        "packages": _packages(),
+        "environment": {
+            name: value for name, value in sorted(os.environ.items())
+            if ENVIRONMENT.match(name) and not SECRET.search(name)
+        },
+        "attempts": attempts,
+    })  # fmt: skip
+
+
+def end(run_dir: Path, exit_code: int, signal: str, requeue: bool) -> str:
+    """Complete the last attempt. Returns `requeue` where the job is to be queued again, else `end`.
+
+    A job that trains is complete when summary.json says so, another when it ended with 0. Three attempts in a
+    row that saved nothing new (but for those that were told to end by TERM: of others' doing) end it.
+    """
+    run = read(run_dir / RUN)
+    if run is None:
+        raise Failure(f"{run_dir / RUN} is missing")
+    folder, iterations, attempts = run["folder"], run["iterations"], run["attempts"]
+    step = saved_step(folder, iterations)
+    attempts[-1] |= {"ended": _now(), "exit_code": exit_code, "signal": signal or None, "to_step": step}
+    complete = covered_by_summary(Path(folder), iterations) if folder else exit_code == 0 and not signal
+    run["complete"] = complete
+    write_json(run_dir / RUN, run)
+    where = f"step {step} of {iterations}" if folder else f"exit code {exit_code}"
+    if complete:
+        _say("complete")
+    elif not requeue:
+        _say(f"not complete ({where}); bash iridis/{run['package']}/job.sh goes on with it")
+    elif _stuck(attempts) >= PATIENCE:
+        _say(f"not complete ({where}), and {PATIENCE} attempts in a row have saved nothing new: not requeued")
+    else:
+        _say(f"not complete ({where}): requeued")
+        return "requeue"
+    return "end"
+
+
+def saved_step(folder: str | None, iterations: int | None) -> int | None:
+    """The step of the newest checkpoint in a run's folder, by its name; None where no run is trained."""
+    if not folder:
+        return None
+    saved = in_folder(Path(folder))
+    if not saved:
+        return 0
+    step = step_of(saved[0])
+    return iterations if step is None else step
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The content of one of the two files; None where it is not there. Raises Failure for a damaged one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise Failure(f"{path} is damaged: {error}") from error
+
+
+def jobs_of(folder: Path) -> list[str]:
+    """Jobs in the queue that were submitted to train the run in `folder`."""
+    states = job_states()
+    found = []
+    for path in ROOT.glob(f"iridis/*/run_*/{SUBMISSION}"):
+        submitted = read(path)
+        if submitted and submitted["folder"] == str(folder) and submitted["job"] in states:
+            found.append(f"job {submitted['job']} ({states[submitted['job']]['state']})")
+    return sorted(found)
+
+
+def job_states() -> dict[str, dict[str, str]]:
+    """By number, your jobs in the queue: state, time left, why they wait. Empty where there is no Slurm."""
+    try:
+        done = subprocess.run(
+            ["squeue", "--me", "--noheader", "--format=%i|%T|%L|%r"], capture_output=True, text=True
+        )
+    except OSError:
+        return {}
+    rows = [line.strip().split("|", 3) for line in done.stdout.splitlines()]
+    return {
+        row[0]: dict(zip(("state", "left", "reason"), row[1:], strict=True)) for row in rows if len(row) == 4
+    }
+
+
+def _stuck(attempts: list[dict[str, Any]]) -> int:
+    """How many attempts at the end of the list have saved nothing new."""
+    count = 0
+    for attempt in reversed(attempts):
+        if attempt.get("signal") == "TERM" or "ended" not in attempt:
+            continue
+        if attempt["to_step"] is not None and attempt["to_step"] > attempt["from_step"]:
+            break
+        count += 1
+    return count
+
+
+def _gpus() -> list[str]:
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return []
+
+
+def _packages() -> dict[str, str]:
+    found = {package.metadata["Name"]: package.version for package in importlib.metadata.distributions()}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr)  # stdout is for the verdict
+
+
+def main() -> None:
+    """What iridis/lib.sh calls."""
+    parser = argparse.ArgumentParser(prog="python -m iridis.record", description=__doc__.splitlines()[0])
+    parser.add_argument("event", choices=("submit", "begin", "end"))
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--job", default="")
+    parser.add_argument("--package", default="")
+    parser.add_argument("--folder", default="")
+    parser.add_argument("--iterations", default="")
+    parser.add_argument("--exit_code", type=int, default=0)
+    parser.add_argument("--signal", default="")
+    parser.add_argument("--requeue", action="store_true")
+    words = sys.argv[1:]
+    split = words.index("--") if "--" in words else len(words)
+    args, command = parser.parse_args(words[:split]), words[split + 1 :]
+    iterations = int(args.iterations) if args.iterations else None
+    if args.event == "submit":
+        submit(args.run_dir, args.job, args.folder, command)
+    elif args.event == "begin":
+        begin(args.run_dir, args.package, args.folder, iterations, command)
+    else:
+        print(end(args.run_dir, args.exit_code, args.signal, args.requeue))
+
+
+if __name__ == "__main__":
+    run_script(main)

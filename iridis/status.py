@@ -1,0 +1,128 @@
+"""The last run of each package, as a table: `bash iridis/status.sh [package ...]`."""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from errors import UsageError, run_script, unknown
+from iridis.record import ROOT, RUN, SUBMISSION, job_states, read, saved_step
+from optim.run_folder import covered_by_summary
+
+HEADINGS = ("package", "run", "job", "state", "step", "loss", "time left", "next")
+
+
+def packages() -> list[Path]:
+    """The folders under iridis/ that hold a job.sh."""
+    return sorted(path.parent for path in ROOT.glob("iridis/*/job.sh"))
+
+
+def rows(chosen: list[Path]) -> list[tuple[str, ...]]:
+    """A row of the table for each package, in the order of HEADINGS."""
+    states = job_states()
+    return [_row(package, states) for package in chosen]
+
+
+def _row(package: Path, states: dict[str, dict[str, str]]) -> tuple[str, ...]:
+    runs = sorted(package.glob("run_*"), key=lambda path: int(path.name.removeprefix("run_") or 0))
+    again = f"bash iridis/{package.name}/job.sh"
+    if not runs:
+        return (package.name, "-", "-", "never run", "-", "-", "-", again)
+    submitted, run = read(runs[-1] / SUBMISSION) or {}, read(runs[-1] / RUN) or {}
+    attempts = run.get("attempts") or [{}]
+    job = submitted.get("job") or attempts[-1].get("job") or "local"
+    in_queue = states.get(job)
+    step, loss, left = _progress(run)
+    if in_queue:
+        state = in_queue["state"]
+        waits = f"wait ({in_queue['reason']})" if state == "PENDING" else "wait"
+        return (package.name, runs[-1].name, job, state, step, loss, left, waits)
+    if run.get("complete"):
+        return (package.name, runs[-1].name, job, "complete", step, loss, "-", "-")
+    folder = run.get("folder")
+    if folder and covered_by_summary(Path(folder), run["iterations"]):
+        return (package.name, runs[-1].name, job, "complete", step, loss, "-", "-")  # by another job
+    if not run:
+        return (
+            package.name,
+            runs[-1].name,
+            job,
+            "did not start",
+            "-",
+            "-",
+            "-",
+            f"see {_logs(runs[-1], job)}",
+        )
+    code = attempts[-1].get("exit_code")
+    if code:
+        state, then = f"failed ({code})", f"see {_logs(runs[-1], job)}"
+    else:
+        state, then = "stopped" if code == 0 else "killed", again
+    return (package.name, runs[-1].name, job, state, step, loss, left, then)
+
+
+def _logs(run_dir: Path, job: str) -> str:
+    name = "local.log" if job == "local" else f"slurm_{job}.err"
+    return str((run_dir / name).relative_to(ROOT))
+
+
+def _progress(run: dict[str, Any]) -> tuple[str, str, str]:
+    """Steps done of those asked for, the last training loss, and the time that the rest takes."""
+    folder, iterations = run.get("folder"), run.get("iterations")
+    if not folder or not iterations:
+        return "-", "-", "-"
+    lines = _last_lines(Path(folder) / "metrics.jsonl")
+    step = max(lines[-1]["step"] if lines else 0, saved_step(folder, iterations) or 0)
+    losses = [line["train_loss"] for line in lines if line.get("train_loss") is not None]
+    loss = f"{losses[-1]:.3f}" if losses else "-"
+    return f"{step:,} of {iterations:,}", loss, _time_left(lines, iterations - step)
+
+
+def _time_left(lines: list[dict[str, Any]], steps: int) -> str:
+    """From the time that the last logged steps took."""
+    timed = [line for line in lines if line.get("seconds") is not None]
+    if len(timed) < 2 or steps <= 0 or timed[-1]["step"] <= timed[0]["step"]:
+        return "-"
+    per_step = (timed[-1]["seconds"] - timed[0]["seconds"]) / (timed[-1]["step"] - timed[0]["step"])
+    minutes = per_step * steps / 60
+    return (
+        f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 1 else "under 1 min"
+    )
+
+
+def _last_lines(path: Path, size: int = 65536) -> list[dict[str, Any]]:
+    """The whole lines at the end of a metrics.jsonl, which may be being written."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - size))
+            texts = file.read().split(b"\n")[:-1]
+    except OSError:
+        return []
+    lines = []
+    for text in texts:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue  # the first is cut, unless the file is short
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bash iridis/status.sh", description=__doc__.splitlines()[0])
+    parser.add_argument("packages", nargs="*", help="default: all")
+    names = parser.parse_args().packages
+    known = {package.name: package for package in packages()}
+    for name in names:
+        if name not in known:
+            raise UsageError(unknown(f"there is no package {name}", name, known))
+    table = [HEADINGS, *rows([known[name] for name in names] if names else list(known.values()))]
+    widths = [max(len(row[column]) for row in table) for column in range(len(HEADINGS))]
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if not shutil.which("squeue"):
+        print("(there is no Slurm here: what is in a queue is not known)")
+
+
+if __name__ == "__main__":
+    run_script(main)

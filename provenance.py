@@ -1,0 +1,23 @@
+"""Which code a run was: the commit, and what was changed since."""
+
+import subprocess
+from pathlib import Path
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with -dirty behind it where files differ; None outside a repository."""
+    described = _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return None if described is None else described.strip()
+
+
+def git_diff() -> str | None:
+    """What tracked files differ in from that commit, as a patch; None outside a repository."""
+    return _git("diff", "HEAD")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.decode(errors="replace")
