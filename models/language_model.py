@@ -65,13 +65,12 @@ class LanguageModel(nn.Module):
         self.depth_emb = (
             DEPTH_EMBEDDINGS[config.depth_embedding](config) if config.has_depth_embedding else None
         )
-        self.positions = POSITIONS[config.positional_encoder](config.head_size)
+        self.positions = POSITIONS[config.positional_encoder](config.turning_size)
         if variant.routed:
             self.transformer["mod"] = nn.ModuleList(Router(config) for _ in range(config.n_repeat - 1))
         self.depth_predictor = HaltingGate(config) if variant.repeater == "stick_breaking" else None
         # The last pass takes the rest of the halting probability, so it has no head of its own.
-        n_heads = config.n_repeat - 1 if variant.repeater == "ponder" else 0
-        self.to_halt_logits = nn.ModuleList(nn.Linear(config.n_embd, 1) for _ in range(n_heads))
+        self.to_halt_logits = nn.ModuleList(nn.Linear(config.n_embd, 1) for _ in range(config.exits - 1))
         self.drop = nn.Dropout(config.dropout)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.repeater = REPEATERS[variant.repeater]()

@@ -9,7 +9,7 @@ import torch
 import models
 from errors import UsageError
 from models.config import ModelConfig
-from models.variants import PONDER, ROUTING, STICK_BREAKING, VARIANTS
+from models.variants import LATENT, PONDER, ROUTING, STICK_BREAKING, VARIANTS
 
 ADAPTIVE = ROUTING + STICK_BREAKING + PONDER
 
@@ -135,6 +135,8 @@ def test_positions_of_evaluation_may_exceed_those_of_training(name):
         ({"routing": "best"}, "routing=best is unknown; choose from topk, threshold"),
         ({"routing_threshold": [0.5]}, "--routing_threshold has 1 numbers; n_repeat=3 has 2 routers"),
         ({"halt_threshold": 1.0}, "halt_threshold=1.0 is a probability, above 0 and below 1"),
+        ({"kv_lora_rank": 0}, "kv_lora_rank=0 must be at least 1"),
+        ({"model": "mla", "qk_rope_head_dim": 7}, "qk_rope_head_dim = 7 must be even"),
         ({"model": "cotfromer"}, "unknown model; did you mean cotformer?"),
     ],
 )
@@ -156,12 +158,15 @@ def test_fields_that_a_variant_does_not_read_are_accepted():
         "depth_embedding",
         "disable_ln_mid",
         *ADAPTIVE,
+        *LATENT,
     )
-    assert ModelConfig(model="ln_cotformer", **SMALL).unused_fields == ADAPTIVE
-    assert ModelConfig(model="adm", **SMALL).unused_fields == STICK_BREAKING + PONDER
+    assert ModelConfig(model="ln_cotformer", **SMALL).unused_fields == ADAPTIVE + LATENT
+    assert ModelConfig(model="mla", **SMALL).unused_fields == ADAPTIVE
+    assert ModelConfig(model="adm", **SMALL).unused_fields == STICK_BREAKING + PONDER + LATENT
     assert ModelConfig(model="pondernet", **SMALL).unused_fields == (
         "depth_embedding",
         "disable_ln_mid",
         *ROUTING,
         *STICK_BREAKING,
+        *LATENT,
     )
