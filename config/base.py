@@ -42,6 +42,7 @@ def add_flags(parser: ArgumentParser) -> None:
     _cotformer(parser.add_argument_group("CoTFormer").add_argument)
     _adaptive(parser.add_argument_group("Adaptive depth").add_argument)
     _latent(parser.add_argument_group("Latent attention").add_argument)
+    _pause(parser.add_argument_group("Pause tokens").add_argument)
     _cache(parser.add_argument_group("Positional encoding and cache").add_argument)
     _evaluation(parser.add_argument_group("Evaluation").add_argument)
     _logging(parser.add_argument_group("Logging and checkpoints").add_argument)
@@ -294,6 +295,16 @@ def _latent(add) -> None:
         help="mla: the part of a head's query or key that they do not turn",
     )
     add("--v_head_dim", type=integer, default=64, help="mla: width of a head's value")
+
+
+def _pause(add) -> None:
+    add(
+        "--n_pause",
+        type=integer,
+        default=4,
+        help="pause: learned tokens behind each token of the text; the next one is predicted at the last of "
+        "them. --sequence_length counts the text alone",
+    )
 
 
 def _cache(add) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 from files import folder_name
 from models.config import ModelConfig
-from models.variants import LATENT, PONDER, ROUTING, STICK_BREAKING
+from models.variants import LATENT, PAUSE, PONDER, ROUTING, STICK_BREAKING
 
 # Flags that are younger than runs of models that do not read them.
-YOUNGER = ROUTING + STICK_BREAKING + PONDER + LATENT
+YOUNGER = ROUTING + STICK_BREAKING + PONDER + LATENT + PAUSE
 
 # Flags that do not change what is computed, or only how far: the same experiment has the same folder, so that
 # the same command resumes it on any machine, and a larger --iterations extends it.

@@ -45,6 +45,7 @@ BYTES = {"torch.float64": 8, "torch.float32": 4, "torch.bfloat16": 2, "torch.flo
 def cache_bytes_per_token(args: Any, dtype: Any = "torch.bfloat16", attention: str | None = None) -> int:
     """Memory of the key/value cache for each token of a text, over all layers and repeats, at full depth.
 
+    Pauses behind the token are its too.
     args: a namespace of flags, or a ModelConfig. dtype: of what is kept (a torch.dtype or its name).
     attention: count as if the model had that kind; None: its own. Multi-head attention keeps a key and a
     value of C numbers each, latent attention L + E numbers.
@@ -53,4 +54,4 @@ def cache_bytes_per_token(args: Any, dtype: Any = "torch.bfloat16", attention: s
     costs = ATTENTION_COSTS[attention or config.variant.attention](config)
     n_begin, n_mid, n_end = config.layers
     blocks = n_begin + n_mid * config.repeats + n_end * config.exits
-    return blocks * costs.kept * BYTES[str(dtype)]
+    return blocks * config.rows_per_token * costs.kept * BYTES[str(dtype)]

@@ -18,18 +18,21 @@ from models.rows import FAR, Rows
 
 
 class Cache:
-    """Keys and values of B growing sequences, by layer and repeat; `lengths` says how far each has come."""
+    """Keys and values of B growing texts, by layer and repeat; `lengths` says how far each has come."""
 
     lasting = True
 
-    def __init__(self, batch: int, capacity: int, window: int | None = None) -> None:
-        """capacity: tokens that a sequence can grow to. window: as in `attention_window_length`."""
+    def __init__(self, batch: int, capacity: int, window: int | None = None, rows_per_token: int = 1) -> None:
+        """capacity: tokens that a text can grow to. window: as in `attention_window_length`.
+
+        rows_per_token: more than one where pauses stand behind each token; they are kept like tokens.
+        """
         self.lengths = [0] * batch
-        self._capacity, self._window = capacity, window
+        self._capacity, self._window, self._rows_per_token = capacity, window, rows_per_token
         self._stores: dict[tuple[Hashable, int], _Kept] = {}
 
     def advance(self, counts: Sequence[int]) -> None:
-        """Make room for as many new tokens of each sequence. Raises ValueError when there is none."""
+        """Make room for as many new tokens of each text. Raises ValueError when there is none."""
         lengths = [old + new for old, new in zip(self.lengths, counts, strict=True)]
         if max(lengths) > self._capacity:
             raise ValueError(f"the cache holds {self._capacity} tokens a sequence, not {max(lengths)}")
@@ -43,12 +46,12 @@ class Cache:
 
     @property
     def bytes_per_token(self) -> float:
-        """Memory that the keys and values written so far take, over the tokens they stand for."""
+        """Memory that what was written so far takes, over the tokens of the texts."""
         return sum(store.bytes_used for store in self._stores.values()) / sum(self.lengths)
 
     def _kept(self, layer: Hashable, repeat: int) -> "_Kept":
         if (layer, repeat) not in self._stores:
-            self._stores[layer, repeat] = _Kept(self._capacity)
+            self._stores[layer, repeat] = _Kept(self._capacity * self._rows_per_token)
         return self._stores[layer, repeat]
 
 

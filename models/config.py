@@ -6,7 +6,7 @@ from typing import Any
 
 from errors import UsageError
 from models.capacities import check_factors
-from models.variants import LATENT, OPTIONAL, Variant, find_variant
+from models.variants import LATENT, OPTIONAL, PAUSE, Variant, find_variant
 
 DEPTH_EMBEDDINGS = (None, "linear_learned", "learned")
 POSITIONAL_ENCODERS = ("rotary", "none")
@@ -58,11 +58,12 @@ class ModelConfig:
     qk_rope_head_dim: int = 32
     qk_nope_head_dim: int = 64
     v_head_dim: int = 64
+    n_pause: int = 4
 
     def __post_init__(self) -> None:
         find_variant(self.model)
         sizes = ("vocab_size", "sequence_length", "n_layer", "n_head", "n_embd", "n_repeat")
-        for name in (*sizes, *LATENT):
+        for name in (*sizes, *LATENT, *PAUSE):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("n_layer_begin", "n_layer_end"):
@@ -141,6 +142,11 @@ class ModelConfig:
     def repeats(self) -> int:
         """Passes through the middle that a token can take."""
         return self.n_repeat if self.variant.repeats else 1
+
+    @property
+    def rows_per_token(self) -> int:
+        """What a token of the text is to the network: itself, and the pauses behind it."""
+        return 1 + self.n_pause if self.variant.pauses else 1
 
     @property
     def exits(self) -> int:

@@ -8,8 +8,9 @@ keys and values that halted tokens offer. Which keys a routed token sees depends
 this is the expectation over evenly spread tokens. Embedding look-ups, norms, activations and softmax count
 nothing.
 
-Latent attention is counted with the keys and values that training makes (see `models.attention_costs`), and
-without the zeros that fill its values up to the size of its keys.
+Pauses are computed like tokens, but the head reads one position for each token of the text. Latent attention
+is counted with the keys and values that training makes (see `models.attention_costs`), and without the zeros
+that fill its values up to the size of its keys.
 
 `python -m models.macs --model adm --n_repeat 5 ...` prints the table.
 """
@@ -66,7 +67,8 @@ def macs_of_passes(config: ModelConfig, tokens: Sequence[float], convention: str
     """The same from the tokens that took each pass, as a forward pass reports them (`tokens_per_pass`)."""
     if convention not in CONVENTIONS:
         raise UsageError(unknown(f"convention {convention!r} is unknown", convention, CONVENTIONS))
-    count = _Count(config, [Fraction(n).limit_denominator(10**6) for n in tokens], convention == "true")
+    rows = [Fraction(n).limit_denominator(10**6) * config.rows_per_token for n in tokens]
+    count = _Count(config, rows, convention == "true")
     n_begin, n_mid, n_end = config.layers
     repeater = config.variant.repeater
     count.blocks(n_begin + n_end * config.exits, count.length, [count.length])
@@ -81,7 +83,7 @@ def macs_of_passes(config: ModelConfig, tokens: Sequence[float], convention: str
 
 
 class _Count:
-    """Sums of the parts. length: tokens of the sequence, all of which take the first pass."""
+    """Sums of the parts. length: tokens of the sequence and its pauses, all of which take the first pass."""
 
     def __init__(self, config: ModelConfig, tokens: list[Fraction], true: bool) -> None:
         self.config, self.tokens, self.true = config, tokens, true
@@ -123,7 +125,7 @@ class _Count:
             self.parts["router"] += width * (self.length if self.true else 1)
 
     def head(self) -> None:
-        positions = self.length if self.true else 1
+        positions = self.length / self.config.rows_per_token if self.true else 1
         self.parts["head"] += self.config.exits * positions * self.config.vocab_size * self.config.n_embd
 
 

@@ -16,7 +16,8 @@ ROUTING = (
 STICK_BREAKING = ("halt_threshold", "depth_predictor_loss_coef", "act_penalty", "act_loss_reduction")
 PONDER = ("ponder_lambda_p", "ponder_kl_div_loss_weight", "ponder_eval")
 LATENT = ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
-OPTIONAL = REPEATS + DEPTH_PARTS + ROUTING + STICK_BREAKING + PONDER + LATENT
+PAUSE = ("n_pause",)
+OPTIONAL = REPEATS + DEPTH_PARTS + ROUTING + STICK_BREAKING + PONDER + LATENT + PAUSE
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Variant:
         return "routing" in self.reads
 
     @property
+    def pauses(self) -> bool:
+        """Whether pause tokens stand behind each token of the text."""
+        return "n_pause" in self.reads
+
+    @property
     def stops_early(self) -> bool:
         """Whether passes are computed for some of the tokens only."""
         return self.routed or "halt_threshold" in self.reads
@@ -82,6 +88,7 @@ VARIANTS = (
     Variant("pondernet", "pondernet", "PonderNet", "ponder", REPEATS + PONDER),
     Variant("mla_ln_cotformer", "mla", "LN-CoTFormer with latent attention", "cross_repeat",
             REPEATS + DEPTH_PARTS + LATENT, attention="mla"),
+    Variant("pause", "pause", "Pause tokens", "once", PAUSE),
 )  # fmt: skip
 
 

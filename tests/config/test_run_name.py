@@ -57,6 +57,7 @@ YOUNGER = {
         "--kv_lora_rank 100", "--q_lora_rank 100", "--qk_rope_head_dim 16", "--qk_nope_head_dim 16",
         "--v_head_dim 16",
     ],
+    "pause": ["--n_pause 2"],
 }  # fmt: skip
 
 
@@ -88,7 +89,7 @@ def test_runs_of_fixed_depth_keep_the_names_they_had_before_there_were_adaptive_
 def test_runs_keep_the_names_they_had_before_there_were_mla_and_pause(model, digest):
     flags = f"--model {model} --n_repeat 3 --depth_embedding learned"
     assert name(flags).endswith(digest)
-    assert name(f"{flags} --kv_lora_rank 100").endswith(digest)
+    assert name(f"{flags} --kv_lora_rank 100 --n_pause 2").endswith(digest)
 
 
 def test_flags_that_the_model_does_not_read_do_not_split_runs():

@@ -101,7 +101,8 @@ def test_true_counts_of_the_dense_case_by_enumeration(model, window):
     given = args(model, attention_window_length=window)
     config = models.ModelConfig.from_args(given)
     counts = models.count_macs(given, T, convention="true")
-    seen = sum(1 for t in range(T) for s in range(t + 1) if window is None or t - s < window)
+    length = T * config.rows_per_token
+    seen = sum(1 for t in range(length) for s in range(t + 1) if window is None or t - s < window)
     begin, middle, end = config.layers
     exits = 3 if model == "pondernet" else 1
     attended = begin + end * exits
@@ -114,8 +115,8 @@ def test_true_counts_of_the_dense_case_by_enumeration(model, window):
     assert counts.parts["attention"] == attended * per_pair * seen
     assert counts.parts["head"] == exits * T * 40 * 16
     blocks = begin + end * exits + middle * config.repeats
-    assert counts.parts["projections"] == blocks * T * per_row
-    assert counts.parts["mlp"] == blocks * T * 8 * 16**2
+    assert counts.parts["projections"] == blocks * length * per_row
+    assert counts.parts["mlp"] == blocks * length * 8 * 16**2
 
 
 def test_true_counts_of_routed_tokens_are_the_expectation_over_where_they_stand():
@@ -140,7 +141,7 @@ def test_parameters(model):
     assert counts["unique"] == network.parameter_count()
     assert counts["total"] == sum(weight.numel() for weight in network.state_dict().values())
     assert counts["without_embeddings"] == counts["unique"] - 40 * 16
-    assert counts["effective_layers"] == (5 if model == "base" else 1 + 2 * 3 + 2)
+    assert counts["effective_layers"] == (5 if model in ("base", "pause") else 1 + 2 * 3 + 2)
 
 
 @pytest.mark.parametrize(
