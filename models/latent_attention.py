@@ -81,8 +81,8 @@ class LatentAttention(nn.Module):
 
     def _plain(self, queries: Tensor, seen: Visible, keys: Tensor, values: Tensor) -> Tensor:
         """queries (B, H, n, size of a key) -> (B, H, n, v_head_dim), as multi-head attention does it."""
-        # The fast kernels want one size for all: with zeros behind the shorter ones a training step's
-        # attention takes two thirds of the time.
+        # The fast kernels want one size for all: with zeros behind the shorter ones, attention over several
+        # passes takes two thirds of the time, forward and backward on a CPU.
         more = values.shape[-1] - keys.shape[-1]
         y = F.scaled_dot_product_attention(
             F.pad(queries, (0, max(more, 0))),
