@@ -41,6 +41,8 @@ def add_flags(parser: ArgumentParser) -> None:
     _architecture(parser.add_argument_group("Model architecture").add_argument)
     _cotformer(parser.add_argument_group("CoTFormer").add_argument)
     _adaptive(parser.add_argument_group("Adaptive depth").add_argument)
+    _latent(parser.add_argument_group("Latent attention").add_argument)
+    _pause(parser.add_argument_group("Pause tokens").add_argument)
     _cache(parser.add_argument_group("Positional encoding and cache").add_argument)
     _evaluation(parser.add_argument_group("Evaluation").add_argument)
     _logging(parser.add_argument_group("Logging and checkpoints").add_argument)
@@ -268,6 +270,40 @@ def _adaptive(add) -> None:
         type=choice(CHOICES["ponder_eval"]),
         default="expectation",
         help="pondernet: evaluate the expectation over halting steps, or a drawn step (sample)",
+    )
+
+
+def _latent(add) -> None:
+    add(
+        "--kv_lora_rank",
+        type=integer,
+        default=192,
+        help="mla: width of the latent that the keys and values of all heads are made from, which a cache "
+        "keeps in their place",
+    )
+    add("--q_lora_rank", type=integer, default=384, help="mla: width of the latent that queries come through")
+    add(
+        "--qk_rope_head_dim",
+        type=integer,
+        default=32,
+        help="mla: the part of a query or key that positions turn; the key's is shared by the heads",
+    )
+    add(
+        "--qk_nope_head_dim",
+        type=integer,
+        default=64,
+        help="mla: the part of a head's query or key that they do not turn",
+    )
+    add("--v_head_dim", type=integer, default=64, help="mla: width of a head's value")
+
+
+def _pause(add) -> None:
+    add(
+        "--n_pause",
+        type=integer,
+        default=4,
+        help="pause: learned tokens behind each token of the text; the next one is predicted at the last of "
+        "them. --sequence_length counts the text alone",
     )
 
 

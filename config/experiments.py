@@ -43,7 +43,7 @@ def _row(
     **flags: object,
 ) -> Experiment:
     shape: dict[str, object] = {"model": model, "n_layer": n_layer}
-    if model != "base":
+    if model not in ("base", "pause"):
         shape["n_repeat"] = n_repeat
     return Experiment(name, PROTOCOL | shape | flags, *published)
 
@@ -91,6 +91,7 @@ EXPERIMENTS = (
         )
     ),
     _row("table6/standard-24", "base", 24, 1, (25.93, 0.02)),
+    _row("table6/pause-24", "pause", 24, 1, (25.05, 0.03), n_pause=4),
     _row("table6/but-24x5", "but", 24, 5, (24.95, 0.01)),
     _row("table6/cotformer-24x5", "cotformer", 24, 5, (24.48, 0.03)),
     _row("table6/standard-48", "base", 48, 1, (24.17, 0.00)),

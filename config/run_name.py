@@ -8,9 +8,10 @@ from typing import Any
 
 from files import folder_name
 from models.config import ModelConfig
-from models.variants import PONDER, ROUTING, STICK_BREAKING
+from models.variants import LATENT, PAUSE, PONDER, ROUTING, STICK_BREAKING
 
-ADAPTIVE = ROUTING + STICK_BREAKING + PONDER
+# Flags that are younger than runs of models that do not read them.
+YOUNGER = ROUTING + STICK_BREAKING + PONDER + LATENT + PAUSE
 
 # Flags that do not change what is computed, or only how far: the same experiment has the same folder, so that
 # the same command resumes it on any machine, and a larger --iterations extends it.
@@ -30,14 +31,13 @@ NOT_IDENTITY = {
 def identity(args: Namespace) -> dict[str, Any]:
     """The flags that make an experiment what it is: None for a flag of repeats that the model does not read.
 
-    Those of adaptive models stand here only where they are read: runs of fixed depth are older than they are,
-    and keep their names.
+    The younger ones stand here only where they are read, so that older runs keep their names.
     """
     unread = ModelConfig.from_args(args).unused_fields
     values = {
         name: None if name in unread else value
         for name, value in sorted(vars(args).items())
-        if name not in NOT_IDENTITY and not (name in ADAPTIVE and name in unread)
+        if name not in NOT_IDENTITY and not (name in YOUNGER and name in unread)
     }
     if values["data_seed"] is None:
         values["data_seed"] = args.seed

@@ -7,6 +7,7 @@ check names and sizes (models.variants, models.config) at once.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from models.attention_costs import cache_bytes_per_token
 from models.config import ModelConfig
 from models.variants import accepted_names
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from models.macs import Macs
 
 __all__ = [
-    "ModelConfig", "count_macs", "import_original_state_dict", "make_model_from_args", "registered_models",
+    "ModelConfig", "cache_bytes_per_token", "count_macs", "import_original_state_dict",
+    "make_model_from_args", "registered_models",
 ]  # fmt: skip
 
 

@@ -4,7 +4,8 @@ Prefill and decoding run the model's own forward pass; it is only these stores t
 tokens is allocated when a layer is first used in a repeat, and each key is written once, behind the last one:
 a token that halted before a repeat takes no place in it, and attention never looks at more than there is.
 
-Shapes: B sequences, H heads, n new rows of a pass, S places, D head size.
+Shapes: B sequences, H heads, n new rows of a pass, S places, D head size; H and D may differ from one kept
+tensor to another.
 """
 
 from collections.abc import Hashable, Sequence
@@ -12,23 +13,26 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from models.key_values import Store, Visible, visible
+from models.key_values import Store, Visible, joined, visible
 from models.rows import FAR, Rows
 
 
 class Cache:
-    """Keys and values of B growing sequences, by layer and repeat; `lengths` says how far each has come."""
+    """Keys and values of B growing texts, by layer and repeat; `lengths` says how far each has come."""
 
     lasting = True
 
-    def __init__(self, batch: int, capacity: int, window: int | None = None) -> None:
-        """capacity: tokens that a sequence can grow to. window: as in `attention_window_length`."""
+    def __init__(self, batch: int, capacity: int, window: int | None = None, rows_per_token: int = 1) -> None:
+        """capacity: tokens that a text can grow to. window: as in `attention_window_length`.
+
+        rows_per_token: more than one where pauses stand behind each token; they are kept like tokens.
+        """
         self.lengths = [0] * batch
-        self._capacity, self._window = capacity, window
+        self._capacity, self._window, self._rows_per_token = capacity, window, rows_per_token
         self._stores: dict[tuple[Hashable, int], _Kept] = {}
 
     def advance(self, counts: Sequence[int]) -> None:
-        """Make room for as many new tokens of each sequence. Raises ValueError when there is none."""
+        """Make room for as many new tokens of each text. Raises ValueError when there is none."""
         lengths = [old + new for old, new in zip(self.lengths, counts, strict=True)]
         if max(lengths) > self._capacity:
             raise ValueError(f"the cache holds {self._capacity} tokens a sequence, not {max(lengths)}")
@@ -42,37 +46,35 @@ class Cache:
 
     @property
     def bytes_per_token(self) -> float:
-        """Memory that the keys and values written so far take, over the tokens they stand for."""
+        """Memory that what was written so far takes, over the tokens of the texts."""
         return sum(store.bytes_used for store in self._stores.values()) / sum(self.lengths)
 
     def _kept(self, layer: Hashable, repeat: int) -> "_Kept":
         if (layer, repeat) not in self._stores:
-            self._stores[layer, repeat] = _Kept(self._capacity)
+            self._stores[layer, repeat] = _Kept(self._capacity * self._rows_per_token)
         return self._stores[layer, repeat]
 
 
 class _Passes:
     """The store of a pass that sees what is kept of some passes, its own being the last of them."""
 
-    def __init__(self, kept: list["_Kept"], window: int | None) -> None:
-        self._kept, self._window = kept, window
+    lasting = True
 
-    def add(self, keys: Tensor, values: Tensor, key_rows: Rows, query_rows: Rows) -> Visible:
-        own = self._kept[-1]
+    def __init__(self, passes: list["_Kept"], window: int | None) -> None:
+        self._passes, self._window = passes, window
+
+    def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> Visible:
+        own = self._passes[-1]
         first = own.is_empty
-        own.write(keys, values, key_rows)
-        if len(self._kept) == 1:
-            keys, values = own.keys, own.values
-        else:
-            keys = torch.cat([kept.keys for kept in self._kept], dim=2)
-            values = torch.cat([kept.values for kept in self._kept], dim=2)
+        own.write(kept, key_rows)
+        kept = own.tensors if len(self._passes) == 1 else joined([one.tensors for one in self._passes])
         if self._window is None:
-            if first and len(self._kept) == 1 and key_rows is query_rows:
-                return Visible(keys, values, None, causal=True)
-            if query_rows.grid.length == 1 and all(kept.is_even for kept in self._kept):
-                return Visible(keys, values, None)  # the newest token of each sequence sees all there is
-        positions = torch.cat([kept.positions for kept in self._kept], dim=1)
-        return Visible(keys, values, visible(query_rows.positions, positions, self._window))
+            if first and len(self._passes) == 1 and key_rows is query_rows:
+                return Visible(kept, None, causal=True)
+            if query_rows.grid.length == 1 and all(one.is_even for one in self._passes):
+                return Visible(kept, None)  # the newest token of each sequence sees all there is
+        positions = torch.cat([one.positions for one in self._passes], dim=1)
+        return Visible(kept, visible(query_rows.positions, positions, self._window))
 
 
 class _Kept:
@@ -92,13 +94,9 @@ class _Kept:
         return min(self._counts) == max(self._counts)
 
     @property
-    def keys(self) -> Tensor:
-        """(B, H, longest, D); of shorter sequences the rest is zeros, at position FAR."""
-        return self._keys[:, :, : max(self._counts)]
-
-    @property
-    def values(self) -> Tensor:
-        return self._values[:, :, : max(self._counts)]
+    def tensors(self) -> list[Tensor]:
+        """(B, H, longest, D) each; of shorter sequences the rest is zeros, at position FAR."""
+        return [tensor[:, :, : max(self._counts)] for tensor in self._tensors]
 
     @property
     def positions(self) -> Tensor:
@@ -107,36 +105,37 @@ class _Kept:
 
     @property
     def bytes_used(self) -> int:
-        """Of the keys and values written so far."""
+        """Of what was written so far."""
         if not self._counts:
             return 0
-        (_, heads, _, size), width = self._keys.shape, self._keys.element_size()
-        return 2 * sum(self._counts) * heads * size * width
+        row = sum(tensor[0, :, 0].numel() * tensor.element_size() for tensor in self._tensors)
+        return sum(self._counts) * row
 
-    def write(self, keys: Tensor, values: Tensor, rows: Rows) -> None:
-        """keys, values: (B, H, n, D) of `rows`, put behind what is there."""
+    def write(self, new: Sequence[Tensor], rows: Rows) -> None:
+        """new: (B, H, n, D) each, of `rows`, put behind what is there."""
         if not self._counts:
-            self._allocate(keys, values)
+            self._allocate(new)
         starts, self._counts = self._counts, [a + b for a, b in zip(self._counts, rows.counts, strict=True)]
-        start, new = starts[0], rows.counts[0]
         if min(starts) == max(starts) and min(rows.counts) == max(rows.counts):
-            places = slice(start, start + new)
-            self._keys[:, :, places], self._values[:, :, places] = keys, values
+            places = slice(starts[0], starts[0] + rows.counts[0])
+            for tensor, added in zip(self._tensors, new, strict=True):
+                tensor[:, :, places] = added
             self._positions[:, places] = rows.positions
             return
-        device = keys.device
+        device = self._positions.device
         count = torch.tensor(rows.counts, device=device)
         sequence = torch.arange(len(starts), device=device).repeat_interleave(count)
         within = torch.arange(rows.total, device=device) - (count.cumsum(0) - count)[sequence]
         places = torch.tensor(starts, device=device)[sequence] + within
-        self._keys[sequence, :, places] = keys[sequence, :, within]
-        self._values[sequence, :, places] = values[sequence, :, within]
+        for tensor, added in zip(self._tensors, new, strict=True):
+            tensor[sequence, :, places] = added[sequence, :, within]
         self._positions[sequence, places] = rows.positions.expand(len(starts), -1)[sequence, within]
 
-    def _allocate(self, keys: Tensor, values: Tensor) -> None:
-        batch, heads, _, size = keys.shape
+    def _allocate(self, new: Sequence[Tensor]) -> None:
+        batch = len(new[0])
         # Zeros, for a place that is not visible must still hold a number.
-        self._keys = keys.new_zeros(batch, heads, self._places, size)
-        self._values = values.new_zeros(batch, heads, self._places, values.shape[-1])
-        self._positions = torch.full((batch, self._places), FAR, device=keys.device)
+        self._tensors = [
+            tensor.new_zeros(batch, tensor.shape[1], self._places, tensor.shape[-1]) for tensor in new
+        ]
+        self._positions = torch.full((batch, self._places), FAR, device=new[0].device)
         self._counts = [0] * batch

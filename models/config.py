@@ -6,7 +6,7 @@ from typing import Any
 
 from errors import UsageError
 from models.capacities import check_factors
-from models.variants import OPTIONAL, Variant, find_variant
+from models.variants import LATENT, OPTIONAL, PAUSE, Variant, find_variant
 
 DEPTH_EMBEDDINGS = (None, "linear_learned", "learned")
 POSITIONAL_ENCODERS = ("rotary", "none")
@@ -53,16 +53,24 @@ class ModelConfig:
     ponder_lambda_p: float = 0.4
     ponder_kl_div_loss_weight: float = 0.01
     ponder_eval: str = "expectation"
+    kv_lora_rank: int = 192
+    q_lora_rank: int = 384
+    qk_rope_head_dim: int = 32
+    qk_nope_head_dim: int = 64
+    v_head_dim: int = 64
+    n_pause: int = 4
 
     def __post_init__(self) -> None:
         find_variant(self.model)
-        for name in ("vocab_size", "sequence_length", "n_layer", "n_head", "n_embd", "n_repeat"):
+        sizes = ("vocab_size", "sequence_length", "n_layer", "n_head", "n_embd", "n_repeat")
+        for name in (*sizes, *LATENT, *PAUSE):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("n_layer_begin", "n_layer_end"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name}={getattr(self, name)} must be at least 0")
-        if self.n_embd % self.n_head:
+        latent = self.variant.attention == "mla"
+        if not latent and self.n_embd % self.n_head:
             raise UsageError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}")
         if not 0.0 <= self.dropout < 1.0:
             raise UsageError(f"dropout={self.dropout} must be at least 0 and below 1")
@@ -71,9 +79,10 @@ class ModelConfig:
                 f"positional_encoder={self.positional_encoder} is unknown; "
                 f"choose from {', '.join(POSITIONAL_ENCODERS)}"
             )
-        if self.positional_encoder == "rotary" and self.head_size % 2:
+        if self.positional_encoder == "rotary" and self.turning_size % 2:
+            what = "qk_rope_head_dim" if latent else "n_embd / n_head"
             raise UsageError(
-                f"rotary positions turn pairs of numbers: n_embd / n_head = {self.head_size} must be even"
+                f"rotary positions turn pairs of numbers: {what} = {self.turning_size} must be even"
             )
         if self.attention_window_length is not None and self.attention_window_length < 1:
             raise UsageError(
@@ -118,8 +127,9 @@ class ModelConfig:
         return find_variant(self.model)
 
     @property
-    def head_size(self) -> int:
-        return self.n_embd // self.n_head
+    def turning_size(self) -> int:
+        """How many numbers of a head's query or key turn with the position, where positions are rotary."""
+        return self.qk_rope_head_dim if self.variant.attention == "mla" else self.n_embd // self.n_head
 
     @property
     def layers(self) -> tuple[int, int, int]:
@@ -132,6 +142,16 @@ class ModelConfig:
     def repeats(self) -> int:
         """Passes through the middle that a token can take."""
         return self.n_repeat if self.variant.repeats else 1
+
+    @property
+    def rows_per_token(self) -> int:
+        """What a token of the text is to the network: itself, and the pauses behind it."""
+        return 1 + self.n_pause if self.variant.pauses else 1
+
+    @property
+    def exits(self) -> int:
+        """Representations of a token that the end blocks run on: PonderNet predicts after every pass."""
+        return self.n_repeat if self.variant.repeater == "ponder" else 1
 
     @property
     def penalty_weight(self) -> float:

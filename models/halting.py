@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.block import Context
+from models.attention import Context
 from models.config import ModelConfig
 from models.key_values import Memory
 from models.mixture_of_repeats import put

@@ -1,14 +1,16 @@
 """Which keys and values a query may see: the stores that attention asks.
 
-Attention computes queries, keys and values of its rows and hands the keys and values to a store; the store
-answers with all that are visible, and how. What a pass may look at (its own tokens, or those of earlier
-passes too) is a choice of store, and attention knows nothing of repeats. The stores here forget when the
-forward pass is over; those of `models.cache` keep what they were given, for generation.
+Attention computes queries, keys and values of its rows and hands the keys and values, or what it makes them
+from, to a store; the store answers with all that are visible, and how. What a pass may look at (its own
+tokens, or those of earlier passes too) is a choice of store, and attention knows nothing of repeats. The
+stores here forget when the forward pass is over; those of `models.cache` keep what they were given, for
+generation.
 
-Shapes: B batch, H heads, n rows of a pass, S visible tokens, D head size.
+Shapes: B batch, H heads, n rows of a pass, S visible tokens, D head size; H and D may differ from one kept
+tensor to another.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -18,22 +20,27 @@ from models.rows import FAR, Rows
 
 
 class Visible(NamedTuple):
-    """keys, values: (B, H, S, D). mask: (n, S) or (B, 1, n, S), True where a query may look; None: anywhere.
+    """kept: what was handed in, of all visible tokens, (B, H, S, D) each: keys and values, say.
 
-    causal: with no mask, whether the i-th query sees the first i keys only.
+    mask: (n, S) or (B, 1, n, S), True where a query may look; None: anywhere. causal: with no mask, whether
+    the i-th query sees the first i keys only.
     """
 
-    keys: Tensor
-    values: Tensor
+    kept: Sequence[Tensor]
     mask: Tensor | None
     causal: bool = False
 
 
 class Store(Protocol):
-    """What one layer may look at."""
+    """What one layer may look at.
 
-    def add(self, keys: Tensor, values: Tensor, key_rows: Rows, query_rows: Rows) -> Visible:
-        """Hand in keys and values, (B, H, n, D) each, of `key_rows`; get what `query_rows` may see."""
+    lasting: whether later forward passes will look at what is added, so that its size matters.
+    """
+
+    lasting: bool
+
+    def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> Visible:
+        """Hand in tensors, (B, H, n, D) each, of `key_rows`; get what `query_rows` may see of their like."""
 
 
 class Memory(Protocol):
@@ -63,6 +70,11 @@ def visible(query_positions: Tensor, key_positions: Tensor, window: int | None) 
     return mask if mask.dim() == 2 else mask[:, None]
 
 
+def joined(by_pass: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The tensors that were kept of several passes, each kind one behind the other."""
+    return [torch.cat(parts, dim=2) for parts in zip(*by_pass, strict=True)]
+
+
 class ForwardMemory:
     """The stores of one forward pass, with gradients: keys and values are kept as they were computed."""
 
@@ -86,34 +98,38 @@ class ForwardMemory:
 class _OwnPass:
     """A pass sees itself only. Serves every layer, for it keeps nothing but the mask."""
 
+    lasting = False
+
     def __init__(self, window: int | None) -> None:
         self._window = window
         self._mask: tuple[Rows, Rows, Tensor] | None = None
 
-    def add(self, keys: Tensor, values: Tensor, key_rows: Rows, query_rows: Rows) -> Visible:
+    def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> Visible:
         if key_rows is query_rows and self._window is None:
-            return Visible(keys, values, None, causal=True)
+            return Visible(kept, None, causal=True)
         if self._mask is None or self._mask[0] is not key_rows or self._mask[1] is not query_rows:
             mask = visible(query_rows.positions, key_rows.positions, self._window)
             self._mask = key_rows, query_rows, mask
-        return Visible(keys, values, self._mask[2])
+        return Visible(kept, self._mask[2])
 
 
 class _AllPasses:
     """One layer's keys and values of all passes so far."""
 
+    lasting = False
+
     def __init__(self, masks: dict[int, Tensor], window: int | None) -> None:
-        self._passes: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._passes: list[tuple[Sequence[Tensor], Tensor]] = []
         self._masks, self._window = masks, window
 
-    def add(self, keys: Tensor, values: Tensor, key_rows: Rows, query_rows: Rows) -> Visible:
-        self._passes.append((keys, values, key_rows.positions))
+    def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> Visible:
+        self._passes.append((kept, key_rows.positions))
         count = len(self._passes)
         if count == 1 and self._window is None:
-            return Visible(keys, values, None, causal=True)
-        all_keys, all_values, positions = zip(*self._passes, strict=True)
+            return Visible(kept, None, causal=True)
+        by_pass, positions = zip(*self._passes, strict=True)
         if count not in self._masks:
             if any(part.dim() == 2 for part in positions):
-                positions = [part.expand(len(keys), -1) for part in positions]
+                positions = [part.expand(len(kept[0]), -1) for part in positions]
             self._masks[count] = visible(query_rows.positions, torch.cat(positions, -1), self._window)
-        return Visible(torch.cat(all_keys, dim=2), torch.cat(all_values, dim=2), self._masks[count])
+        return Visible(joined(by_pass), self._masks[count])

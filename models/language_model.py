@@ -19,6 +19,7 @@ from models.depth_embedding import DEPTH_EMBEDDINGS
 from models.halting import HaltingGate, StickBreaking
 from models.key_values import ForwardMemory, Memory
 from models.mixture_of_repeats import MixtureOfRepeats, RoutedUniversal
+from models.pause import PauseTokens
 from models.positions import POSITIONS
 from models.readout import ExpectedExit, LastExit
 from models.repeaters import CrossRepeat, Middle, Once, Repeated, Universal
@@ -40,8 +41,8 @@ class LanguageModel(nn.Module):
     """One class for all variants: the row of `models.variants` says which parts it is put together from.
 
     Parameters carry the names of the published checkpoints: `transformer.` with `wte`, `h_begin`, `h_mid`
-    (`h` in the plain transformer), `h_end`, `ln_mid`, `ln_f`, `mod` (routers); `depth_emb`; `depth_predictor`
-    (the gate of stick breaking); `to_halt_logits` (PonderNet); `lm_head`, tied to wte.
+    (`h` in the plain transformer), `h_end`, `ln_mid`, `ln_f`, `mod` (routers); `depth_emb`; `pause_emb`;
+    `depth_predictor` (the gate of stick breaking); `to_halt_logits` (PonderNet); `lm_head`, tied to wte.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -65,13 +66,13 @@ class LanguageModel(nn.Module):
         self.depth_emb = (
             DEPTH_EMBEDDINGS[config.depth_embedding](config) if config.has_depth_embedding else None
         )
-        self.positions = POSITIONS[config.positional_encoder](config.head_size)
+        self.pause_emb = PauseTokens(config) if variant.pauses else None
+        self.positions = POSITIONS[config.positional_encoder](config.turning_size)
         if variant.routed:
             self.transformer["mod"] = nn.ModuleList(Router(config) for _ in range(config.n_repeat - 1))
         self.depth_predictor = HaltingGate(config) if variant.repeater == "stick_breaking" else None
         # The last pass takes the rest of the halting probability, so it has no head of its own.
-        n_heads = config.n_repeat - 1 if variant.repeater == "ponder" else 0
-        self.to_halt_logits = nn.ModuleList(nn.Linear(config.n_embd, 1) for _ in range(n_heads))
+        self.to_halt_logits = nn.ModuleList(nn.Linear(config.n_embd, 1) for _ in range(config.exits - 1))
         self.drop = nn.Dropout(config.dropout)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.repeater = REPEATERS[variant.repeater]()
@@ -111,30 +112,31 @@ class LanguageModel(nn.Module):
         logits: None unless get_logits; (B, T, V), or (B, 1, V), the last position, without targets.
         loss: what training minimises, and cross_entropy_loss, the part that perplexity is made of: scalars in
         nats per token, None without targets.
-        average_depth: blocks that a token passes, on average. tokens_per_pass: tokens of a sequence that each
-        of the R passes computed, averaged over the batch.
+        average_depth: blocks that a token passes one after the other, on average; pauses pass them beside it,
+        and do not add. tokens_per_pass: tokens of a sequence, pauses not counted, that each of the R passes
+        computed, averaged over the batch.
         With get_routing also router_scores (B, R - 1, T), NaN where a router did not see a token, and passes
         (B, T), how many each token took.
         """
         config = self.config
         rows, memory = self._rows(idx, cache, lengths)
-        x = self.drop(self.transformer.wte(idx.flatten()[rows.tokens].view(rows.shape)))
+        x = self._embed(idx, rows)
         for index, block in enumerate(self.transformer.h_begin):
             x = block(x, rows, memory.own_pass(("begin", index)))
         repeated = self.repeater(x, rows, self._middle(length_factors, thresholds, memory), memory)
         exits = [self._end(x, rows, memory, number) for number, x in enumerate(repeated.exits, start=1)]
         logits = loss = cross_entropy = passes = None
         if targets is not None or get_logits:
-            if targets is None:
-                exits = [rows.last(x) for x in exits]
+            each = config.rows_per_token  # the last of a token's rows predicts
+            exits = [rows.last(x) if targets is None else x[..., each - 1 :: each, :] for x in exits]
             logits, loss, cross_entropy, passes = self.readout(self, exits, targets, self.training)
         if loss is not None and self.training and repeated.penalty is not None:
             per = rows.total if config.act_loss_reduction == "sum" else 1
             loss = loss + config.penalty_weight * per * repeated.penalty
-        tokens = [taken.total / rows.grid.batch for taken in repeated.passes]
+        tokens = [taken.total / config.rows_per_token / rows.grid.batch for taken in repeated.passes]
         tokens += [0.0] * (config.repeats - len(tokens))
         if passes is None:
-            passes = sum(tokens) * rows.grid.batch / rows.total
+            passes = sum(taken.total for taken in repeated.passes) / rows.total
         n_begin, n_mid, n_end = config.layers
         output = {
             "logits": logits if get_logits else None,
@@ -143,24 +145,35 @@ class LanguageModel(nn.Module):
             "average_depth": float(passes) * n_mid + n_begin + n_end,
             "tokens_per_pass": tokens,
         }
-        return output | _routing_by_position(repeated, config.repeats) if get_routing else output
+        if get_routing:
+            output |= _routing_by_position(repeated, config.repeats, config.rows_per_token)
+        return output
+
+    def _embed(self, idx: Tensor, rows: Rows) -> Tensor:
+        """(*rows.shape, C). The rows of a token stand together: it, then its pauses."""
+        each = self.config.rows_per_token
+        x = self.transformer.wte(idx.flatten()[rows.tokens[::each] // each])
+        if self.pause_emb is not None:
+            x = self.pause_emb(x)
+        return self.drop(x.view(*rows.shape, -1))
 
     def _rows(self, idx: Tensor, cache: Cache | None, lengths: Sequence[int] | None) -> tuple[Rows, Memory]:
-        """All tokens of the input as rows, and the memory that they work with."""
-        batch, length = idx.shape
+        """All tokens of the input, and their pauses, as rows, and the memory that they work with."""
+        each = self.config.rows_per_token
+        batch, length = len(idx), idx.shape[1] * each
         positions = torch.arange(length, device=idx.device)
         if cache is not None and any(cache.lengths):
-            positions = positions + torch.tensor(cache.lengths, device=idx.device)[:, None]
+            positions = positions + each * torch.tensor(cache.lengths, device=idx.device)[:, None]
         work = torch.promote_types(self.lm_head.weight.dtype, torch.float32)
         rotation = self.positions(positions)
         grid = Grid(batch, length, positions, rotation and tuple(table.to(work) for table in rotation))
         rows = Rows(grid)
         if lengths is not None:
-            ends = torch.tensor(lengths, device=idx.device)[:, None]
+            ends = each * torch.tensor(lengths, device=idx.device)[:, None]
             rows = rows.keep(torch.arange(length, device=idx.device) < ends)
         if cache is None:
             return rows, ForwardMemory(self.config.attention_window_length)
-        cache.advance(rows.counts)
+        cache.advance([count // each for count in rows.counts])
         return rows, cache
 
     def _middle(
@@ -220,15 +233,16 @@ class LanguageModel(nn.Module):
     def new_cache(self, batch: int) -> Cache:
         """An empty cache for `batch` sequences of up to `sequence_length` tokens: for forward's `cache`."""
         config = self.config
-        return Cache(batch, config.sequence_length, config.attention_window_length)
+        window = config.attention_window_length
+        return Cache(batch, config.sequence_length, window, config.rows_per_token)
 
     def parameter_count(self) -> int:
         """Number of weights; the head shares the embedding's, which are counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def _routing_by_position(repeated: Repeated, n_repeat: int) -> dict[str, Tensor]:
-    """Scores and passes in the order of the input."""
+def _routing_by_position(repeated: Repeated, n_repeat: int, rows_per_token: int) -> dict[str, Tensor]:
+    """Scores and passes in the order of the input, of each token's last row."""
     rows = repeated.passes[0]
     size = rows.grid.batch, rows.grid.length
     passes = torch.zeros(size, dtype=torch.long, device=rows.tokens.device)
@@ -237,7 +251,8 @@ def _routing_by_position(repeated: Repeated, n_repeat: int) -> dict[str, Tensor]
     scores = torch.full((n_repeat - 1, *size), torch.nan, device=passes.device)
     for number, (seen, score) in enumerate(repeated.scores):
         scores[number].view(-1)[seen.tokens] = score.detach().flatten().float()
-    return {"router_scores": scores.transpose(0, 1), "passes": passes}
+    at = slice(rows_per_token - 1, None, rows_per_token)
+    return {"router_scores": scores.transpose(0, 1)[..., at], "passes": passes[:, at]}
 
 
 def _blocks(config: ModelConfig, count: int) -> nn.ModuleList:

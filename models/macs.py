@@ -8,6 +8,10 @@ keys and values that halted tokens offer. Which keys a routed token sees depends
 this is the expectation over evenly spread tokens. Embedding look-ups, norms, activations and softmax count
 nothing.
 
+Pauses are computed like tokens, but the head reads one position for each token of the text. Latent attention
+is counted with the keys and values that training makes (see `models.attention_costs`), and without the zeros
+that fill its values up to the size of its keys.
+
 `python -m models.macs --model adm --n_repeat 5 ...` prints the table.
 """
 
@@ -16,6 +20,7 @@ from fractions import Fraction
 from typing import Any
 
 from errors import UsageError, unknown
+from models.attention_costs import ATTENTION_COSTS, cache_bytes_per_token
 from models.capacities import check_factors, tokens_per_pass
 from models.config import ModelConfig
 
@@ -62,23 +67,23 @@ def macs_of_passes(config: ModelConfig, tokens: Sequence[float], convention: str
     """The same from the tokens that took each pass, as a forward pass reports them (`tokens_per_pass`)."""
     if convention not in CONVENTIONS:
         raise UsageError(unknown(f"convention {convention!r} is unknown", convention, CONVENTIONS))
-    count = _Count(config, [Fraction(n).limit_denominator(10**6) for n in tokens], convention == "true")
+    rows = [Fraction(n).limit_denominator(10**6) * config.rows_per_token for n in tokens]
+    count = _Count(config, rows, convention == "true")
     n_begin, n_mid, n_end = config.layers
     repeater = config.variant.repeater
-    exits = config.repeats if repeater == "ponder" else 1
-    count.blocks(n_begin + n_end * exits, count.length, [count.length])
+    count.blocks(n_begin + n_end * config.exits, count.length, [count.length])
     for repeat, present in enumerate(count.tokens, start=1):
         across = repeater in ("cross_repeat", "mixture_of_repeats")
         keys = count.tokens[:repeat] if across else [count.length]
         offers = count.length if repeater in ("routed_universal", "stick_breaking") else present
         count.blocks(n_mid, present, keys, offers)
         count.decisions(repeat, present)
-    count.head(exits)
+    count.head()
     return Macs({name: round(count.parts[name]) for name in PARTS})
 
 
 class _Count:
-    """Sums of the parts. length: tokens of the sequence, all of which take the first pass."""
+    """Sums of the parts. length: tokens of the sequence and its pauses, all of which take the first pass."""
 
     def __init__(self, config: ModelConfig, tokens: list[Fraction], true: bool) -> None:
         self.config, self.tokens, self.true = config, tokens, true
@@ -91,12 +96,12 @@ class _Count:
         """present: rows that ask. keys: tokens of each pass that they may see. offers: rows with keys."""
         if not present:
             return
-        width = self.config.n_embd
+        costs = ATTENTION_COSTS[self.config.variant.attention](self.config)
         offers = present if offers is None or not self.true else offers
-        self.parts["projections"] += layers * width**2 * (2 * present + 2 * offers)
-        self.parts["mlp"] += layers * width**2 * 8 * present
+        self.parts["projections"] += layers * (costs.asking * present + costs.offering * offers)
+        self.parts["mlp"] += layers * self.config.n_embd**2 * 8 * present
         pairs = sum(self._pairs(present, count) if self.true else present * count for count in keys)
-        self.parts["attention"] += layers * 2 * width * pairs
+        self.parts["attention"] += layers * costs.pair * pairs
 
     def _pairs(self, queries: Fraction, keys: Fraction) -> Fraction:
         """Pairs of a query and a key it sees: its own position always, of the others in proportion."""
@@ -119,9 +124,9 @@ class _Count:
         elif config.variant.repeater == "ponder" and not last:
             self.parts["router"] += width * (self.length if self.true else 1)
 
-    def head(self, exits: int) -> None:
-        positions = self.length if self.true else 1
-        self.parts["head"] += exits * positions * self.config.vocab_size * self.config.n_embd
+    def head(self) -> None:
+        positions = self.length / self.config.rows_per_token if self.true else 1
+        self.parts["head"] += self.config.exits * positions * self.config.vocab_size * self.config.n_embd
 
 
 def count_parameters(args: Any) -> dict[str, int]:
@@ -147,8 +152,10 @@ def count_parameters(args: Any) -> dict[str, int]:
     }
 
 
-def table(config: ModelConfig, sequence_length: int, length_factors: Sequence[float] | None) -> str:
-    """What `python -m models.macs` prints."""
+def table(
+    config: ModelConfig, sequence_length: int, length_factors: Sequence[float] | None, dtype: str
+) -> str:
+    """What `python -m models.macs` prints. dtype: of the cache."""
     counts = [count_macs(config, sequence_length, length_factors, name) for name in CONVENTIONS]
     rows = [("MACs", *CONVENTIONS)]
     rows += [(part, *(f"{count.parts[part]:,}" for count in counts)) for part in PARTS]
@@ -156,6 +163,10 @@ def table(config: ModelConfig, sequence_length: int, length_factors: Sequence[fl
     rows.append(("per token", *(f"{count / sequence_length:,.0f}" for count in counts)))
     rows += [("", "", ""), ("parameters", "", "")]
     rows += [(name.replace("_", " "), f"{n:,}", "") for name, n in count_parameters(config).items()]
+    rows += [("", "", ""), (f"cache, {dtype.removeprefix('torch.')}", "", "")]
+    rows.append(("bytes per token", f"{cache_bytes_per_token(config, dtype):,}", ""))
+    if config.variant.attention != "mha":
+        rows.append(("with multi-head", f"{cache_bytes_per_token(config, dtype, 'mha'):,}", ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         f"{name.ljust(widths[0])}  {one.rjust(widths[1])}  {two.rjust(widths[2])}".rstrip()
@@ -174,9 +185,9 @@ def main() -> None:
     # A script in a package: only here does anything in models look at the command line.
     from config.parser import build_parser, finished
 
-    description = "Multiply-accumulates and parameters of a model: the flags are those of main.py."
+    description = "Multiply-accumulates, parameters and cache of a model: the flags are those of main.py."
     args = finished(build_parser(description, prog="-m models.macs").parse(None))
-    print(table(ModelConfig.from_args(args), args.sequence_length, args.eval_length_factor))
+    print(table(ModelConfig.from_args(args), args.sequence_length, args.eval_length_factor, args.dtype))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Shapes: *rows.shape as in `models.rows`, C = n_embd, R = n_repeat.
 import torch
 from torch import Tensor
 
-from models.block import Context
+from models.attention import Context
 from models.key_values import Memory
 from models.repeaters import Middle, Repeated
 from models.rows import Rows, latest

@@ -15,7 +15,9 @@ ROUTING = (
 )  # fmt: skip
 STICK_BREAKING = ("halt_threshold", "depth_predictor_loss_coef", "act_penalty", "act_loss_reduction")
 PONDER = ("ponder_lambda_p", "ponder_kl_div_loss_weight", "ponder_eval")
-OPTIONAL = REPEATS + DEPTH_PARTS + ROUTING + STICK_BREAKING + PONDER
+LATENT = ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+PAUSE = ("n_pause",)
+OPTIONAL = REPEATS + DEPTH_PARTS + ROUTING + STICK_BREAKING + PONDER + LATENT + PAUSE
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Variant:
     repeater: key into `models.language_model.REPEATERS`: what the middle blocks do.
     reads: those of the OPTIONAL fields that apply.
     single_precision_capacities: whether the released code rounds its capacities in float32.
+    attention: key into `models.block.ATTENTIONS`: multi-head (mha) or multi-head latent attention (mla).
     """
 
     name: str
@@ -36,6 +39,7 @@ class Variant:
     repeater: str
     reads: tuple[str, ...] = REPEATS
     single_precision_capacities: bool = False
+    attention: str = "mha"
 
     @property
     def repeats(self) -> bool:
@@ -50,6 +54,11 @@ class Variant:
     def routed(self) -> bool:
         """Whether routers decide by token who takes the next pass."""
         return "routing" in self.reads
+
+    @property
+    def pauses(self) -> bool:
+        """Whether pause tokens stand behind each token of the text."""
+        return "n_pause" in self.reads
 
     @property
     def stops_early(self) -> bool:
@@ -77,6 +86,9 @@ VARIANTS = (
     Variant("but_halting_freeze_input_on_stop", "stick_breaking", "Stick breaking", "stick_breaking",
             REPEATS + STICK_BREAKING),
     Variant("pondernet", "pondernet", "PonderNet", "ponder", REPEATS + PONDER),
+    Variant("mla_ln_cotformer", "mla", "LN-CoTFormer with latent attention", "cross_repeat",
+            REPEATS + DEPTH_PARTS + LATENT, attention="mla"),
+    Variant("pause", "pause", "Pause tokens", "once", PAUSE),
 )  # fmt: skip
 
 

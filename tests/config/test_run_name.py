@@ -42,28 +42,33 @@ def test_every_flag_is_one_or_the_other():
     args = config.parse_args(["--model", "ln_cotformer"])
     tested = {flags.split()[0].removeprefix("--") for flags in OTHER}
     assert identity(args).keys() - {"model"} == tested
-    adaptive = {flags.split()[0].removeprefix("--") for part in ADAPTIVE.values() for flags in part}
-    assert vars(args).keys() == identity(args).keys() | NOT_IDENTITY | adaptive
+    younger = {flags.split()[0].removeprefix("--") for part in YOUNGER.values() for flags in part}
+    assert vars(args).keys() == identity(args).keys() | NOT_IDENTITY | younger
 
 
-ADAPTIVE = {
+YOUNGER = {
     "adm": ["--depth_random_method exponential_decay", "--training_length_factor 0.5"],
     "stick_breaking": [
         "--halt_threshold 0.9", "--depth_predictor_loss_coef 0.1", "--act_penalty 0.1",
         "--act_loss_reduction sum",
     ],
     "pondernet": ["--ponder_lambda_p 0.2", "--ponder_kl_div_loss_weight 0.2"],
+    "mla": [
+        "--kv_lora_rank 100", "--q_lora_rank 100", "--qk_rope_head_dim 16", "--qk_nope_head_dim 16",
+        "--v_head_dim 16",
+    ],
+    "pause": ["--n_pause 2"],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("model", ADAPTIVE)
-def test_flags_of_adaptive_models_name_their_runs_and_no_others(model):
-    changes = ["", *(flags for all_flags in ADAPTIVE.values() for flags in all_flags)]
+@pytest.mark.parametrize("model", YOUNGER)
+def test_flags_of_some_models_name_their_runs_and_no_others(model):
+    changes = ["", *(flags for all_flags in YOUNGER.values() for flags in all_flags)]
     names = {flags: name(f"--model {model} {flags}") for flags in changes}
     for flags in changes[1:]:
-        assert (names[flags] != names[""]) == (flags in ADAPTIVE[model]), flags
+        assert (names[flags] != names[""]) == (flags in YOUNGER[model]), flags
     assert name(f"--model {model} --routing threshold --ponder_eval sample") == names[""]
-    read = {flags.split()[0].removeprefix("--") for flags in ADAPTIVE[model]}
+    read = {flags.split()[0].removeprefix("--") for flags in YOUNGER[model]}
     common = identity(config.parse_args(["--model", "ln_cotformer"])).keys()
     ours = identity(config.parse_args(["--model", model])).keys()
     assert ours - common == read
@@ -71,6 +76,20 @@ def test_flags_of_adaptive_models_name_their_runs_and_no_others(model):
 
 def test_runs_of_fixed_depth_keep_the_names_they_had_before_there_were_adaptive_models():
     assert name("--n_repeat 3").endswith("_16a767d4")
+
+
+@pytest.mark.parametrize(
+    ("model", "digest"),
+    [
+        ("base", "83747e28"), ("but", "e9c4377f"), ("cotformer", "78a0d528"), ("ln_cotformer", "3f1cbbc0"),
+        ("adm", "53ace40c"), ("adaptive_but", "6ae77446"), ("adaptive_but_macs", "d50c3a33"),
+        ("stick_breaking", "d9e10b4c"), ("pondernet", "8dacc58c"),
+    ],
+)  # fmt: skip
+def test_runs_keep_the_names_they_had_before_there_were_mla_and_pause(model, digest):
+    flags = f"--model {model} --n_repeat 3 --depth_embedding learned"
+    assert name(flags).endswith(digest)
+    assert name(f"{flags} --kv_lora_rank 100 --n_pause 2").endswith(digest)
 
 
 def test_flags_that_the_model_does_not_read_do_not_split_runs():

@@ -47,7 +47,7 @@ def alone(tmp_path_factory):
     ("model", "size", "backend"),
     [
         ("base", 2, "None"), ("base", 2, "fsdp"), ("adm", 2, "gloo"), ("adm", 2, "fsdp"), ("adm", 4, "gloo"),
-        ("but", 4, "fsdp"),
+        ("but", 4, "fsdp"), ("mla", 2, "fsdp"),
     ],
 )  # fmt: skip
 def test_the_same_losses_as_one_process(alone, tmp_path, model, size, backend):

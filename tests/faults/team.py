@@ -22,6 +22,7 @@ MODELS = {
     "ln_cotformer": "--model ln_cotformer --n_repeat 3 --depth_embedding learned --dropout 0.1",
     "adm": "--model adm --n_repeat 3 --depth_embedding linear_learned",
     "but": "--model but --n_repeat 2",
+    "mla": "--model mla --n_repeat 3 --depth_embedding learned --kv_lora_rank 8 --q_lora_rank 8",
 }
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import models
 from models.config import ModelConfig
 from models.generation import generate, next_token_probabilities
 from models.language_model import LanguageModel
@@ -152,6 +153,14 @@ def test_a_halted_token_takes_no_place_in_the_cache():
         sizes[thresholds[0]] = cache.bytes_per_token
     layer = 2 * 12 * 8  # keys and values of float64
     assert sizes == {0.0: (1 + 2 * 3 + 1) * layer, 2.0: (1 + 2 + 1) * layer}
+
+
+def test_what_a_cache_takes_is_known_beforehand(name):
+    network = build(name)
+    cache = network.new_cache(2)
+    with torch.no_grad():
+        network(torch.randint(0, 31, (2, 8)), cache=cache)
+    assert cache.bytes_per_token == models.cache_bytes_per_token(network.config, torch.float64)
 
 
 def test_a_cache_is_not_written_beyond_its_end():

@@ -9,8 +9,9 @@ import torch
 import models
 from errors import UsageError
 from models.config import ModelConfig
-from models.variants import PONDER, ROUTING, STICK_BREAKING, VARIANTS
+from models.variants import LATENT, PAUSE, PONDER, ROUTING, STICK_BREAKING, VARIANTS
 
+ONCE = ("base", "pause")  # without repeats
 ADAPTIVE = ROUTING + STICK_BREAKING + PONDER
 
 SMALL = {"vocab_size": 40, "sequence_length": 8, "n_layer": 4, "n_head": 2, "n_embd": 16, "n_repeat": 3}
@@ -46,11 +47,11 @@ def test_what_comes_back(name):
     if name == "pondernet":  # an expectation over its halting steps
         assert 4 < scored["average_depth"] < 12
     else:
-        assert scored["average_depth"] == (4 if name == "base" else 12)
-    assert scored["tokens_per_pass"] == [8.0] * (1 if name == "base" else 3)
+        assert scored["average_depth"] == (4 if name in ONCE else 12)
+    assert scored["tokens_per_pass"] == [8.0] * (1 if name in ONCE else 3)
     routing = network(idx, get_routing=True)
-    assert (routing["passes"] == (1 if name == "base" else 3)).all()
-    assert routing["router_scores"].isnan().all() != network.config.variant.routed or name == "base"
+    assert routing["passes"].shape == (2, 8) and (routing["passes"] == (1 if name in ONCE else 3)).all()
+    assert routing["router_scores"].isnan().all() != network.config.variant.routed or name in ONCE
 
 
 def test_last_position_is_that_of_the_full_logits(name):
@@ -135,6 +136,9 @@ def test_positions_of_evaluation_may_exceed_those_of_training(name):
         ({"routing": "best"}, "routing=best is unknown; choose from topk, threshold"),
         ({"routing_threshold": [0.5]}, "--routing_threshold has 1 numbers; n_repeat=3 has 2 routers"),
         ({"halt_threshold": 1.0}, "halt_threshold=1.0 is a probability, above 0 and below 1"),
+        ({"n_pause": 0}, "n_pause=0 must be at least 1"),
+        ({"kv_lora_rank": 0}, "kv_lora_rank=0 must be at least 1"),
+        ({"model": "mla", "qk_rope_head_dim": 7}, "qk_rope_head_dim = 7 must be even"),
         ({"model": "cotfromer"}, "unknown model; did you mean cotformer?"),
     ],
 )
@@ -156,12 +160,17 @@ def test_fields_that_a_variant_does_not_read_are_accepted():
         "depth_embedding",
         "disable_ln_mid",
         *ADAPTIVE,
+        *LATENT,
+        *PAUSE,
     )
-    assert ModelConfig(model="ln_cotformer", **SMALL).unused_fields == ADAPTIVE
-    assert ModelConfig(model="adm", **SMALL).unused_fields == STICK_BREAKING + PONDER
+    assert ModelConfig(model="ln_cotformer", **SMALL).unused_fields == ADAPTIVE + LATENT + PAUSE
+    assert ModelConfig(model="mla", **SMALL).unused_fields == ADAPTIVE + PAUSE
+    assert ModelConfig(model="adm", **SMALL).unused_fields == STICK_BREAKING + PONDER + LATENT + PAUSE
     assert ModelConfig(model="pondernet", **SMALL).unused_fields == (
         "depth_embedding",
         "disable_ln_mid",
         *ROUTING,
         *STICK_BREAKING,
+        *LATENT,
+        *PAUSE,
     )

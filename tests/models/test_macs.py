@@ -16,12 +16,15 @@ from models.variants import VARIANTS
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "macs.json").read_text())
 SMALL = {"vocab_size": 40, "n_layer": 5, "n_head": 2, "n_embd": 16, "n_repeat": 3}
 RESERVED = {"n_layer_begin": 1, "n_layer_end": 2}
+LATENT = {"kv_lora_rank": 10, "q_lora_rank": 7, "qk_rope_head_dim": 4, "qk_nope_head_dim": 5, "v_head_dim": 9}
 NAMES = [variant.name for variant in VARIANTS]
 T = 12
 
 
 def args(model, **fields):
-    return types.SimpleNamespace(model=model, **{**SMALL, **RESERVED, "sequence_length": T, **fields})
+    return types.SimpleNamespace(
+        model=model, **{**SMALL, **RESERVED, **LATENT, "sequence_length": T, **fields}
+    )
 
 
 @pytest.mark.parametrize("row", GOLDEN)
@@ -63,6 +66,16 @@ def test_the_form_counts_what_is_dispatched(model, layers):
     assert dispatched(network) == expected
 
 
+@pytest.mark.parametrize(("key", "value"), [(9, 9), (9, 5), (9, 14)])
+def test_zeros_that_fill_up_keys_or_values_are_not_counted(key, value):
+    """The kernel multiplies them too: it sees the longer of the two sizes twice."""
+    given = args("mla", v_head_dim=value)
+    expected = models.count_macs(given, T)
+    pairs = expected.parts["attention"] // (2 * (key + value))
+    more = 2 * (2 * max(key, value) - key - value) * pairs
+    assert dispatched(models.make_model_from_args(given).eval()) == expected + more
+
+
 @pytest.mark.parametrize("factors", [[1.0, 0.5], [0.6, 0.3], [0.8, 0.6], [0.5, 0.0], [0.0, 0.0]])
 def test_routed_tokens_are_really_not_computed(factors):
     given = args("adm")
@@ -88,17 +101,22 @@ def test_true_counts_of_the_dense_case_by_enumeration(model, window):
     given = args(model, attention_window_length=window)
     config = models.ModelConfig.from_args(given)
     counts = models.count_macs(given, T, convention="true")
-    seen = sum(1 for t in range(T) for s in range(t + 1) if window is None or t - s < window)
+    length = T * config.rows_per_token
+    seen = sum(1 for t in range(length) for s in range(t + 1) if window is None or t - s < window)
     begin, middle, end = config.layers
     exits = 3 if model == "pondernet" else 1
     attended = begin + end * exits
     for r in range(1, config.repeats + 1):
         attended += middle * (r if "cotformer" in model else 1)
-    assert counts.parts["attention"] == attended * 2 * 16 * seen
+    per_pair, per_row = 2 * 16, 4 * 16**2
+    if "mla" in model:
+        per_pair = 2 * (9 + 9)
+        per_row = 16 * 7 + 7 * 2 * 9 + 16 * (10 + 4) + 10 * 2 * (5 + 9) + 2 * 9 * 16
+    assert counts.parts["attention"] == attended * per_pair * seen
     assert counts.parts["head"] == exits * T * 40 * 16
     blocks = begin + end * exits + middle * config.repeats
-    assert counts.parts["projections"] == blocks * T * 4 * 16**2
-    assert counts.parts["mlp"] == blocks * T * 8 * 16**2
+    assert counts.parts["projections"] == blocks * length * per_row
+    assert counts.parts["mlp"] == blocks * length * 8 * 16**2
 
 
 def test_true_counts_of_routed_tokens_are_the_expectation_over_where_they_stand():
@@ -123,7 +141,7 @@ def test_parameters(model):
     assert counts["unique"] == network.parameter_count()
     assert counts["total"] == sum(weight.numel() for weight in network.state_dict().values())
     assert counts["without_embeddings"] == counts["unique"] - 40 * 16
-    assert counts["effective_layers"] == (5 if model == "base" else 1 + 2 * 3 + 2)
+    assert counts["effective_layers"] == (5 if model in ("base", "pause") else 1 + 2 * 3 + 2)
 
 
 @pytest.mark.parametrize(
@@ -145,4 +163,6 @@ def test_table_from_the_command_line(scripts):
     rows = [row for row in GOLDEN if row["eval_length_factor"] == [1, 0.5, 0.25, 0.1]]
     (expected,) = [row["macs"] for row in rows if row["model"].startswith("adaptive")]
     assert f"{expected:,}" in said and "effective layers" in said
+    said = scripts.run("-m models.macs", f"{flags.replace('adm', 'mla')} --dtype float32").stdout
+    assert "96,768" in said and "663,552" in said and "cache, float32" in said
     scripts.refuse("-m models.macs", "--model amd", 2, "did you mean adm?")

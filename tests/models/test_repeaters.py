@@ -100,7 +100,7 @@ def test_forward_and_backward_equal_the_reference(model, fields):
         torch.testing.assert_close(mine, reference, atol=1e-8, rtol=1e-8)
 
 
-ALL = ["base", "but_full_depth", "cotformer_full_depth", LN]
+ALL = ["base", "but_full_depth", "cotformer_full_depth", LN, "mla_ln_cotformer", "pause"]
 
 
 @pytest.mark.parametrize("model", ALL)

@@ -53,22 +53,23 @@ def test_every_adaptive_model_trains_evaluates_and_writes(scripts, model):
     assert done.stdout.startswith("line") and "passes and" in done.stderr
 
 
-def test_killed_while_capacities_are_drawn(scripts, tmp_path):
-    """The draws are functions of the step: a run that was killed ends as one that was not."""
-    flags = f"--model adm {SIZES} --save_checkpoint_freq 5 --log_freq 5"
+@pytest.mark.parametrize("model", [ADM, "mla_ln_cotformer", "pause"])
+def test_killed_and_started_again(scripts, tmp_path, model):
+    """Drawn capacities are functions of the step: a run that was killed ends as one that was not."""
+    flags = f"--model {model} {SIZES} --save_checkpoint_freq 5 --log_freq 5"
     scripts.train(flags)
     other = Scripts(scripts.data_dir, tmp_path / "other")
     running = subprocess.Popen(
         other.command("main.py", other.train_flags(flags)), cwd=ROOT, stdout=subprocess.DEVNULL
     )
-    folder = tmp_path / "other" / "shakespeare-char" / ADM
+    folder = tmp_path / "other" / "shakespeare-char" / model
     while not list(folder.glob("*/ckpt_10.pt")):
         assert running.poll() is None
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     running.wait()
     assert "resuming from" in other.train(flags).stdout
-    first, second = (checkpoint.load(one.folder(ADM) / "ckpt.pt")["model"] for one in (scripts, other))
+    first, second = (checkpoint.load(one.folder(model) / "ckpt.pt")["model"] for one in (scripts, other))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

@@ -15,6 +15,7 @@ from optim.randomness import derive_seed, seed_torch
 from tests.conftest import Scripts
 
 MODELS = ["base", "but_full_depth", "cotformer_full_depth", "cotformer_full_depth_lnmid_depthemb"]
+MODELS += ["mla_ln_cotformer", "pause"]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -29,7 +30,7 @@ def test_every_model_trains(scripts, model):
     assert summary["iterations"] == 12 and summary["train_loss"] == [line["train_loss"] for line in lines]
     assert len(summary["val_loss"]) == 3 and summary["val_steps"] == [4, 8, 12]
     assert summary["final"] == lines[-1] and summary["args"]["model"] == model
-    assert summary["average_depth"] == (2 if model == "base" else 4)
+    assert summary["average_depth"] == (2 if model in ("base", "pause") else 4)
 
 
 def test_losses_are_those_of_a_loop_written_by_hand(scripts):
