@@ -5,6 +5,15 @@
 STOPPED_BY='' # the signal that ended the work, USR1, TERM or INT
 FAILED=0      # the exit code of the first step that failed
 
+# From its first to its last line, a job is not ended by a signal that comes while nothing attends to it.
+remember_signals() {
+    local name
+    for name in USR1 TERM INT; do
+        # shellcheck disable=SC2064  # name as it is now
+        trap "STOPPED_BY=\${STOPPED_BY:-$name}" "$name"
+    done
+}
+
 # Run training: told to stop, it saves and ends by itself. Returns its exit code.
 attend_training() {
     # Both signals are ignored by whoever does not ask for them, as main.py does: all that belongs to the job can
@@ -22,7 +31,7 @@ step() {
 
 # attend <signal to send on> <command ...>
 attend() {
-    local signal=$1 code=0 status
+    local signal=$1 code=0 status name
     shift
     [[ -z $STOPPED_BY ]] || return 1 # the step before was told to end
     "$@" &
@@ -40,7 +49,7 @@ attend() {
     status=0
     wait "$child" 2>/dev/null || status=$?
     ((status == 127)) || code=$status
-    trap - USR1 TERM INT
+    remember_signals
     if [[ -n $asking ]]; then kill "$asking" 2>/dev/null || true; fi
     return "$code"
 }

@@ -282,6 +282,7 @@ follow() {
 
 run_job() {
     local code=0 state verdict
+    remember_signals
     diagnostics
     export WANDB_MODE=${WANDB_MODE:-offline}
     if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
