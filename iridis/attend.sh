@@ -18,7 +18,8 @@ remember_signals() {
 attend_training() {
     # Both signals are ignored by whoever does not ask for them, as main.py does: all that belongs to the job can
     # get them. (torchrun, where it takes one, ends its processes half a minute later, saved or not.)
-    attend USR1 bash -c 'trap "" USR1 TERM; exec "$@"' bash "$@"
+    # A session of its own: Ctrl-C at a terminal reaches the shell alone, which passes it on once.
+    attend USR1 setsid bash -c 'trap "" USR1 TERM; exec "$@"' bash "$@"
 }
 
 # One command of several; those behind one that failed, or was told to end, are left out. What does not save by

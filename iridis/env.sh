@@ -14,16 +14,23 @@ cotformer_clusters() {
     for file in "$COTFORMER_REPO"/iridis/clusters/*.sh; do basename "$file" .sh; done
 }
 
-# The cluster whose CLUSTER_HOSTS match this machine's name; generic where none does.
+# The patterns of hosts in a cluster's file.
+cotformer_hosts_of() (
+    CLUSTER_HOSTS=''
+    # shellcheck source=/dev/null
+    . "$COTFORMER_REPO/iridis/clusters/$1.sh"
+    printf '%s' "$CLUSTER_HOSTS"
+)
+
+# The cluster that this machine is of, by its name or, on compute nodes, by that of where the job was submitted.
 cotformer_detect_cluster() {
-    local host name pattern patterns
-    host=$(hostname -f 2>/dev/null || hostname)
+    local here name pattern patterns
+    here=$(hostname -f 2>/dev/null || hostname)
     for name in $(cotformer_clusters); do
-        # shellcheck source=/dev/null
-        read -ra patterns <<<"$(CLUSTER_HOSTS='' && . "$COTFORMER_REPO/iridis/clusters/$name.sh" && printf '%s' "$CLUSTER_HOSTS")"
+        read -ra patterns <<<"$(cotformer_hosts_of "$name")"
         for pattern in "${patterns[@]}"; do
             # shellcheck disable=SC2053  # it is a pattern
-            if [[ $host == $pattern ]]; then
+            if [[ $here == $pattern || ${SLURM_SUBMIT_HOST:-} == $pattern ]]; then
                 printf '%s\n' "$name"
                 return
             fi
@@ -58,10 +65,11 @@ export HF_HOME=${HF_HOME:-$CACHE_DIR/huggingface}
 export WANDB_DIR=${WANDB_DIR:-$CACHE_DIR}
 export WANDB_CACHE_DIR=${WANDB_CACHE_DIR:-$CACHE_DIR/wandb-cache}
 export PIP_CACHE_DIR=${PIP_CACHE_DIR:-$CACHE_DIR/pip}
-export MPLCONFIGDIR=${MPLCONFIGDIR:-$CACHE_DIR/matplotlib}
-export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$CACHE_DIR/triton}
-export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$CACHE_DIR/inductor}
-export APPTAINER_CACHEDIR=${APPTAINER_CACHEDIR:-$CACHE_DIR/apptainer}
+# These belong to whoever wrote them first.
+export MPLCONFIGDIR=${MPLCONFIGDIR:-$CACHE_DIR/$(id -un)/matplotlib}
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$CACHE_DIR/$(id -un)/triton}
+export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$CACHE_DIR/$(id -un)/inductor}
+export APPTAINER_CACHEDIR=${APPTAINER_CACHEDIR:-$CACHE_DIR/$(id -un)/apptainer}
 
 # The Python environment: conda, venv, or apptainer (an image built from iridis/rcotformer.def).
 export COTFORMER_ENV

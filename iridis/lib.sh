@@ -100,6 +100,7 @@ read_flags() {
 run_package() {
     read_flags "$@"
     cd -- "$COTFORMER_REPO"
+    if [[ -n $IN_JOB ]]; then make_folders; fi
     find_python
     if [[ -n $FOLDER_ONLY ]]; then
         plan_training --folder
@@ -108,15 +109,21 @@ run_package() {
         unset COTFORMER_RUN_DIR COTFORMER_PACKAGE
         if [[ -z $RUN_DIR ]]; then
             say "note: submit with \`bash iridis/$PACKAGE/job.sh\`: it checks first, and puts the log into run_N"
-            new_run_dir
+            # One that was requeued has its run_N already.
+            RUN_DIR=$(grep -ls "\"job\": \"$SLURM_JOB_ID\"" "$PACKAGE_DIR"/run_*/run.json | tail -n 1) || true
+            RUN_DIR=${RUN_DIR%/run.json}
+            [[ -n $RUN_DIR ]] || new_run_dir
         fi
         run_job
     elif [[ -n $LOCAL ]]; then
+        [[ $CHAIN == 1 && -z $REQUEUE ]] || refuse "--chain and --requeue are of a queue; --local has none"
         run_checks
         if [[ -n $DRY_RUN ]]; then show_plan "would run here:" && return; fi
         new_run_dir
+        make_folders
+        find_python
         show_plan "running here, with its log in $RUN_DIR/local.log:"
-        exec > >(tee -a "$RUN_DIR/local.log") 2>&1
+        exec > >(tee -ai "$RUN_DIR/local.log") 2>&1
         run_job
     else
         submit
@@ -127,13 +134,20 @@ run_package() {
 
 # Sets PYTHON, the command of the environment that env.sh names.
 find_python() {
-    local there
+    local there folder
+    # shellcheck disable=SC2086  # words
+    if [[ -n ${CLUSTER_MODULES:-} ]]; then module load $CLUSTER_MODULES; fi
     case $COTFORMER_ENV in
     conda) there=$CONDA_ENV_PREFIX/bin/python && PYTHON=("$there") ;;
     venv) there=$VENV_DIR/bin/python && PYTHON=("$there") ;;
     apptainer)
         there=$APPTAINER_IMAGE
-        PYTHON=(apptainer exec --nv --bind "$COTFORMER_REPO,$SCRATCH_DIR,$DATA_DIR,$EXPS_DIR,$JOB_OUTPUTS_DIR,$CACHE_DIR")
+        PYTHON=(apptainer exec --nv)
+        # What is not there cannot be bound.
+        for folder in "$COTFORMER_REPO" "$SCRATCH_DIR" "$DATA_DIR" "$EXPS_DIR" "$JOB_OUTPUTS_DIR" "$CACHE_DIR" \
+            "${CHECKPOINT:-}" "${SLURM_TMPDIR:-}"; do
+            if [[ -e $folder ]]; then PYTHON+=(--bind "$folder"); fi
+        done
         PYTHON+=("$APPTAINER_IMAGE" python3)
         command -v apptainer >/dev/null || fail "there is no apptainer on $(hostname); choose another COTFORMER_ENV"
         ;;
@@ -143,6 +157,11 @@ find_python() {
         fail "there is no $there on $(hostname): make the environment (README, Cluster), or name another one in iridis/env.local.sh"
     "${PYTHON[@]}" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' ||
         fail "$there has no torch: install requirements.txt into it (README, Cluster)"
+}
+
+make_folders() {
+    require_writable "$SCRATCH_DIR"
+    mkdir -p -- "$EXPS_DIR" "$CACHE_DIR" "$JOB_OUTPUTS_DIR"
 }
 
 run_checks() {
@@ -165,7 +184,7 @@ require_checkpoint() {
 }
 
 # The folder of the run that another package trains, under the same environment.
-folder_of() { bash "$COTFORMER_REPO/iridis/$1/job.sh" --folder; }
+folder_of() { env -u EXPERIMENT bash "$COTFORMER_REPO/iridis/$1/job.sh" --folder; }
 
 # Flags that are meant for a script that works on a run, refused here instead of in the job.
 check_flags() { "${PYTHON[@]}" -m iridis.plan --flags-only "${FLAGS[@]}" || exit; }
@@ -175,10 +194,15 @@ check_flags() { "${PYTHON[@]}" -m iridis.plan --flags-only "${FLAGS[@]}" || exit
 # The value of an #SBATCH line of the package.
 directive() { sed -n "s/^#SBATCH --$1=//p" "$PACKAGE_DIR/job.sh" | head -n 1; }
 
-# The option as sbatch will take it: from SBATCH_FLAGS, else from the head.
+# The option as sbatch will take it: from SBATCH_FLAGS, its environment, the head.
 option() {
     local flag value=''
     for flag in "${SBATCH_FLAGS[@]}"; do [[ $flag != "--$1="* ]] || value=${flag#*=}; done
+    case $1 in
+    partition) value=${value:-${SBATCH_PARTITION:-}} ;;
+    time) value=${value:-${SBATCH_TIMELIMIT:-}} ;;
+    gres) value=${value:-${SBATCH_GRES:-}} ;;
+    esac
     printf '%s\n' "${value:-$(directive "$1")}"
 }
 
@@ -202,17 +226,21 @@ new_run_dir() {
 keep_to_limit() {
     local limit partition
     partition=$(option partition)
-    limit=$(sinfo --noheader --partition="${SBATCH_PARTITION:-$partition}" --format=%l 2>/dev/null | head -n 1)
-    if [[ " ${SBATCH_FLAGS[*]}" == *" --time="* || ! $limit =~ [0-9] ]]; then return; fi
+    limit=$(sinfo --noheader --partition="$partition" --format=%l 2>/dev/null | head -n 1) || true
+    if [[ " ${SBATCH_FLAGS[*]}" == *" --time="* || -n ${SBATCH_TIMELIMIT:-} || ! $limit =~ [0-9] ]]; then return; fi
     if (($(seconds "$(directive time)") > $(seconds "$limit"))); then SBATCH_FLAGS+=("--time=$limit"); fi
 }
 
-# Of Slurm's [days-]hours:minutes:seconds.
+# Of Slurm's minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes[:seconds].
 seconds() {
-    local days=0 hours minutes rest=$1
-    if [[ $rest == *-* ]]; then days=${rest%%-*} rest=${rest#*-}; fi
-    IFS=: read -r hours minutes rest <<<"$rest"
-    printf '%s\n' "$(((days * 24 + 10#$hours) * 3600 + 10#${minutes:-0} * 60 + 10#${rest:-0}))"
+    local days=0 parts
+    IFS=: read -ra parts <<<"${1#*-}"
+    if [[ $1 == *-* ]]; then
+        days=${1%%-*}
+    elif ((${#parts[@]} < 3)); then
+        parts=(0 "${parts[@]}")
+    fi
+    printf '%s\n' "$(((days * 24 + 10#${parts[0]}) * 3600 + 10#${parts[1]:-0} * 60 + 10#${parts[2]:-0}))"
 }
 
 submit() {
@@ -263,19 +291,26 @@ submit_one() {
         fail "sbatch refused the job"
     }
     job=${job%%;*}
-    "${PYTHON[@]}" -m iridis.record submit "$RUN_DIR" --job "$job" --folder "$RUN_FOLDER" \
-        -- "$PACKAGE_DIR/job.sh" "${PASSED[@]}" "${FLAGS[@]}"
+    "${PYTHON[@]}" -m iridis.record submit "$RUN_DIR" --job "$job" --folder "$RUN_FOLDER" --iterations "$ITERATIONS_ASKED" \
+        -- bash "iridis/$PACKAGE/job.sh" "${PASSED[@]}" "${FLAGS[@]}" || true # the job is there without it too
     say "job $job: ${RUN_DIR#"$COTFORMER_REPO"/}/slurm_$job.out"
 }
 
+# Show the log of a job until it ends; its failure is ours.
 follow() {
-    local tail
+    local state=PENDING unknown=0
     say "following job $1; Ctrl-C ends the following, not the job"
     tail --lines=+1 --quiet -F "$2/slurm_$1.out" "$2/slurm_$1.err" 2>/dev/null &
-    tail=$!
-    while [[ -n $(squeue --noheader --jobs="$1" 2>/dev/null) ]]; do sleep 2; done
+    # shellcheck disable=SC2064  # as it is now
+    trap "kill $!" EXIT
+    while [[ $state =~ ^(PENDING|RUNNING|COMPLETING|CONFIGURING|SUSPENDED|REQUEUED|)$ ]] && ((unknown < 30)); do
+        sleep 2
+        state=$(SLURM_JOB_ID=$1 job_state)
+        if [[ -n $state ]]; then unknown=0; else ((unknown += 1)); fi
+    done
     sleep 1
-    kill "$tail"
+    [[ -n $state ]] || fail "Slurm does not know job $1 any more"
+    [[ $state == COMPLETED ]] || fail "job $1 is $state"
 }
 
 # ---- in the job ---------------------------------------------------------------------------------------------
@@ -289,9 +324,8 @@ run_job() {
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((SLURM_CPUS_PER_TASK / (N_GPUS > 1 ? N_GPUS : 1)))}
     fi
     run_checks
-    mkdir -p -- "$EXPS_DIR" "$CACHE_DIR"
     "${PYTHON[@]}" -m iridis.record begin "$RUN_DIR" --package "$PACKAGE" --folder "$RUN_FOLDER" \
-        --iterations "$ITERATIONS_ASKED" -- "$PACKAGE_DIR/job.sh" "${PASSED[@]}" "${FLAGS[@]}"
+        --iterations "$ITERATIONS_ASKED" -- bash "iridis/$PACKAGE/job.sh" "${PASSED[@]}" "${FLAGS[@]}"
     work || code=$?
     ((FAILED == 0)) || code=$FAILED
     # Slurm itself requeues what it has pre-empted, and nobody what a person has cancelled.
@@ -309,7 +343,7 @@ run_job() {
 }
 
 job_state() {
-    scontrol show job --oneliner "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's/.* JobState=\([A-Z]*\).*/\1/p'
+    scontrol show job --oneliner "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p' || true
 }
 
 diagnostics() {
@@ -353,11 +387,12 @@ plan_training() {
 
 check_training() {
     local lines
-    require_writable "$EXPS_DIR"
     require_writable "$CACHE_DIR"
+    if [[ -n ${WANDB_PROJECT:-} ]]; then require_writable "$WANDB_DIR/wandb"; fi
     lines=$(plan_training) || exit
     mapfile -t lines <<<"$lines"
     RUN_FOLDER=${lines[0]} ITERATIONS_ASKED=${lines[1]}
+    require_writable "$RUN_FOLDER"
     PLAN+=("${lines[@]:2}")
     [[ ${lines[2]} != finished* || -n $IN_JOB ]] || { say "${lines[2]}; nothing to do" && exit 0; }
 }

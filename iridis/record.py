@@ -28,18 +28,20 @@ PATIENCE = 3  # attempts without progress, after which a job is not requeued
 
 # Of the environment: what numbers and speeds may depend on, and no secrets.
 ENVIRONMENT = re.compile(
-    r"(SLURM|CUDA|NCCL|GLOO|PYTORCH|TORCH|OMP|MKL|WANDB|HF|TIKTOKEN|COTFORMER|CONDA|CLUSTER|DATA_DIR|EXPS_DIR)"
+    r"SLURM|CUDA|NCCL|GLOO|PYTORCH|TORCH|OMP|MKL|WANDB|HF_|TIKTOKEN|COTFORMER|CONDA|CLUSTER|\w+_DIR$|N_|EXPERIMENT|"
+    r"ITERATIONS|BATCH_SIZE|ACC_STEPS|CKPT_FREQ|TRAINING_FLAGS|DEVICE|\w*CHECKPOINT|EVAL_BATCH|TOKENIZER|WORKERS"
 )
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|JWT")
+SECRET = re.compile(r"(^|_)(API|KEY|TOKEN|SECRET|PASS\w*|JWT)(_|$)")
 
 
-def submit(run_dir: Path, job: str, folder: str, command: list[str]) -> None:
+def submit(run_dir: Path, job: str, folder: str, iterations: int | None, command: list[str]) -> None:
     """Write submission.json. folder: that of the training run, empty where the job trains none."""
     write_json(run_dir / SUBMISSION, {
         "job": job,
         "package": run_dir.parent.name,
         "command": shlex.join(command),
         "folder": folder or None,
+        "iterations": iterations,
         "commit": git_commit(),
         "submitted": _now(),
     })  # fmt: skip
@@ -81,7 +83,8 @@ def end(run_dir: Path, exit_code: int, signal: str, requeue: bool) -> str:
     """Complete the last attempt. Returns `requeue` where the job is to be queued again, else `end`.
 
     A job that trains is complete when summary.json says so, another when it ended with 0. Three attempts in a
-    row that saved nothing new (but for those that were told to end by TERM: of others' doing) end it.
+    row that saved nothing new end it. Those that were told to end by TERM, which is of others' doing, do not
+    count; nor do, in a job that trains nothing, those that ended because the time was over.
     """
     run = read(run_dir / RUN)
     if run is None:
@@ -96,7 +99,7 @@ def end(run_dir: Path, exit_code: int, signal: str, requeue: bool) -> str:
     if complete:
         _say("complete")
     elif not requeue:
-        _say(f"not complete ({where}); bash iridis/{run['package']}/job.sh goes on with it")
+        _say(f"not complete ({where}); {run['command']} goes on with it")
     elif _stuck(attempts) >= PATIENCE:
         _say(f"not complete ({where}), and {PATIENCE} attempts in a row have saved nothing new: not requeued")
     else:
@@ -128,7 +131,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def jobs_of(folder: Path) -> list[str]:
     """Jobs in the queue that were submitted to train the run in `folder`."""
-    states = job_states()
+    states = job_states() or {}
     found = []
     for path in ROOT.glob(f"iridis/*/run_*/{SUBMISSION}"):
         submitted = read(path)
@@ -137,14 +140,13 @@ def jobs_of(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def job_states() -> dict[str, dict[str, str]]:
-    """By number, your jobs in the queue: state, time left, why they wait. Empty where there is no Slurm."""
+def job_states() -> dict[str, dict[str, str]] | None:
+    """By number, your jobs in the queue: state, time left, why they wait. None if Slurm does not answer."""
+    command = ["squeue", "--me", "--noheader", "--format=%i|%T|%L|%r"]
     try:
-        done = subprocess.run(
-            ["squeue", "--me", "--noheader", "--format=%i|%T|%L|%r"], capture_output=True, text=True
-        )
-    except OSError:
-        return {}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
     rows = [line.strip().split("|", 3) for line in done.stdout.splitlines()]
     return {
         row[0]: dict(zip(("state", "left", "reason"), row[1:], strict=True)) for row in rows if len(row) == 4
@@ -157,7 +159,8 @@ def _stuck(attempts: list[dict[str, Any]]) -> int:
     for attempt in reversed(attempts):
         if attempt.get("signal") == "TERM" or "ended" not in attempt:
             continue
-        if attempt["to_step"] is not None and attempt["to_step"] > attempt["from_step"]:
+        trains = attempt["to_step"] is not None
+        if attempt["to_step"] > attempt["from_step"] if trains else attempt["signal"]:
             break
         count += 1
     return count
@@ -201,7 +204,7 @@ def main() -> None:
     args, command = parser.parse_args(words[:split]), words[split + 1 :]
     iterations = int(args.iterations) if args.iterations else None
     if args.event == "submit":
-        submit(args.run_dir, args.job, args.folder, command)
+        submit(args.run_dir, args.job, args.folder, iterations, command)
     elif args.event == "begin":
         begin(args.run_dir, args.package, args.folder, iterations, command)
     else:

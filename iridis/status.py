@@ -2,7 +2,7 @@
 
 import argparse
 import json
-import shutil
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +18,50 @@ def packages() -> list[Path]:
     return sorted(path.parent for path in ROOT.glob("iridis/*/job.sh"))
 
 
-def rows(chosen: list[Path]) -> list[tuple[str, ...]]:
-    """A row of the table for each package, in the order of HEADINGS."""
-    states = job_states()
+def rows(chosen: list[Path], states: dict[str, dict[str, str]]) -> list[tuple[str, ...]]:
+    """A row of the table for each package, in the order of HEADINGS. states: see `record.job_states`."""
     return [_row(package, states) for package in chosen]
 
 
 def _row(package: Path, states: dict[str, dict[str, str]]) -> tuple[str, ...]:
-    runs = sorted(package.glob("run_*"), key=lambda path: int(path.name.removeprefix("run_") or 0))
-    again = f"bash iridis/{package.name}/job.sh"
+    runs = [path for path in package.glob("run_*") if re.fullmatch(r"run_\d+", path.name)]
     if not runs:
-        return (package.name, "-", "-", "never run", "-", "-", "-", again)
-    submitted, run = read(runs[-1] / SUBMISSION) or {}, read(runs[-1] / RUN) or {}
-    attempts = run.get("attempts") or [{}]
-    job = submitted.get("job") or attempts[-1].get("job") or "local"
+        return (package.name, "-", "-", "never run", "-", "-", "-", f"bash iridis/{package.name}/job.sh")
+    runs.sort(key=lambda path: int(path.name.removeprefix("run_")))
+    # Of a chain, the job that runs tells more than those that wait for it.
+    running = [path for path in runs if states.get(_job(path), {}).get("state") == "RUNNING"]
+    latest = (running or runs)[-1]
+    submitted, run, job = read(latest / SUBMISSION) or {}, read(latest / RUN) or {}, _job(latest)
     in_queue = states.get(job)
-    step, loss, left = _progress(run)
+    step, loss, left = _progress(run or submitted)
     if in_queue:
         state = in_queue["state"]
-        waits = f"wait ({in_queue['reason']})" if state == "PENDING" else "wait"
-        return (package.name, runs[-1].name, job, state, step, loss, left, waits)
-    if run.get("complete"):
-        return (package.name, runs[-1].name, job, "complete", step, loss, "-", "-")
-    folder = run.get("folder")
-    if folder and covered_by_summary(Path(folder), run["iterations"]):
-        return (package.name, runs[-1].name, job, "complete", step, loss, "-", "-")  # by another job
-    if not run:
-        return (
-            package.name,
-            runs[-1].name,
-            job,
-            "did not start",
-            "-",
-            "-",
-            "-",
-            f"see {_logs(runs[-1], job)}",
-        )
-    code = attempts[-1].get("exit_code")
-    if code:
-        state, then = f"failed ({code})", f"see {_logs(runs[-1], job)}"
+        then = f"wait ({in_queue['reason']})" if state == "PENDING" else "wait"
     else:
-        state, then = "stopped" if code == 0 else "killed", again
-    return (package.name, runs[-1].name, job, state, step, loss, left, then)
+        state, then = _outcome(run)
+        then = then or f"see {_logs(latest, job)}"
+        left = "-" if state == "complete" else left
+    return (package.name, latest.name, job, state, step, loss, left, then)
+
+
+def _outcome(run: dict[str, Any]) -> tuple[str, str]:
+    """How a job that is gone ended, and what to do next; empty where its log has to tell."""
+    folder = run.get("folder")
+    if run.get("complete") or (folder and covered_by_summary(Path(folder), run["iterations"])):
+        return "complete", "-"  # if not by this job, then by another
+    if not run:
+        return "did not start", ""
+    code = (run["attempts"] or [{}])[-1].get("exit_code")
+    if code:
+        return f"failed ({code})", ""
+    return "killed" if code is None else "stopped", run["command"]
+
+
+def _job(run_dir: Path) -> str:
+    """The number of the job that last had this run_N, or `local`."""
+    submitted, run = read(run_dir / SUBMISSION) or {}, read(run_dir / RUN) or {}
+    attempts = run.get("attempts") or [{}]
+    return submitted.get("job") or attempts[-1].get("job") or "local"
 
 
 def _logs(run_dir: Path, job: str) -> str:
@@ -116,12 +118,14 @@ def main() -> None:
     for name in names:
         if name not in known:
             raise UsageError(unknown(f"there is no package {name}", name, known))
-    table = [HEADINGS, *rows([known[name] for name in names] if names else list(known.values()))]
+    states = job_states()
+    chosen = [known[name] for name in names] if names else list(known.values())
+    table = [HEADINGS, *rows(chosen, states or {})]
     widths = [max(len(row[column]) for row in table) for column in range(len(HEADINGS))]
     for row in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    if not shutil.which("squeue"):
-        print("(there is no Slurm here: what is in a queue is not known)")
+    if states is None:
+        print("(Slurm does not answer here: what waits or runs is not known)")
 
 
 if __name__ == "__main__":

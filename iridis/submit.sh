@@ -12,7 +12,8 @@ case ${1:-} in
 "" | -h | --help)
     sed -n '2,5s/^# \{0,1\}//p' "$0"
     printf 'packages: %s\n' "$(packages)"
-    exit "$((${#1} == 0 ? 2 : 0))"
+    [[ $# != 0 ]] || exit 2
+    exit 0
     ;;
 esac
 package=${1#iridis/}

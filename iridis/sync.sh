@@ -4,32 +4,40 @@
 #   push   this repository to the cluster, without data, environments, images, runs and logs; deletes nothing there
 #   pull   what jobs have left: their run_N folders, job-outputs/ and, without checkpoints, the runs in exps/
 #
-# CLUSTER=<name> says which (iridis-x). REMOTE_HOST is what ssh calls it, REMOTE_REPO where the repository lies.
+# REMOTE_CLUSTER=<name> says which (iridis-x). REMOTE_HOST is what ssh calls it, REMOTE_REPO where the repository
+# lies, REMOTE_SCRATCH where data and runs do; their defaults are those of its file in iridis/clusters.
 set -euo pipefail
 
-CLUSTER=${CLUSTER:-iridis-x}
-# shellcheck source=iridis/env.sh
-. "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
-cd -- "$COTFORMER_REPO"
+HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+cd -- "$HERE/.."
 what=${1:-}
 case $what in
 push | pull) shift ;;
--h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0" && exit ;;
+-h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0" && exit ;;
 *) printf 'error: %s: say push or pull\n' "${what:-nothing was asked for}" >&2 && exit 2 ;;
 esac
 command -v rsync >/dev/null || { printf 'error: there is no rsync on this machine: install it\n' >&2 && exit 1; }
+cluster=${REMOTE_CLUSTER:-iridis-x}
+if [[ ! -f $HERE/clusters/$cluster.sh ]]; then
+    printf 'error: REMOTE_CLUSTER=%s: there is no iridis/clusters/%s.sh\n' "$cluster" "$cluster" >&2
+    exit 2
+fi
+SCRATCH_DIR=${REMOTE_SCRATCH:-} # there, not here
+# shellcheck source=/dev/null
+. "$HERE/clusters/$cluster.sh"
 if [[ -z $REMOTE_HOST ]]; then
-    printf 'error: cluster %s has no REMOTE_HOST; set it in iridis/clusters/%s.sh\n' "$CLUSTER" "$CLUSTER" >&2
+    printf 'error: cluster %s has no REMOTE_HOST; set it in iridis/clusters/%s.sh\n' "$cluster" "$cluster" >&2
     exit 2
 fi
 
 if [[ $what == push ]]; then
-    rsync -avz --exclude='slurm_*' --exclude='run_*/' --exclude='*.sif' --exclude=env.local.sh --exclude=.venv \
+    rsync -avz --exclude='slurm_*' --exclude='run_[0-9]*/' --exclude='*.sif' --exclude=env.local.sh --exclude=.venv \
         --exclude=__pycache__ --exclude='.*_cache' --exclude=/data/datasets --exclude=/exps --exclude=/wandb \
         --exclude=/demo --exclude=/job-outputs "$@" ./ "$REMOTE_HOST:$REMOTE_REPO/"
 else
-    rsync -avz --include='*/' --include='run_*/**' --exclude='*' --prune-empty-dirs "$@" \
+    rsync -avz --include='*/' --include='run_[0-9]*/**' --exclude='*' --prune-empty-dirs "$@" \
         "$REMOTE_HOST:$REMOTE_REPO/iridis/" iridis/
-    rsync -avz "$@" "$REMOTE_HOST:$JOB_OUTPUTS_DIR/" job-outputs/
-    rsync -avz --exclude='*.pt' --exclude='*.dcp' --exclude='*.tmp' "$@" "$REMOTE_HOST:$EXPS_DIR/" exps/
+    rsync -avz --ignore-missing-args "$@" "$REMOTE_HOST:$SCRATCH_DIR/job-outputs/" job-outputs/
+    rsync -avz --ignore-missing-args --exclude='*.pt' --exclude='*.dcp' --exclude='*.tmp' "$@" \
+        "$REMOTE_HOST:$SCRATCH_DIR/exps/" exps/
 fi

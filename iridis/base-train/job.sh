@@ -22,8 +22,9 @@ ACC_STEPS=${ACC_STEPS:-8}   # micro-batches of a step, divided among the GPUs: B
 CKPT_FREQ=${CKPT_FREQ:-2000}
 WANDB_PROJECT=${WANDB_PROJECT-rcotformer} # offline; empty: no W&B
 
-LIB=$(dirname -- "$0")/../lib.sh
-[[ -f $LIB ]] || LIB=$SLURM_SUBMIT_DIR/iridis/lib.sh # Slurm runs a copy of this file
+LIB=$(dirname -- "$0")/../lib.sh # Slurm runs a copy of this file, which lies elsewhere
+[[ -f $LIB ]] || LIB=${SLURM_SUBMIT_DIR:-.}/iridis/lib.sh
+[[ -f $LIB ]] || LIB=${COTFORMER_REPO:-.}/iridis/lib.sh
 # shellcheck source=iridis/lib.sh
 . "$LIB"
 

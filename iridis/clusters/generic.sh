@@ -5,6 +5,7 @@
 CLUSTER_HOSTS=''
 : "${SCRATCH_DIR:=${SCRATCH:-$HOME}/cotformer}"
 : "${COTFORMER_ENV:=venv}" # the one that `make` makes
+: "${CLUSTER_MODULES:=}" # what `module load` has to load first, e.g. apptainer
 : "${MAIL_DOMAIN:=}"
 
 : "${REMOTE_HOST:=}"
@@ -15,6 +16,6 @@ cluster_partition() {
     if [[ -n $(sinfo --noheader --partition="$1" 2>/dev/null) ]]; then
         printf '%s\n' "$1"
     else
-        sinfo --noheader --format=%P 2>/dev/null | sed -n 's/\*$//p' | head -n 1
+        sinfo --noheader --format=%P 2>/dev/null | sed -n 's/\*$//p' | head -n 1 || true
     fi
 }

@@ -10,6 +10,7 @@
 CLUSTER_HOSTS='login*.iridis.soton.ac.uk loginx00* loginX00*'
 : "${SCRATCH_DIR:=/scratch/ab3u21}" # the team's: data, environment and runs are shared
 : "${COTFORMER_ENV:=conda}"
+: "${CLUSTER_MODULES:=}" # what `module load` has to load first, e.g. apptainer
 : "${MAIL_DOMAIN:=soton.ac.uk}"
 
 # For iridis/sync.sh: what ssh calls it, and where this repository lies there.

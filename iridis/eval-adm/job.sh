@@ -13,13 +13,15 @@
 
 # CONFIGURATION (each can be set in the environment)
 CHECKPOINT=${CHECKPOINT:-}               # a file or a run's folder; empty: what adm-train has trained
+NAME=${NAME:-adm_v1}                     # of the folder in run_N for Figures 4 and 5
 EARLIER=${EARLIER:-40000}                # the step of the earlier checkpoint of Figure 5
 LNCOT_CHECKPOINT=${LNCOT_CHECKPOINT:-}   # empty: what lncot-train has trained, if anything
 N_GPUS=${N_GPUS:-1}                      # agrees with --gres above
 EVAL_BATCH=${EVAL_BATCH:-8}
 
-LIB=$(dirname -- "$0")/../lib.sh
-[[ -f $LIB ]] || LIB=$SLURM_SUBMIT_DIR/iridis/lib.sh # Slurm runs a copy of this file
+LIB=$(dirname -- "$0")/../lib.sh # Slurm runs a copy of this file, which lies elsewhere
+[[ -f $LIB ]] || LIB=${SLURM_SUBMIT_DIR:-.}/iridis/lib.sh
+[[ -f $LIB ]] || LIB=${COTFORMER_REPO:-.}/iridis/lib.sh
 # shellcheck source=iridis/lib.sh
 . "$LIB"
 
@@ -39,11 +41,11 @@ work() {
     else
         say "note: $CHECKPOINT has no ckpt_$EARLIER.pt: Figure 5 shows one checkpoint"
     fi
-    if compgen -G "$LNCOT_CHECKPOINT/ckpt*" >/dev/null; then evaluate "$LNCOT_CHECKPOINT" "$RUN_DIR/ln-cotformer"; fi
-    figure_4 "$CHECKPOINT" "$RUN_DIR/exp4"
+    if [[ -f $LNCOT_CHECKPOINT ]] || compgen -G "$LNCOT_CHECKPOINT/ckpt*" >/dev/null; then evaluate "$LNCOT_CHECKPOINT" "$RUN_DIR/ln-cotformer"; fi
+    figure_4 "$CHECKPOINT" "$RUN_DIR/$NAME/exp4"
     for number in "${steps[@]}"; do
         [[ $number == end ]] || checkpoint=$CHECKPOINT/ckpt_$number.pt
-        figure_5 "$checkpoint" "$RUN_DIR/exp5-$number"
+        figure_5 "$checkpoint" "$RUN_DIR/$NAME/exp5-$number"
     done
 }
 run_package "$@"

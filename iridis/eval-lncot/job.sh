@@ -16,8 +16,9 @@ CHECKPOINT=${CHECKPOINT:-} # a file or a run's folder; empty: what lncot-train h
 N_GPUS=${N_GPUS:-1}         # agrees with --gres above
 EVAL_BATCH=${EVAL_BATCH:-8}
 
-LIB=$(dirname -- "$0")/../lib.sh
-[[ -f $LIB ]] || LIB=$SLURM_SUBMIT_DIR/iridis/lib.sh # Slurm runs a copy of this file
+LIB=$(dirname -- "$0")/../lib.sh # Slurm runs a copy of this file, which lies elsewhere
+[[ -f $LIB ]] || LIB=${SLURM_SUBMIT_DIR:-.}/iridis/lib.sh
+[[ -f $LIB ]] || LIB=${COTFORMER_REPO:-.}/iridis/lib.sh
 # shellcheck source=iridis/lib.sh
 . "$LIB"
 

@@ -14,8 +14,9 @@
 TOKENIZER=${TOKENIZER:-gpt2}
 WORKERS=${WORKERS:-} # processes that encode; empty: one for each CPU of the job
 
-LIB=$(dirname -- "$0")/../lib.sh
-[[ -f $LIB ]] || LIB=$SLURM_SUBMIT_DIR/iridis/lib.sh # Slurm runs a copy of this file
+LIB=$(dirname -- "$0")/../lib.sh # Slurm runs a copy of this file, which lies elsewhere
+[[ -f $LIB ]] || LIB=${SLURM_SUBMIT_DIR:-.}/iridis/lib.sh
+[[ -f $LIB ]] || LIB=${COTFORMER_REPO:-.}/iridis/lib.sh
 # shellcheck source=iridis/lib.sh
 . "$LIB"
 

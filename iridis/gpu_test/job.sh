@@ -13,8 +13,9 @@
 # CONFIGURATION (each can be set in the environment)
 N_GPUS=${N_GPUS:-1} # agrees with --gres above
 
-LIB=$(dirname -- "$0")/../lib.sh
-[[ -f $LIB ]] || LIB=$SLURM_SUBMIT_DIR/iridis/lib.sh # Slurm runs a copy of this file
+LIB=$(dirname -- "$0")/../lib.sh # Slurm runs a copy of this file, which lies elsewhere
+[[ -f $LIB ]] || LIB=${SLURM_SUBMIT_DIR:-.}/iridis/lib.sh
+[[ -f $LIB ]] || LIB=${COTFORMER_REPO:-.}/iridis/lib.sh
 # shellcheck source=iridis/lib.sh
 . "$LIB"
 

@@ -33,10 +33,8 @@ def test_its_test_runs_on_what_it_copies(name, tmp_path):
     programs.mkdir()
     (programs / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (programs / "python3").chmod(0o755)
-    # Apptainer takes away the indentation of a section's lines.
-    script = re.sub(r"^    ", "", found["test"], flags=re.MULTILINE)
     done = subprocess.run(
-        ["sh", "-c", script.replace("/opt/cotformer", f"{image}/cotformer")],
+        ["sh", "-c", found["test"].replace("/opt/cotformer", f"{image}/cotformer")],
         env={"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(tmp_path)},
         capture_output=True,
         text=True,

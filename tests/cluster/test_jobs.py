@@ -50,8 +50,9 @@ def test_every_package(on_slurm):
     assert "exp4/figure4_pareto.png" in found["lncot-exp4"]
     assert {
         "eval_20.txt", "eval_10.txt", "eval_summary_ckpt.json", "eval_summary_ckpt_10.json",
-        "ln-cotformer/eval_20.txt", "exp4/figure4_pareto.png", "exp5-10/figure5_raw.png",
-        "exp5-end/figure5_raw.png", "exp5-end/figure5_picascade.png", "exp5-end/figure5_ptcascade.png",
+        "ln-cotformer/eval_20.txt", "adm_v1/exp4/figure4_pareto.png", "adm_v1/exp5-10/figure5_raw.png",
+        "adm_v1/exp5-end/figure5_raw.png", "adm_v1/exp5-end/figure5_picascade.png",
+        "adm_v1/exp5-end/figure5_ptcascade.png",
     } <= found["eval-adm"]  # fmt: skip
     assert "eval-adm" in cluster.slurm.mails() and "someone@example.org" in cluster.slurm.mails()
     table = cluster.run("bash iridis/status.sh")

@@ -51,7 +51,7 @@ def test_being_pre_empted_is_not_its_fault(job):
 
 def test_only_where_it_was_asked_for(job, capsys):
     assert job(10, requeue=False) == "end"
-    assert "bash iridis/package/job.sh goes on with it" in capsys.readouterr().err
+    assert "job.sh goes on with it" in capsys.readouterr().err
 
 
 def test_secrets_are_not_recorded(job, monkeypatch):

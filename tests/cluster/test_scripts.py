@@ -1,11 +1,11 @@
 """The job scripts without Slurm: how they are written, what they refuse, and --local."""
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
-import time
 
 import pytest
 
@@ -101,6 +101,16 @@ def test_every_path_can_be_set_by_the_environment_and_by_a_file_of_ones_own(clus
     assert environment(cluster, DATA_DIR="/data")[2::2] == ["/mine", ""]
 
 
+def test_times(cluster):
+    """Slurm's ways to write a time, as sinfo and the heads of packages have them."""
+    ways = {"30": 1800, "30:00": 1800, "12:00:00": 43200, "1-00:00:00": 86400, "2-12": 216000, "0-1:30": 5400}
+    text = (cluster.repo / "iridis/lib.sh").read_text()
+    function = re.search(r"^seconds\(\) \{.*?^\}", text, re.MULTILINE | re.DOTALL)[0]
+    for way, seconds in ways.items():
+        done = subprocess.run(["bash", "-c", f"{function}\nseconds {way}"], capture_output=True, text=True)
+        assert done.stdout.strip() == str(seconds), way
+
+
 def local(name, flags=""):
     return f"bash iridis/{name}/job.sh --local {flags}"
 
@@ -111,6 +121,7 @@ def test_wrong_input(cluster):
     cluster.refuse(f"{train} --row ln-cotformer", 2, "table1/ln-cotformer", "did you mean table")
     cluster.refuse(f"{train} --chain none", 2, "--chain none")
     cluster.refuse(f"{train} --chain 2 --requeue", 2, "give one")
+    cluster.refuse(f"{train} --requeue", 2, "--local has none")
     cluster.refuse(f"{train} --n_gpus", 2, "--n_gpus needs a value")
     cluster.refuse(f"{train} --dataset owt2", 1, "openwebtext2", "is not prepared")
     cluster.refuse(
@@ -178,27 +189,23 @@ def test_local_training_and_evaluation(cluster):
 
 
 def test_a_local_run_that_is_interrupted(cluster):
-    """Ctrl-C reaches the shell, which tells training to save."""
+    """Ctrl-C goes to all processes of the terminal; training is told once, saves, and ends."""
     command = local("lncot-train", "--iterations 100000 --save_checkpoint_freq 100000").split()
-    with subprocess.Popen(
-        command,
-        cwd=cluster.repo,
-        env=cluster.env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if line.startswith("step 20/"):
-                process.send_signal(signal.SIGINT)
-                began = time.monotonic()
-        process.wait(60)
-    said = "".join(lines)
-    assert process.returncode == 0 and "stopping (SIGUSR1)" in said, said
-    assert time.monotonic() - began < 60
-    assert "not complete" in said and list(cluster.folder("lncot-train").glob("ckpt_*.pt"))
+    log = cluster.run_dir("lncot-train") / "local.log"
+    with open(cluster.scratch / "said", "w") as out:
+        process = subprocess.Popen(
+            command, cwd=cluster.repo, env=cluster.env, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        cluster.wait_until(lambda: log.exists() and "step 20/" in log.read_text(), "it does not train")
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert "stopping (SIGUSR1)" in log.read_text() and "not complete" in log.read_text()
+    assert "--iterations 100000 --save_checkpoint_freq 100000 goes on with it" in log.read_text()
+    assert list(cluster.folder("lncot-train").glob("ckpt_*.pt"))
 
 
 def test_gpu_test_on_processors(cluster):
@@ -240,11 +247,9 @@ def test_sync(cluster, tmp_path):
     shell.chmod(0o755)
     home, outputs = tmp_path / "home", cluster.scratch / "job-outputs"
     env = {
-        "RSYNC_RSH": str(shell),
-        "REMOTE_HOME": str(home),
-        "REMOTE_HOST": "there",
-        "REMOTE_REPO": "CoTFormer",
-    }
+        "RSYNC_RSH": str(shell), "REMOTE_HOME": str(home), "REMOTE_HOST": "there", "REMOTE_REPO": "CoTFormer",
+        "REMOTE_SCRATCH": str(cluster.scratch), "CLUSTER": "generic", "SCRATCH_DIR": "/another/one",
+    }  # fmt: skip
     for path in ("home", "scratch/job-outputs/me-1-x", "scratch/exps/run"):
         (tmp_path / path).mkdir(parents=True)
     for path in ("iridis/env.local.sh", "iridis/lncot-train/run_1/slurm_1.out", "exps/big.pt"):
