@@ -34,12 +34,8 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x: Tensor, rows: Rows, store: Store, context: Context | None = None) -> Tensor:
         """x (*rows.shape, C) -> (*rows.shape, C). context: what keys and values are made of, if not x."""
-        if context is None:
-            key_rows = rows
-            q, k, v = self._heads(self.c_attn(x), 3)
-        else:
-            key_rows = context.rows
-            q, k, v = self._apart(x, context.x) if rows.total else self._heads(self.c_attn(context.x), 3)
+        q, k, v = self.project(x, rows, context)
+        key_rows = rows if context is None else context.rows
         k = rotate(k, key_rows.rotation)
         seen = store.add((key_rows.to_batch(k), key_rows.to_batch(v)), key_rows, rows)
         if not rows.total:
@@ -55,6 +51,15 @@ class MultiHeadAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
         )
         return self.resid_dropout(self.c_proj(rows.from_batch(y).flatten(-2)))
+
+    def project(self, x: Tensor, rows: Rows, context: Context | None = None) -> list[Tensor]:
+        """Queries of `rows`, and keys and values of the context's rows or these, all before their rotation.
+
+        Each (*shape of its rows, H, D). Where there are no rows, the queries mean nothing.
+        """
+        if context is None:
+            return self._heads(self.c_attn(x), 3)
+        return self._apart(x, context.x) if rows.total else self._heads(self.c_attn(context.x), 3)
 
     def _heads(self, projected: Tensor, parts: int) -> list[Tensor]:
         """(..., parts * C) -> parts times (..., H, D)."""

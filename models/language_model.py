@@ -22,7 +22,7 @@ from models.mixture_of_repeats import MixtureOfRepeats, RoutedUniversal
 from models.pause import PauseTokens
 from models.positions import POSITIONS
 from models.readout import ExpectedExit, LastExit
-from models.repeaters import CrossRepeat, Middle, Once, Repeated, Universal
+from models.repeaters import AfterPass, CrossRepeat, Middle, Once, Repeated, Universal
 from models.routing import Router, Routing, Threshold, TopK
 from models.rows import Grid, Rows
 
@@ -76,6 +76,7 @@ class LanguageModel(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.repeater = REPEATERS[variant.repeater]()
+        self.after_pass = AfterPass()
         self.readout = ExpectedExit(config) if variant.repeater == "ponder" else LastExit()
         self._initialise()
         self.lm_head.weight = self.transformer.wte.weight
@@ -186,6 +187,7 @@ class LanguageModel(nn.Module):
             blocks=self.transformer[self._middle_name],
             n_repeat=self.config.n_repeat,
             ln_mid=self.transformer.ln_mid,
+            after_pass=self.after_pass,
             depth_embedding=self.depth_emb,
             routers=self.transformer["mod"] if variant.routed else None,
             routing=routing,

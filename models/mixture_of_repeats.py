@@ -26,7 +26,7 @@ class MixtureOfRepeats:
             x = middle.with_depth(x, repeat)
             for index, block in enumerate(middle.blocks):
                 x = block(x, rows, memory.all_passes(("middle", index), repeat))
-            x = _mixed(entering, middle.ln_mid(x), score)
+            x = middle.after_pass(_mixed(entering, middle.ln_mid(x), score), rows, repeat)
             outputs.append((rows, x))
             if repeat == middle.n_repeat:
                 break
@@ -63,6 +63,7 @@ class RoutedUniversal:
                     context = Context(put(x, place, active), everyone)
             active = _mixed(entering, middle.ln_mid(active), score)
             x = active if context is None else put(x, place, active)
+            x = middle.after_pass(x, everyone, repeat)
             if rows.total:
                 passes.append(rows)
             if repeat == middle.n_repeat:

@@ -25,6 +25,7 @@ class Middle:
     blocks: nn.ModuleList
     n_repeat: int
     ln_mid: nn.Module
+    after_pass: "AfterPass"
     depth_embedding: nn.Module | None
     routers: nn.ModuleList | None
     routing: Routing | None
@@ -51,6 +52,17 @@ class Repeated:
     penalty: Tensor | None = None
 
 
+class AfterPass(nn.Module):
+    """Does nothing: the place where hooks find each token's representation after a pass (`analysis.hooks`).
+
+    Every repeater but stick breaking calls it at the end of each pass that it computes.
+    """
+
+    def forward(self, x: Tensor, rows: Rows, repeat: int) -> Tensor:
+        """x (*rows.shape, C), as the next pass will take it (before the depth embedding); repeat: 1-based."""
+        return x
+
+
 class Repeater(Protocol):
     """A strategy for the middle."""
 
@@ -64,7 +76,7 @@ class Once:
     def __call__(self, x: Tensor, rows: Rows, middle: Middle, memory: Memory) -> Repeated:
         for index, block in enumerate(middle.blocks):
             x = block(x, rows, memory.own_pass(("middle", index)))
-        return Repeated([x], [rows], [])
+        return Repeated([middle.after_pass(x, rows, 1)], [rows], [])
 
 
 class Universal:
@@ -81,6 +93,7 @@ class Universal:
         for repeat in range(1, middle.n_repeat + 1):
             for index, block in enumerate(middle.blocks):
                 x = block(x, rows, memory.own_pass(("middle", index), repeat))
+            x = middle.after_pass(x, rows, repeat)
             exits.append(x)
         return Repeated(exits if self._every_exit else exits[-1:], [rows] * middle.n_repeat, [])
 
@@ -97,5 +110,5 @@ class CrossRepeat:
             x = middle.with_depth(x, repeat)
             for index, block in enumerate(middle.blocks):
                 x = block(x, rows, memory.all_passes(("middle", index), repeat))
-            x = middle.ln_mid(x)
+            x = middle.after_pass(middle.ln_mid(x), rows, repeat)
         return Repeated([x], [rows] * middle.n_repeat, [])

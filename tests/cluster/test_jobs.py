@@ -38,7 +38,7 @@ def test_every_package(on_slurm):
         assert (cluster.run_dir(name) / "curves.png").exists()
 
     env = {"EARLIER": "10"}
-    names = ("eval-cot-res", "eval-lncot", "eval-adm", "lncot-exp4")
+    names = ("eval-cot-res", "eval-lncot", "eval-adm", "lncot-exp4", "kv-analysis-lncot+adm")
     jobs = {name: cluster.package(name, **env) for name in names}
     found = {}
     for name, job in jobs.items():
@@ -48,6 +48,8 @@ def test_every_package(on_slurm):
     for name in ("eval-cot-res", "eval-lncot"):
         assert {"eval_20.txt", "eval_summary_ckpt.json", "run.json", "submission.json"} <= found[name]
     assert "exp4/figure4_pareto.png" in found["lncot-exp4"]
+    for name in ("ln-cotformer", "adm"):
+        assert f"{name}/kv_compression_ckpt_spectra.png" in found["kv-analysis-lncot+adm"]
     assert {
         "eval_20.txt", "eval_10.txt", "eval_summary_ckpt.json", "eval_summary_ckpt_10.json",
         "ln-cotformer/eval_20.txt", "adm_v1/exp4/figure4_pareto.png", "adm_v1/exp5-10/figure5_raw.png",
