@@ -26,7 +26,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=choice(("auto", "true", "false")),
         default="auto",
         help="also treat a token's keys and values of all repeats as one vector, which takes "
-        "8 * (2 * n_embd * n_repeat)^2 bytes a middle layer (default: auto: where that is below 4 GiB in all)",
+        "8 * (2 * n_embd * n_repeat)^2 bytes a middle layer (default: auto: where all take less than 4 GiB)",
     )
 
 
