@@ -64,10 +64,17 @@ class Analysis:
         }
 
 
-def begin(own: Namespace, given: dict[str, Any], name: str, fixed_depth: bool = True) -> Analysis:
+def begin(
+    own: Namespace,
+    given: dict[str, Any],
+    name: str,
+    fixed_depth: bool = True,
+    attentions: tuple[str, ...] = ("mha",),
+) -> Analysis:
     """Load the model that the flags name and open its text; say so.
 
-    fixed_depth: whether models without routers will do. Raises UsageError where the model will not.
+    fixed_depth: whether models without routers will do. attentions: the kinds that will. Raises UsageError
+    where the model will not.
     """
     from optim.restore import restore
 
@@ -75,16 +82,16 @@ def begin(own: Namespace, given: dict[str, Any], name: str, fixed_depth: bool = 
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UsageError(f"--output_dir {folder} is a file; give a folder")
     run = restore(Path(own.checkpoint), given)
-    require_possible(run, name, fixed_depth)
+    require_possible(run, name, fixed_depth, attentions)
     corpus = run.open_corpus()
     print(f"{run.describe()}, on {own.split} of {run.args.dataset}")
     return Analysis(name, run, corpus, own.split, folder or run.path.parent)
 
 
-def require_possible(run: "Restored", name: str, fixed_depth: bool) -> None:
+def require_possible(run: "Restored", name: str, fixed_depth: bool, attentions: tuple[str, ...]) -> None:
     """Raises UsageError for a model that analysis.<name> knows nothing to say about."""
     cfg = run.model.config
-    if cfg.variant.attention != "mha":
+    if cfg.variant.attention not in attentions:
         raise UsageError(
             f"{run.path} is a {cfg.variant.paper_name}, whose cache is of latents already; "
             f"analysis.{name} is for multi-head attention"

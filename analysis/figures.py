@@ -201,3 +201,30 @@ def _entropy(content: dict[str, Any]) -> Any:
         figure.colorbar(image, ax=axes)
     grid[0].set_yticks(range(len(layers)), layers, fontsize="small")
     return figure
+
+
+def draw_lens(content: dict[str, Any], stem: Path) -> list[str]:
+    """Loss, accuracy, agreement and divergence over depth. content: the .json."""
+    depths = content["depths"]
+    titles = {
+        "loss": "loss, nats per token",
+        "accuracy": "accuracy",
+        "agreement": "same likeliest token as the whole model",
+        "divergence": "KL(whole model || this depth), nats",
+    }
+    figure, grid = new_figure(2, 2, figsize=(max(8.0, 4 + 0.35 * len(depths)), 6.5), sharex=True)
+    places = range(len(depths))
+    after_pass = [place for place, name in enumerate(depths) if name.startswith("repeat")]
+    for axes, (name, title) in zip(grid.flat, titles.items(), strict=True):
+        values = [measured[name] for measured in depths.values()]
+        axes.plot(places, values, marker=".", color=COLOURS[5], label="after a block")
+        axes.plot(
+            after_pass, [values[place] for place in after_pass], "o", color=COLOURS[0], label="after a repeat"
+        )
+        axes.set_title(title, fontsize="medium")
+        axes.grid(alpha=0.3)
+    for axes in grid[-1]:
+        axes.set_xticks(places, list(depths), rotation=90 if len(depths) > 6 else 0, fontsize="small")
+    if len(after_pass) < len(depths):
+        grid[0, 0].legend(fontsize="small")
+    return both_formats(figure, stem)

@@ -19,6 +19,7 @@ REPEATED = {"n_layer_begin": 1, "n_layer_end": 1, "n_repeat": 3}
 MODELS = {
     "base": {},
     "but": REPEATED,
+    "cotformer": REPEATED,
     "ln_cotformer": REPEATED | {"depth_embedding": "linear_learned"},
     "adm": REPEATED | {"depth_embedding": "linear_learned"},
     "adaptive_but": REPEATED,
@@ -26,9 +27,10 @@ MODELS = {
 ROUTED = {"length_factors": [0.7, 0.4]}
 
 
-def make(name, window=None):
+def make(name, window=None, **changes):
     torch.manual_seed(0)
-    config = ModelConfig(model=name, attention_window_length=window, **SIZES, **MODELS[name])
+    fields = SIZES | MODELS[name] | changes
+    config = ModelConfig(model=name, attention_window_length=window, **fields)
     model = models.language_model.LanguageModel(config).double().eval()
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
