@@ -12,13 +12,15 @@ from models.config import ModelConfig
 from models.variants import accepted_names
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from models.language_model import LanguageModel
     from models.macs import Macs
 
 __all__ = [
-    "ModelConfig", "cache_bytes_per_token", "count_macs", "import_original_state_dict",
+    "ModelConfig", "cache_bytes_per_token", "count_macs", "from_pretrained", "import_original_state_dict",
     "make_model_from_args", "registered_models",
 ]  # fmt: skip
 
@@ -36,6 +38,16 @@ def make_model_from_args(args: Any) -> "LanguageModel":
     from models.language_model import LanguageModel
 
     return LanguageModel(ModelConfig.from_args(args))
+
+
+def from_pretrained(folder: "str | Path") -> "LanguageModel":
+    """The trained model in a folder that `python -m optim.export` wrote, on the CPU, in evaluation mode.
+
+    Raises UsageError for a folder that is no model's, Failure for a damaged one.
+    """
+    from models import pretrained
+
+    return pretrained.from_pretrained(folder)
 
 
 def count_macs(

@@ -12,7 +12,8 @@ import models
 from data import Corpus, open_corpus
 from data.batches import EvaluationBatches, contiguous_batches
 from distributed import Precision, choose_device, choose_precision, require_single_process
-from errors import UsageError
+from errors import Failure, UsageError
+from models import pretrained
 from models.language_model import LanguageModel
 from optim import checkpoint
 from optim.state import FORMAT
@@ -59,15 +60,14 @@ class Restored:
 
 
 def restore(path: Path, given: dict[str, Any]) -> Restored:
-    """Load the checkpoint `path` (a file, or a run's folder: its most advanced one).
+    """Load the checkpoint `path` (a file, a run's folder: its most advanced one, or an exported model).
 
     given: flags of the command line, which override those of the run. Reads our checkpoints and those of the
     released code, whose flags stand in the summary.json beside them, or are given.
     Raises UsageError when flags and weights do not fit together, Failure for a damaged file.
     """
     require_single_process()
-    path = checkpoint.find(path)
-    content = checkpoint.load(path)
+    path, content = _read(path)
     ours = content.get("format") == FORMAT
     args = config.complete(content["args"] if ours else _summary_args(path, given), given)
     model = models.make_model_from_args(args)
@@ -82,6 +82,18 @@ def restore(path: Path, given: dict[str, Any]) -> Restored:
         tokenizer=content.get("tokenizer") if ours else None,
         step=content.get("step", content.get("itr")),
     )
+
+
+def _read(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that is meant, and its content; an exported model's in the form of a checkpoint's."""
+    if not pretrained.is_pretrained(path):
+        path = checkpoint.find(path)
+        return path, checkpoint.load(path)
+    about, weights = pretrained.read(path)
+    if not isinstance(about.get("args"), dict):
+        raise Failure(f"{path / pretrained.CONFIG} is damaged: it has no args")
+    # Files about it are named after the folder, which may be given as ".".
+    return path.resolve(), {**about, "format": FORMAT, "model": weights}
 
 
 def open_corpus_of(args: Namespace, sequence_length: int, say: Callable[[str], None] = print) -> Corpus:
