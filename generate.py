@@ -62,7 +62,6 @@ def check(own: argparse.Namespace) -> None:
 def main() -> None:
     own, given = config.parse_with_run(None, add_flags, __doc__)
     check(own)
-    from data.tokenizers import make_tokenizer, tokenizer_from_meta
     from evaluation.depth_colours import ansi, ansi_legend, page
     from evaluation.text import Cost, stream_texts
     from files import write_atomically
@@ -77,12 +76,7 @@ def main() -> None:
     if own.keep_context is not None and own.keep_context > limit:
         raise UsageError(f"--keep_context {own.keep_context} exceeds sequence_length={limit}")
     route = RouteFinder(run, say).for_writing(own.budget)
-    # A checkpoint of the released code does not tell its tokeniser: GPT-2's, unless --tokenizer says so.
-    named = run.args.tokenizer
-    elsewhere = Path(named) if named and named.endswith(".json") else None
-    tokenizer = (
-        tokenizer_from_meta(run.tokenizer, elsewhere) if run.tokenizer else make_tokenizer(named or "gpt2")
-    )
+    tokenizer = run.make_tokenizer()
     costs = [Cost() for _ in own.prompt]
     steps = stream_texts(
         model,

@@ -11,6 +11,7 @@ import config
 import models
 from data import Corpus, open_corpus
 from data.batches import EvaluationBatches, contiguous_batches
+from data.tokenizers import Tokenizer, make_tokenizer, tokenizer_from_meta
 from distributed import Precision, choose_device, choose_precision, require_single_process
 from errors import Failure, UsageError
 from models import pretrained
@@ -53,6 +54,15 @@ class Restored:
         corpus = corpus or self.open_corpus()
         windows = corpus.windows(split, self.sequence_length, self.args.vocab_size)
         return contiguous_batches(windows, self.args.batch_size, self.args.eval_sample_size)
+
+    def make_tokenizer(self) -> Tokenizer:
+        """The one that the model was trained with. A checkpoint of the released code does not tell: GPT-2's,
+        unless --tokenizer says so. Raises UsageError or Failure where it cannot be had."""
+        named = self.args.tokenizer
+        if self.tokenizer is None:
+            return make_tokenizer(named or "gpt2")
+        elsewhere = Path(named) if named and named.endswith(".json") else None
+        return tokenizer_from_meta(self.tokenizer, elsewhere)
 
     def describe(self) -> str:
         """Which checkpoint this is, and how it is computed: one line."""

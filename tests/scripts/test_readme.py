@@ -48,6 +48,7 @@ def test_scripts_targets_and_flags_that_are_named_exist():
     assert set(re.findall(r"make (demo|test|lint)\b", README)) == {"demo", "test", "lint"} <= set(targets)
     own = {"--checkpoint", "--prompt", "--max_new_tokens", "--top_p", "--output", "--help", "--budget"}
     own |= {"--show_depth", "--split", "--keep_context"}
+    own |= {"--tasks", "--include_path", "--limit"}  # of evaluation.lm_eval
     own |= {"--workers", "--on_error", "--source"}  # of the corpora's commands, tried below
     own |= {"--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--signals"}  # torchrun's
     known = {flag for action in config.build_parser()._actions for flag in action.option_strings}
