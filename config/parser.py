@@ -38,7 +38,7 @@ class Parser(ArgumentParser):
             # Before argparse looks: to it, a required flag that is misspelt is one that is missing.
             if word.startswith("-") and " " not in word and not self._is_known(word):
                 self._refuse(word)
-        args, unknown = self.parse_known_args(words)
+        args, unknown = self.parse_known_intermixed_args(words)  # positional ones may stand anywhere
         if unknown:
             self._refuse(unknown[0])
         return args
