@@ -117,3 +117,30 @@ def test_wrong_input(scripts):
     refuse("reproduce.py", "run --jobs 0", 2, "--jobs 0")
     refuse("reproduce.py", "train", 2, "invalid choice")
     refuse("reproduce.py", "report --scale nan", 2, "invalid choice")
+
+
+def test_figure_3_counts(scripts):
+    """The published counts at 12x3 and T = 128 and 256, and where CoTFormer's square overtakes BUT's."""
+    path = scripts.results / "figure3.png"
+    scripts.run("plot_fig3.py", f"--output {path}")
+    content = json.loads(path.with_suffix(".json").read_text())
+    assert path.stat().st_size > 1000 and content["lengths"][0] == 128 and content["lengths"][-1] == 12288
+    assert content["figure3/cotformer-12x3"][:2] == [34_465_480_704, 72_516_206_592]
+    under = [
+        a < b for a, b in zip(content["figure3/cotformer-12x3"], content["figure3/but-12x5"], strict=True)
+    ]
+    assert (
+        content["lengths"][under.index(False)] == 12 * 768
+    )  # 12 C: where 2 T C (6 - 5) = 12 C^2 (5 - 3) / C
+
+
+def test_figure_2(scripts):
+    path = scripts.results / "figure2.pdf"
+    scripts.refuse(
+        "plot_fig2.py", f"--results_base_folder {scripts.results}", 1, "reproduce.py run table1 figure2"
+    )
+    scripts.run("plot_fig2.py", f"--published --output {path}")
+    points = {point["row"]: point for point in json.loads(path.with_suffix(".json").read_text())}
+    assert points["table1/cotformer-12x5"]["published_macs"] == 126_874_386_432
+    assert points["table1/cotformer-12x5"]["published_perplexity"] == 26.64
+    assert points["figure2/but-12x15"]["repeats"] == 15 and path.stat().st_size > 1000
