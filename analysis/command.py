@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import config
 from errors import UsageError
+from models.variants import find_variant
 
 if TYPE_CHECKING:
     from data import Corpus
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from optim.restore import Restored
 
 KNOWN = ("base", "but", "cotformer", "ln_cotformer", "adm", "adaptive_but")
-_FIXED_REPEATERS = ("once", "universal", "cross_repeat")
-_ROUTED_REPEATERS = ("mixture_of_repeats", "routed_universal")
+# Keys of `models.language_model.REPEATERS`.
+FIXED = ("once", "universal", "cross_repeat")
+ROUTED = ("mixture_of_repeats", "routed_universal")
+ACROSS_REPEATS = ("cross_repeat", "mixture_of_repeats")
 
 
 def add_flags(parser: argparse.ArgumentParser, name: str) -> None:
@@ -68,13 +71,14 @@ def begin(
     own: Namespace,
     given: dict[str, Any],
     name: str,
-    fixed_depth: bool = True,
+    repeaters: tuple[str, ...] = FIXED + ROUTED,
     attentions: tuple[str, ...] = ("mha",),
+    command: str | None = None,
 ) -> Analysis:
     """Load the model that the flags name and open its text; say so.
 
-    fixed_depth: whether models without routers will do. attentions: the kinds that will. Raises UsageError
-    where the model will not.
+    name: of the files. repeaters, attentions: the kinds that will do. command: what refuses the others; None:
+    analysis.<name>. Raises UsageError where the model will not do.
     """
     from optim.restore import restore
 
@@ -82,27 +86,26 @@ def begin(
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UsageError(f"--output_dir {folder} is a file; give a folder")
     run = restore(Path(own.checkpoint), given)
-    require_possible(run, name, fixed_depth, attentions)
+    require_possible(run, command or f"analysis.{name}", repeaters, attentions)
     corpus = run.open_corpus()
     print(f"{run.describe()}, on {own.split} of {run.args.dataset}")
     return Analysis(name, run, corpus, own.split, folder or run.path.parent)
 
 
-def require_possible(run: "Restored", name: str, fixed_depth: bool, attentions: tuple[str, ...]) -> None:
-    """Raises UsageError for a model that analysis.<name> knows nothing to say about."""
+def require_possible(
+    run: "Restored", command: str, repeaters: tuple[str, ...], attentions: tuple[str, ...]
+) -> None:
+    """Raises UsageError for a model that the command knows nothing to say about."""
     cfg = run.model.config
     if cfg.variant.attention not in attentions:
         raise UsageError(
             f"{run.path} is a {cfg.variant.paper_name}, whose cache is of latents already; "
-            f"analysis.{name} is for multi-head attention"
+            f"{command} is for multi-head attention"
         )
-    allowed = (_FIXED_REPEATERS if fixed_depth else ()) + _ROUTED_REPEATERS
-    if cfg.variant.repeater not in allowed:
-        known = ", ".join(KNOWN if fixed_depth else ("adm", "adaptive_but"))
-        raise UsageError(
-            f"{run.path} is a {cfg.variant.paper_name}; analysis.{name} is for checkpoints of {known}"
-        )
-    if not fixed_depth and cfg.n_repeat == 1:
+    if cfg.variant.repeater not in repeaters:
+        known = ", ".join(alias for alias in KNOWN if find_variant(alias).repeater in repeaters)
+        raise UsageError(f"{run.path} is a {cfg.variant.paper_name}; {command} is for checkpoints of {known}")
+    if set(repeaters) <= set(ROUTED) and cfg.n_repeat == 1:
         raise UsageError(f"{run.path} takes a single pass, so there is nobody to go deeper: it has no router")
 
 

@@ -63,8 +63,10 @@ def layers_of(model: LanguageModel) -> dict[Layer, Block]:
 
 
 @contextmanager
-def watch_attention(model: LanguageModel, see: Callable[[Attended], None]) -> Iterator[None]:
-    """Call `see` after each attention. Keys and values are projected a second time for it."""
+def watch_attention(
+    model: LanguageModel, see: Callable[[Attended], None], only: Layer | None = None
+) -> Iterator[None]:
+    """Call `see` after each attention, or only this layer's. Keys and values are projected again for it."""
 
     def look(layer: Layer, repeat: int, attention: nn.Module, args: tuple, output: Tensor) -> None:
         x, rows, store, context = args
@@ -80,7 +82,8 @@ def watch_attention(model: LanguageModel, see: Callable[[Attended], None]) -> It
         x, rows, store, context = args
         return x, rows, _Listening(store), context
 
-    attentions = {layer: block.attn for layer, block in layers_of(model).items()}
+    blocks = layers_of(model)
+    attentions = {layer: block.attn for layer, block in blocks.items() if only in (None, layer)}
     with _counting(model, attentions, look, listen):
         yield
 

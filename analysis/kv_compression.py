@@ -48,7 +48,7 @@ def main() -> None:
     route = RouteFinder(run).from_flags()
     if route.about:
         print(route)
-    stacked = _stacked(own.stacked, run.model.config, route.about)
+    stacked = _stacked(own.stacked, run.model.config, route)
     batches = command.watched(analysis.batches, "keys and values")
     statistics = gather(run.model, batches, run.precision, stacked, **route.settings)
 
@@ -81,15 +81,13 @@ def main() -> None:
     print(f"written: {analysis.path('.json')}, {analysis.path('.npz').name}, {', '.join(drawn)}")
 
 
-def _stacked(asked: str, config: Any, routing: dict[str, Any]) -> bool:
+def _stacked(asked: str, config: Any, route: Any) -> bool:
     """Whether to stack the repeats. Raises UsageError where it is asked for and cannot be."""
     from analysis.cache_statistics import STACKED_LIMIT, stacked_bytes
 
     if asked == "false" or config.repeats == 1:
         return False
-    full = routing.get("length_factors", []) == [1.0] * len(routing.get("length_factors", []))
-    full = full and all(threshold <= 0.0 for threshold in routing.get("thresholds", []))
-    if not full and config.variant.repeater == "mixture_of_repeats":
+    if not route.full and config.variant.repeater == "mixture_of_repeats":
         if asked == "true":
             raise UsageError(
                 "--stacked true: with these capacities not every token has entries of all repeats; leave "

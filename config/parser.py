@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 from config.base import add_flags
 from config.checks import check_architecture, check_values
 from config.experiments import find_experiment
-from config.values import integer, nullable, number, truth
+from config.scales import SCALES, scaled
+from config.values import choice, integer, nullable, number, truth
 from errors import UsageError
 from models.variants import find_variant
 
@@ -37,7 +38,7 @@ class Parser(ArgumentParser):
             # Before argparse looks: to it, a required flag that is misspelt is one that is missing.
             if word.startswith("-") and " " not in word and not self._is_known(word):
                 self._refuse(word)
-        args, unknown = self.parse_known_args(words)
+        args, unknown = self.parse_known_intermixed_args(words)  # positional ones may stand anywhere
         if unknown:
             self._refuse(unknown[0])
         return args
@@ -89,10 +90,18 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         default=None,
         help="a row of config/experiments.py, for example table2/ln-cotformer; flags beside it win",
     )
+    parser.add_argument(
+        "--scale",
+        type=choice(tuple(SCALES)),
+        default="paper",
+        help="--experiment: in the published size (paper), for an hour on a GPU (small), two cores (nano)",
+    )
     args = parser.parse(argv)
     if args.experiment is not None:
-        parser.set_defaults(**find_experiment(args.experiment).flags)
+        parser.set_defaults(**scaled(find_experiment(args.experiment).flags, args.scale))
         args = parser.parse(argv)
+    elif args.scale != "paper":
+        raise UsageError(f"--scale {args.scale} is a size of an --experiment; name one")
     return finished(args)
 
 
@@ -128,7 +137,7 @@ def complete(run_args: Mapping[str, Any], given: Mapping[str, Any]) -> Namespace
         if name in run_args and name not in given and name not in LAUNCH:
             setattr(args, name, _read_back(action, run_args[name]))
     vars(args).update(given)
-    args.experiment = run_args.get("experiment")
+    args.experiment, args.scale = run_args.get("experiment"), run_args.get("scale", "paper")
     return finished(args)
 
 

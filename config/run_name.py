@@ -23,7 +23,7 @@ NOT_IDENTITY = {
     "add_additional_space", "rmsnorm_eps", "multiple_of", "min_repeat", "mod_capacity_factor", "lm_cache",
     "mem_cache_size", "cache_topk", "cache_selection_method", "cache_indexing_scheme",
     "keep_last", "keep_every", "checkpoint_staging_dir", "max_steps_this_run", "max_time",
-    "exit_code_unfinished", "extend_schedule", "distributed_timeout", "experiment",
+    "exit_code_unfinished", "extend_schedule", "distributed_timeout", "experiment", "scale",
     "track_cache_attention", "allow_cache_during_training", "routing", "routing_threshold", "ponder_eval",
 }  # fmt: skip
 

@@ -91,6 +91,12 @@ def contiguous_batches(windows: Windows, batch_size: int, max_tokens: int | None
     return EvaluationBatches(windows, np.arange(count), batch_size)
 
 
+def spread_batches(windows: Windows, batch_size: int, max_tokens: int) -> EvaluationBatches:
+    """As many windows as max_tokens covers, at least one, at equal distances over the whole set; or all."""
+    count = min(windows.count, max(1, max_tokens // windows.length))
+    return EvaluationBatches(windows, np.arange(count) * windows.count // count, batch_size)
+
+
 def validation_subset(windows: Windows, batch_size: int, n_batches: int, seed: int) -> EvaluationBatches:
     """n_batches full batches of windows from all over the set (fewer batches where it is smaller).
 

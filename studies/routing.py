@@ -21,6 +21,12 @@ class Route:
     settings: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def full(self) -> bool:
+        """Whether every token takes every pass, whatever its scores."""
+        capacities = all(factor == 1.0 for factor in self.about.get("length_factors", []))
+        return capacities and all(threshold <= 0.0 for threshold in self.about.get("thresholds", []))
+
     def __str__(self) -> str:
         if not self.about:
             return ""

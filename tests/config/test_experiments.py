@@ -4,6 +4,7 @@ import pytest
 
 import config
 from config.experiments import BY_NAME, EXPERIMENTS, PROTOCOL
+from config.scales import SCALES
 from errors import UsageError
 
 
@@ -36,6 +37,36 @@ def test_the_published_architectures():
     assert names["table1/standard-48"].startswith("48_c768_")
     assert names["table7/cotformer-1024-256"].startswith("12x5_c1024_t256_")
     assert names["table2/cotformer-24x5"] == names["table1/cotformer-24x5"]  # one run for both
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+def test_every_row_at_every_scale(experiment, scale):
+    args = config.parse_args(["--experiment", experiment.name, "--scale", scale])
+    published = experiment.flags
+    assert args.n_repeat == published.get("n_repeat", args.n_repeat)
+    assert args.n_embd // args.n_head == published["n_embd"] // published["n_head"]
+    for reserved in ("n_layer_begin", "n_layer_end"):
+        assert bool(getattr(args, reserved)) == bool(published.get(reserved))
+    if scale == "paper":
+        assert all(getattr(args, name) == value for name, value in published.items() if name != "model")
+
+
+def test_ratios_of_layers_are_kept():
+    def layers(row, scale):
+        args = config.parse_args(["--experiment", row, "--scale", scale])
+        return args.n_layer_begin, args.n_layer, args.n_layer_end
+
+    for scale, shrunk in (("nano", 6), ("small", 2)):
+        for count in (12, 24, 48):
+            assert layers(f"table1/standard-{count}", scale) == (0, count // shrunk, 0)
+    assert layers("table2/ln-cotformer", "small") == (1, 12, 1)
+    assert layers("table2/ln-cotformer", "nano") == (1, 4, 1)
+
+
+def test_a_scale_is_of_an_experiment():
+    with pytest.raises(UsageError, match="name one"):
+        config.parse_args(["--scale", "nano"])
 
 
 def test_an_unknown_row():

@@ -46,7 +46,7 @@ def test_every_flag_of_the_reference_with_its_default():
         "tokenizer", "log_freq", "routing", "routing_threshold", "act_penalty", "act_loss_reduction",
         "ponder_lambda_p", "ponder_kl_div_loss_weight", "ponder_eval", "keep_last", "keep_every",
         "checkpoint_staging_dir", "max_steps_this_run", "max_time", "exit_code_unfinished",
-        "extend_schedule", "distributed_timeout", "experiment", "kv_lora_rank", "q_lora_rank",
+        "extend_schedule", "distributed_timeout", "experiment", "scale", "kv_lora_rank", "q_lora_rank",
         "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "n_pause",
     }  # fmt: skip
 

@@ -26,12 +26,14 @@ def test_training_commands_are_accepted():
 def test_commands_on_a_run_use_flags_that_exist():
     import eval as eval_script
     import generate
+    import get_attention
     import get_ppl_per_mac
     import get_router_weights
 
     add_flags = {
         "eval.py": eval_script.add_flags,
         "generate.py": generate.add_flags,
+        "get_attention.py": get_attention.add_flags,
         "get_ppl_per_mac.py": get_ppl_per_mac.add_flags,
         "get_router_weights.py": get_router_weights.add_flags,
     }
@@ -43,16 +45,15 @@ def test_commands_on_a_run_use_flags_that_exist():
 
 def test_scripts_targets_and_flags_that_are_named_exist():
     for name in re.findall(r"\b\w+\.py\b", README):
-        assert list(ROOT.glob(f"{name}")) or list(ROOT.glob(f"*/{name}")), name
+        assert any(list(ROOT.glob(f"{above}{name}")) for above in ("", "*/", "iridis/*/")), name
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"make (demo|test|lint)\b", README)) == {"demo", "test", "lint"} <= set(targets)
-    own = {"--checkpoint", "--prompt", "--max_new_tokens", "--top_p", "--output", "--help", "--budget"}
-    own |= {"--show_depth", "--split", "--keep_context"}
-    own |= {"--tasks", "--include_path", "--limit"}  # of evaluation.lm_eval
-    own |= {"--workers", "--on_error", "--source"}  # of the corpora's commands, tried below
-    own |= {"--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--signals"}  # torchrun's
-    known = {flag for action in config.build_parser()._actions for flag in action.option_strings}
-    assert set(re.findall(r"--\w+", README)) <= known | own
+    sources = [*ROOT.glob("*.py"), *(path for path in ROOT.glob("*/*.py") if path.parent.name != "tests")]
+    known = {flag for path in sources for flag in re.findall(r'"(--\w+)"', path.read_text())} | {"--help"}
+    known |= {flag for path in ROOT.glob("iridis/**/*.sh") for flag in re.findall(r"--\w+", path.read_text())}
+    known |= {"--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--signals"}  # torchrun's
+    known |= {"--nv", "--bind", "--env"}  # Apptainer's
+    assert set(re.findall(r"--\w+", README)) <= known
 
 
 def test_commands_of_modules_are_accepted():

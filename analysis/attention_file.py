@@ -1,0 +1,113 @@
+"""attention_<checkpoint>.json and .npz: what get_attention.py writes, and its picture (Figure 6).
+
+Shapes: H heads that were chosen, R passes, T tokens of a window.
+"""
+
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.figures import shades
+from errors import Failure, UsageError
+from evaluation.figures import new_figure, save
+from files import write_atomically, write_json
+
+ARRAY = "attention"
+AVERAGE = (
+    "attention[head, repeat, token]: the probability with which the last token of a window looks, in its "
+    "last repeat, at a token's key of a repeat, in one softmax over all of them; the mean over windows"
+)
+COLUMNS = 3  # panels beside one another
+
+
+def write_attention(path: Path, about: dict[str, Any], attention: np.ndarray) -> dict[str, Any]:
+    """Write the array (H, R, T) to `path`, an .npz, and what describes it beside it -> the latter."""
+    content = {
+        **about,
+        "average": AVERAGE,
+        "by_repeat": {
+            str(head): mean.sum(-1).tolist() for head, mean in zip(about["heads"], attention, strict=True)
+        },
+        "arrays": path.name,
+    }
+    write_atomically(path, lambda file: np.savez_compressed(file, **{ARRAY: attention}))
+    write_json(path.with_suffix(".json"), content)
+    return content
+
+
+def read_attention(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """The array (H, R, T), and the .json. path: of either file.
+
+    Raises UsageError when one of them is missing, Failure when they are damaged.
+    """
+    array_path, about_path = path.with_suffix(".npz"), path.with_suffix(".json")
+    for part in (array_path, about_path):
+        if not part.is_file():
+            raise UsageError(f"{part} is missing; python get_attention.py --checkpoint ... writes it")
+    try:
+        about = json.loads(about_path.read_text(encoding="utf-8"))
+        with np.load(array_path, allow_pickle=False) as content:
+            attention = content[ARRAY]
+        expected = len(about["heads"]), about["n_repeat"], about["sequence_length"]
+        if attention.shape != expected:
+            raise ValueError
+    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
+        raise Failure(
+            f"{array_path} or {about_path.name} is damaged, or not of get_attention.py; delete both and run "
+            "it again"
+        ) from error
+    return attention, about
+
+
+def choose_heads(available: Sequence[int], heads: Sequence[int] | None) -> list[int]:
+    """All of them, if none are given. Raises UsageError for one that is not there, or is given twice."""
+    if heads is None:
+        return list(available)
+    shown = " ".join(map(str, heads))
+    if not set(heads) <= set(available):
+        raise UsageError(f"--heads {shown}: there are heads {', '.join(map(str, available))}")
+    if len(set(heads)) < len(heads):
+        raise UsageError(f"--heads {shown}: each once")
+    return list(heads)
+
+
+def describe(content: dict[str, Any]) -> str:
+    """A table: what share of its attention each head gives to the keys of each repeat."""
+    lines = [f"middle layer {content['layer']}, share of attention by repeat of the keys:"]
+    repeats = range(1, content["n_repeat"] + 1)
+    lines.append("head  " + "".join(f"{repeat:>9}" for repeat in repeats))
+    for head, shares in content["by_repeat"].items():
+        lines.append(f"{head:>4}  " + "".join(f"{share:9.4f}" for share in shares))
+    return "\n".join(lines)
+
+
+def draw_attention(attention: np.ndarray, about: dict[str, Any], heads: Sequence[int], path: Path) -> None:
+    """A panel for each of the heads: attention over token positions, a curve for each repeat."""
+    columns = min(COLUMNS, len(heads))
+    rows = -(-len(heads) // columns)
+    figure, grid = new_figure(
+        rows, columns, figsize=(1 + 3.8 * columns, 0.9 + 2.6 * rows), sharex=True, sharey=True, squeeze=False
+    )
+    n_repeat = about["n_repeat"]
+    positions = np.arange(attention.shape[-1])
+    for axes, head in zip(grid.flat, heads, strict=False):
+        of_head = attention[about["heads"].index(head)]
+        for repeat, (colour, values) in enumerate(zip(shades(n_repeat), of_head, strict=True), start=1):
+            share = np.where(values > 0, values, np.nan)  # what is not visible is not drawn
+            axes.plot(positions, share, color=colour, linewidth=1, label=f"keys of repeat {repeat}")
+        axes.set_title(f"head {head}", fontsize="medium")
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+    for axes in grid.flat[len(heads) :]:
+        axes.set_visible(False)
+    figure.supxlabel("token position in the window (the last one asks)", fontsize="medium")
+    figure.supylabel(f"mean attention, middle layer {about['layer']}", fontsize="medium")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", fontsize="small", ncols=min(3 * columns, n_repeat)
+    )
+    save(figure, path)

@@ -1,0 +1,134 @@
+"""Who goes deep: `python -m analysis.router --checkpoint <run of adm or adaptive_but>`.
+
+Passes taken and router scores by how frequent a token is, by where it stands and by how hard it is, and the
+tokens that go deepest and least deep. `analysis.depth` has the definitions.
+"""
+
+import argparse
+from argparse import Namespace
+from typing import Any
+
+from analysis import command
+from errors import UsageError, run_script
+
+MILLION = 10**6
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    command.add_flags(parser, "router")
+    add = parser.add_argument
+    add(
+        "--budget",
+        type=float,
+        nargs="+",
+        help="a fraction of full compute, for which thresholds are looked up or found on training text; or "
+        "R - 1 thresholds. Default: what --routing and --eval_length_factor say, else full depth",
+    )
+    add("--bins", type=int, default=10, help="of frequency, of position and of loss (default: 10)")
+    add(
+        "--count_millions",
+        type=float,
+        default=10.0,
+        help="tokens of the training split, from all over it, in which types are counted (default: 10)",
+    )
+    add(
+        "--loss_sample",
+        type=int,
+        default=2**16,
+        help="the bins of loss are quantiles of the first so many tokens (default: 65536)",
+    )
+    add("--types", type=int, default=15, help="how many of the deepest and of the least deep (default: 15)")
+    add("--min_count", type=int, default=20, help="occurrences that such a type must have (default: 20)")
+
+
+def check(own: Namespace) -> None:
+    """Refuse values that mean nothing."""
+    least = {"bins": 2, "loss_sample": 1, "types": 1, "min_count": 1}
+    for name, lowest in least.items():
+        if getattr(own, name) < lowest:
+            raise UsageError(f"--{name} {getattr(own, name)} must be at least {lowest}")
+    if own.count_millions <= 0:
+        raise UsageError(f"--count_millions {own.count_millions:g} must be above 0")
+
+
+def main() -> None:
+    own, given = command.parse(add_flags, __doc__)
+    check(own)
+    from analysis import depth, router_figures
+    from data.batches import spread_batches
+    from files import write_json
+    from studies.routing import RouteFinder
+
+    analysis = command.begin(own, given, "router", command.ROUTED, ("mha", "mla"))
+    run, config = analysis.run, analysis.run.model.config
+    tokenizer = analysis.corpus.load_tokenizer()
+    finder = RouteFinder(run)
+    route = finder.from_flags() if own.budget is None else finder.from_budget(own.budget)
+    print(route)
+    windows = analysis.corpus.windows("train", run.sequence_length, config.vocab_size)
+    training = spread_batches(windows, run.args.batch_size, int(own.count_millions * MILLION))
+
+    def bytes_of(token: int) -> bytes:
+        return b"<end of text>" if token == tokenizer.end_of_text else tokenizer.token_bytes(token)
+
+    counts = depth.unigram_counts(command.watched(training, "counting types"), config.vocab_size)
+    found = depth.gather(
+        run.model,
+        command.watched(analysis.batches, "depths"),
+        run.precision,
+        run.sequence_length,
+        own.bins,
+        own.loss_sample,
+        **route.settings,
+    )
+
+    content = analysis.about(
+        **route.about,
+        n_repeat=config.n_repeat,
+        training_tokens_counted=int(counts.sum()),
+        loss_sample=min(own.loss_sample, found.tokens),
+        min_count=own.min_count,
+        **depth.summarise(found, counts, own.bins, own.types, own.min_count, bytes_of),
+    )
+    write_json(analysis.path(".json"), content)
+    drawn = router_figures.draw_depth(content, analysis.path(""))
+    print("\n".join(table(content)))
+    print(f"written: {analysis.path('.json')}, {', '.join(drawn)}")
+
+
+def table(content: dict[str, Any]) -> list[str]:
+    """Lines for the terminal."""
+    taken = content["tokens_by_passes"]
+    shares = ", ".join(f"{count}: {100 * n / sum(taken):.1f} %" for count, n in enumerate(taken, 1) if n)
+    lines = [f"passes taken: {shares}"]
+    if content["alike_in_depth"]:
+        lines.append(
+            "every token takes equally many passes, so the scores are what tells; --budget F or "
+            "--eval_length_factor lets the routers decide"
+        )
+    by = f"by mean {content['types_ranked_by'].replace('_', ' ')}"
+    sections = {
+        "by_frequency": "count in training text",
+        "by_position": "position",
+        "by_loss": "loss of the token",
+        "deepest": f"deepest types, {by}",
+        "least_deep": f"least deep types, {by}",
+    }
+    names = [name for name in content["mean"] if name != "tokens"]
+    shown = [name.replace("lowest_score", "lowest").replace("_", " ") for name in names]
+    lines.append(f"{'':22}{'tokens':>12}" + "".join(f"{name:>9}" for name in shown))
+    lines.append(_row("all", content["mean"], names))
+    for section, title in sections.items():
+        lines += ["", title, *(_row(entry["label"], entry, names) for entry in content[section])]
+    if not content["deepest"]:
+        lines.append(f"fewer than two types occurred {content['min_count']} times; try a lower --min_count")
+    return lines
+
+
+def _row(label: str, entry: dict[str, Any], names: list[str]) -> str:
+    numbers = ["" if entry[name] is None else f"{entry[name]:.4f}" for name in names]
+    return f"{label:22}{entry['tokens']:12,}" + "".join(f"{number:>9}" for number in numbers)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,101 @@
+"""The figures of `analysis.router`."""
+
+from pathlib import Path
+from typing import Any
+
+from analysis.figures import both_formats, shades
+from evaluation.figures import COLOURS, new_figure
+
+_SECTIONS = {
+    "by_frequency": "count of the token in training text",
+    "by_position": "position in the window",
+    "by_loss": "loss of the token, nats",
+}
+
+
+def draw_depth(content: dict[str, Any], stem: Path) -> list[str]:
+    """Depth and scores by bins, and the deepest and least deep types. content: the .json."""
+    drawn = both_formats(_by_bins(content), stem)
+    if content["deepest"]:
+        drawn += both_formats(_types(content), stem.with_name(f"{stem.name}_types"))
+    return drawn
+
+
+def _scores(content: dict[str, Any]) -> list[str]:
+    return [f"score_{router}" for router in range(1, content["n_repeat"])]
+
+
+def _by_bins(content: dict[str, Any]) -> Any:
+    """Columns: bins of what. Rows: depth, unless all tokens are alike in it; scores."""
+    rows = ["scores"] if content["alike_in_depth"] else ["depth", "scores"]
+    figure, grid = new_figure(
+        len(rows), 3, figsize=(11.5, 1.6 + 2.7 * len(rows)), sharey="row", sharex="col", squeeze=False
+    )
+    for column, (section, title) in enumerate(_SECTIONS.items()):
+        entries = content[section]
+        places = range(len(entries))
+        if "depth" in rows:
+            depths = [entry["depth"] for entry in entries]
+            grid[0, column].plot(places, depths, marker="o", ms=4, color=COLOURS[0])
+            grid[0, column].axhline(content["mean"]["depth"], color="gray", linewidth=0.8, linestyle="--")
+        axes = grid[-1, column]
+        names = _scores(content)
+        for colour, (router, name) in zip(shades(len(names)), enumerate(names, 1), strict=True):
+            values = [float("nan") if entry[name] is None else entry[name] for entry in entries]
+            axes.plot(places, values, marker=".", color=colour, label=f"score of router {router}")
+        lowest = [entry["lowest_score"] for entry in entries]
+        axes.plot(places, lowest, color="black", linestyle=":", label="lowest score of a token")
+        every = 1 + (len(entries) - 1) // 20
+        labels = [entry["label"] for entry in entries]
+        axes.set_xticks(places[::every], labels[::every], rotation=60, ha="right", fontsize="x-small")
+        axes.set_xlabel(title, fontsize="small")
+        axes.set_yscale("log")
+        _ticks(axes.yaxis)
+    if "depth" in rows:
+        grid[0, 0].set_ylabel("mean passes taken\n(dashed: of all tokens)")
+    grid[-1, 0].set_ylabel("mean score, of tokens\nthat the router saw")
+    for axes in grid.flat:
+        axes.grid(alpha=0.3, which="both" if axes in grid[-1] else "major")
+    handles, labels = grid[-1, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", fontsize="small", ncols=min(8, len(labels)))
+    return figure
+
+
+def _types(content: dict[str, Any]) -> Any:
+    """What types are ranked by, for both ends."""
+    ranked = content["types_ranked_by"]
+    ends = {"deepest": "deepest", "least_deep": "least deep"}
+    if ranked != "depth":
+        ends = {"deepest": "highest scores", "least_deep": "lowest scores"}
+    height = 1.2 + 0.22 * len(content["deepest"])
+    figure, grid = new_figure(1, 2, figsize=(9, max(2.5, height)), sharex=True)
+    for axes, colour, (section, title) in zip(grid, COLOURS, ends.items(), strict=False):
+        entries = content[section]
+        places = range(len(entries))
+        axes.plot([entry[ranked] for entry in entries], places, "o", color=colour)
+        axes.axvline(content["mean"][ranked], color="gray", linewidth=0.8, linestyle="--")
+        if ranked != "depth":
+            axes.set_xscale("log")
+            _ticks(axes.xaxis)
+        axes.set_yticks(
+            places,
+            [f"{entry['label']}  {entry['tokens']:,}" for entry in entries],
+            parse_math=False,  # a dollar is a dollar
+            fontsize="small",
+        )
+        axes.invert_yaxis()
+        axes.set_title(f"{title}: token, occurrences", fontsize="medium")
+        what = "passes taken" if ranked == "depth" else "lowest score of a token"
+        axes.set_xlabel(f"{what}, mean (dashed: of all tokens)")
+        axes.grid(axis="x", alpha=0.3, which="both")
+        axes.grid(axis="y", alpha=0.3)
+    return figure
+
+
+def _ticks(axis: Any) -> None:
+    """Of a logarithmic axis that spans a few powers of ten: 0.05 rather than 5 x 10^-2."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())

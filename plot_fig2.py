@@ -1,0 +1,43 @@
+"""Perplexity over compute of Table 1's models (Figure 2), from what was trained: `python plot_fig2.py`."""
+
+from pathlib import Path
+
+from config.parser import Parser
+from config.scales import SCALES
+from errors import Failure, run_script
+from evaluation.figures import check_labels
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("--scale", choices=tuple(SCALES), default="nano", help="the size of the experiments")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="those that were trained")
+    add("--results_base_folder", default="./exps", help="where the runs lie")
+    add("--published", action="store_true", help="draw the paper's points, and none of ours")
+    add(
+        "--output",
+        type=Path,
+        default=Path("figure2.png"),
+        help="a .png, .pdf or .svg file; a .json goes beside it",
+    )
+    args = parser.parse(None)
+    check_labels([], [], args.output)
+    from files import write_json
+    from reproduction.figures import draw_figure_2, figure_2, figure_2_rows
+    from reproduction.plan import make_plan
+
+    flags = ["--results_base_folder", args.results_base_folder]
+    points = figure_2(make_plan(figure_2_rows(), args.scale, args.seeds, flags))
+    if not args.published and not any(point["perplexity"] is not None for point in points):
+        raise Failure(
+            f"none of its rows has been trained under {args.results_base_folder}: python reproduce.py run "
+            f"table1 figure2 --scale {args.scale} trains them; --published draws the paper's points"
+        )
+    draw_figure_2(points, args.output, args.published)
+    write_json(args.output.with_suffix(".json"), points)
+    print(f"written: {args.output} and {args.output.with_suffix('.json').name}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,146 @@
+"""Which runs rows stand for, the statistics of comparisons, reproduce.py on runs that are really trained."""
+
+import json
+import math
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from config.experiments import BY_NAME
+from errors import UsageError
+from reproduction import report
+from reproduction.claims import CLAIMS, GROWING_GAPS
+from reproduction.plan import choose_rows, make_plan
+from reproduction.statistics import compare, mean
+
+
+def test_rows_that_are_one_run_are_trained_once():
+    rows = choose_rows(["table1/cotformer-24x5", "table2", "table6/cotformer-24x5"])
+    runs = make_plan(rows, "nano", [0, 1], [])
+    assert len({run.folder for run in runs}) == len(runs) == 8
+    shared = next(run for run in runs if "table1/cotformer-24x5" in run.rows)
+    assert {"table2/cotformer-24x5", "table6/cotformer-24x5"} <= set(shared.rows)
+    assert [run.seed for run in runs] == [0] * 4 + [1] * 4  # seed by seed
+
+
+def test_rows_by_how_they_begin():
+    assert choose_rows(["table1/but"]) == [name for name in BY_NAME if name.startswith("table1/but")]
+    assert not any(name.startswith("figure3") for name in choose_rows([]))
+    with pytest.raises(UsageError, match="did you mean table1/but-12x2"):
+        choose_rows(["table1/but_12x2"])
+
+
+def test_every_claim_is_about_rows():
+    names = {name for claim in CLAIMS for name in (claim.better, claim.worse)}
+    names |= {name for gaps in GROWING_GAPS for gap in gaps for name in gap}
+    assert names <= BY_NAME.keys()
+    for claim in CLAIMS:  # the paper says what its numbers say
+        assert BY_NAME[claim.better].perplexity < BY_NAME[claim.worse].perplexity, claim
+
+
+def test_mean_with_students_interval():
+    found = mean([1.0, 2.0, 3.0])
+    assert found.value == 2.0 and found.standard_error == pytest.approx(1 / math.sqrt(3))
+    assert found.margin == pytest.approx(4.303 / math.sqrt(3)) and found.sign == 0
+    assert mean([1.0]).margin is None and mean([5.0, 5.1, 5.2]).sign == 1
+
+
+def test_pairs_see_what_is_lost_in_the_spread_of_the_text():
+    generator = random.Random(0)
+    text = [generator.gauss(2.0, 0.5) for _ in range(40)]
+    one = {seed: [loss + generator.gauss(0.0, 0.01) for loss in text] for seed in (0, 1, 2)}
+    other = {seed: [loss + 0.02 + generator.gauss(0.0, 0.01) for loss in text] for seed in (0, 1, 2)}
+    found = compare(one, other)
+    assert found.over_seeds.sign == found.over_batches.sign == -1
+    assert found.over_batches.count == 40 and found.over_seeds.count == 3
+    assert found.over_batches.margin < 0.01
+    assert compare(one, {7: text}) is None
+    assert compare(one, {0: text[:30]}).over_batches is None
+
+
+def test_verdicts():
+    def losses(shift):
+        generator = random.Random(shift)
+        return {seed: [2.0 + shift + generator.gauss(0, 0.001) for _ in range(9)] for seed in (0, 1, 2)}
+
+    better, worse = "table6/pause-24", "table6/standard-24"
+    for shift, verdict in ((-0.1, "holds"), (0.1, "contradicted"), (0.0, "undecided")):
+        (line,) = report.claims({better: losses(shift), worse: losses(0.0)})
+        assert line["found"].startswith(verdict), line
+
+
+def test_formats():
+    lines = [{"row": "a_b", "95 %": "1 +- 2"}]
+    assert report.to_markdown(("row", "95 %"), lines).split("\n")[1] == "| --- | --- |"
+    latex = report.to_latex(("row", "95 %"), lines)
+    assert r"a\_b & 1 $\pm$ 2 \\" in latex and r"95 \%" in latex
+    assert report.to_text(("row", "95 %"), lines).split("\n")[1] == "a_b  1 +- 2"
+
+
+def test_run_report_and_what_is_there_is_not_trained_again(scripts):
+    """Two rows in a size for tests: Ctrl-C in the first, then both, then nothing is left to do."""
+    rows = (
+        f"table1/standard-12 table5/pondernet --seeds 0 --results_base_folder {scripts.results} --device cpu"
+    )
+    tiny = (
+        f"-- --dataset shakespeare-char --data_dir {scripts.data_dir} --vocab_size 64 --n_embd 16 --n_head 2 "
+        "--sequence_length 16 --iterations 400 --log_freq 10 --dtype float32"
+    )
+    command = scripts.command("reproduce.py", f"run {rows} {tiny}")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    end = time.monotonic() + 120
+    while not list(scripts.results.glob("*/base/*/metrics.jsonl")) and time.monotonic() < end:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and "the same command goes on from there" in said, said
+    status = scripts.run("reproduce.py", f"status {rows} {tiny}").stdout
+    assert "table1/standard-12" in status and "complete" not in status
+    assert "perplexity" in scripts.run("reproduce.py", f"run --jobs 2 {rows} {tiny}").stdout
+    assert "2 of 2 runs are complete" in scripts.run("reproduce.py", f"run {rows} {tiny}").stdout
+    assert scripts.run("reproduce.py", f"status {rows} {tiny}").stdout.count("complete") == 2
+    output = scripts.results / "report.md"
+    flags = f"report --format markdown --output {output} {rows} {tiny}"
+    text = scripts.run("reproduce.py", flags).stdout
+    assert output.read_text() == text and "| table1/standard-12 | 1 |" in text
+    (folder,) = scripts.results.glob("*/base/*")
+    found = json.loads((folder / "eval_summary_ckpt.json").read_text())
+    assert f"{found['perplexity']:.3f}" in text
+
+
+def test_wrong_input(scripts):
+    refuse = scripts.refuse
+    refuse("reproduce.py", "run table9", 2, "there is no row table9")
+    refuse("reproduce.py", "run --jobs 0", 2, "--jobs 0")
+    refuse("reproduce.py", "train", 2, "invalid choice")
+    refuse("reproduce.py", "report --scale nan", 2, "invalid choice")
+
+
+def test_figure_3_counts(scripts):
+    """The published counts at 12x3 and T = 128 and 256, and where CoTFormer's square overtakes BUT's."""
+    path = scripts.results / "figure3.png"
+    scripts.run("plot_fig3.py", f"--output {path}")
+    content = json.loads(path.with_suffix(".json").read_text())
+    assert path.stat().st_size > 1000 and content["lengths"][0] == 128 and content["lengths"][-1] == 12288
+    assert content["figure3/cotformer-12x3"][:2] == [34_465_480_704, 72_516_206_592]
+    under = [
+        a < b for a, b in zip(content["figure3/cotformer-12x3"], content["figure3/but-12x5"], strict=True)
+    ]
+    assert (
+        content["lengths"][under.index(False)] == 12 * 768
+    )  # 12 C: where 2 T C (6 - 5) = 12 C^2 (5 - 3) / C
+
+
+def test_figure_2(scripts):
+    path = scripts.results / "figure2.pdf"
+    scripts.refuse(
+        "plot_fig2.py", f"--results_base_folder {scripts.results}", 1, "reproduce.py run table1 figure2"
+    )
+    scripts.run("plot_fig2.py", f"--published --output {path}")
+    points = {point["row"]: point for point in json.loads(path.with_suffix(".json").read_text())}
+    assert points["table1/cotformer-12x5"]["published_macs"] == 126_874_386_432
+    assert points["table1/cotformer-12x5"]["published_perplexity"] == 26.64
+    assert points["figure2/but-12x15"]["repeats"] == 15 and path.stat().st_size > 1000
