@@ -52,7 +52,7 @@ def test_scripts_targets_and_flags_that_are_named_exist():
     known = {flag for path in sources for flag in re.findall(r'"(--\w+)"', path.read_text())} | {"--help"}
     known |= {flag for path in ROOT.glob("iridis/**/*.sh") for flag in re.findall(r"--\w+", path.read_text())}
     known |= {"--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--signals"}  # torchrun's
-    known |= {"--nv", "--bind", "--env"}  # Apptainer's
+    known |= {"--nv", "--bind", "--env", "--prefix"}  # of Apptainer and conda
     assert set(re.findall(r"--\w+", README)) <= known
 
 
