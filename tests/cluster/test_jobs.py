@@ -4,6 +4,8 @@ import json
 import sys
 import threading
 
+import pytest
+
 from optim import checkpoint
 from tests.conftest import assert_same_state
 from tests.data import archives
@@ -133,6 +135,7 @@ def test_requeued_until_it_is_complete(on_slurm):
     assert_same_as_uncut(on_slurm)
 
 
+@pytest.mark.slow
 def test_pre_emption(on_slurm):
     """A job of a higher partition takes the GPUs; what it threw out comes back behind it."""
     longer = f"{LONG} --iterations 1500"

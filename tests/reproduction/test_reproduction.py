@@ -87,7 +87,7 @@ def test_run_report_and_what_is_there_is_not_trained_again(scripts):
     )
     tiny = (
         f"-- --dataset shakespeare-char --data_dir {scripts.data_dir} --vocab_size 64 --n_embd 16 --n_head 2 "
-        "--sequence_length 16 --iterations 400 --log_freq 10 --dtype float32"
+        "--sequence_length 16 --iterations 200 --log_freq 10 --dtype float32"
     )
     command = scripts.command("reproduce.py", f"run {rows} {tiny}")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
