@@ -11,7 +11,6 @@ import config
 from config.experiments import BY_NAME, EXPERIMENTS
 from evaluation.figures import COLOURS, new_figure, save
 from models import count_macs
-from models.config import ModelConfig
 from reproduction.plan import Run
 from reproduction.report import gather
 from reproduction.statistics import mean
@@ -89,11 +88,8 @@ def figure_3() -> dict[str, Any]:
     rows = [experiment for experiment in EXPERIMENTS if experiment.name.startswith("figure3/")]
     content: dict[str, Any] = {"lengths": list(LENGTHS)}
     for row in rows:
-        fields = {
-            name: value for name, value in row.flags.items() if name in ModelConfig.__dataclass_fields__
-        }
-        model = ModelConfig(**fields)
-        content[row.name] = [int(count_macs(model, length)) for length in LENGTHS]
+        args = config.parse_args(["--experiment", row.name])
+        content[row.name] = [int(count_macs(args, length)) for length in LENGTHS]
     return content
 
 

@@ -6,27 +6,32 @@ from typing import Any
 
 import numpy as np
 
+import config
+from config.experiments import find_experiment
 from errors import UsageError
 from evaluation.figures import COLOURS, new_figure, save
 from models import count_macs
-from models.config import ModelConfig
 from studies.compute_sweep import SERIES
 
 _STYLES = dict(zip(SERIES, (("-", "o"), ("--", "s"), (":", "^")), strict=True))
 
 
+PUBLISHED = {
+    "section5/adm-60k": "ADM, full compute, 60k steps",
+    "section5/ln-cotformer-60k": "LN-CoTFormer, 60k steps",
+    "table2/ln-cotformer": "LN-CoTFormer, 40k steps",
+    "table1/standard-24": "Standard, 24 layers, 40k steps",
+    "table1/standard-48": "Standard, 48 layers, 40k steps",
+}
+
+
 def published_anchors() -> list[tuple[str, float, float]]:
     """(label, MACs of a sequence of 256, perplexity) of the paper on OpenWebText2 (Table 2 and Section 5)."""
-    sizes = {"n_layer": 24, "n_embd": 768, "n_head": 12, "vocab_size": 50304}
-    reserved = {"n_layer_begin": 2, "n_layer_end": 1, "n_repeat": 5, "depth_embedding": "linear_learned"}
-    rows = (
-        ("ADM, full compute, 60k steps", {"model": "adm", **sizes, **reserved}, 23.83),
-        ("LN-CoTFormer, 60k steps", {"model": "ln_cotformer", **sizes, **reserved}, 23.19),
-        ("LN-CoTFormer, 40k steps", {"model": "ln_cotformer", **sizes, **reserved}, 24.11),
-        ("Standard, 24 layers, 40k steps", {"model": "base", **sizes}, 25.93),
-        ("Standard, 48 layers, 40k steps", {"model": "base", **sizes, "n_layer": 48}, 24.17),
-    )
-    return [(label, count_macs(ModelConfig(**fields), 256), value) for label, fields, value in rows]
+    anchors = []
+    for row, label in PUBLISHED.items():
+        args = config.parse_args(["--experiment", row])
+        anchors.append((label, count_macs(args, args.sequence_length), find_experiment(row).perplexity))
+    return anchors
 
 
 def draw_fronts(sweeps: dict[str, dict[str, Any]], path: Path, published: bool = False) -> None:
