@@ -104,7 +104,7 @@ def test_every_path_can_be_set_by_the_environment_and_by_a_file_of_ones_own(clus
 def test_times(cluster):
     """Slurm's ways to write a time, as sinfo and the heads of packages have them."""
     ways = {"30": 1800, "30:00": 1800, "12:00:00": 43200, "1-00:00:00": 86400, "2-12": 216000, "0-1:30": 5400}
-    text = (cluster.repo / "iridis/lib.sh").read_text()
+    text = (cluster.repo / "iridis/queue.sh").read_text()
     function = re.search(r"^seconds\(\) \{.*?^\}", text, re.MULTILINE | re.DOTALL)[0]
     for way, seconds in ways.items():
         done = subprocess.run(["bash", "-c", f"{function}\nseconds {way}"], capture_output=True, text=True)
