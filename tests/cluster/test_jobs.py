@@ -138,7 +138,7 @@ def test_requeued_until_it_is_complete(on_slurm):
 @pytest.mark.slow
 def test_pre_emption(on_slurm):
     """A job of a higher partition takes the GPUs; what it threw out comes back behind it."""
-    longer = f"{LONG} --iterations 1500"
+    longer = f"{LONG} --iterations 4000"
     job = on_slurm.package("lncot-train", f"{longer} --partition scavenger_4a100")
     wait_for_step(on_slurm)
     command = [
