@@ -173,7 +173,6 @@ def _measured(run: Restored, routes: RouteFinder, point: Point, batches: Evaluat
     watched = tqdm(batches, desc=point.name, unit="batch", disable=not sys.stderr.isatty(), leave=False)
     result = evaluate(run.model, watched, run.precision, **route.settings)
     summary = summarise(result)
-    del summary["batch_losses"]
     macs = {name: macs_of_passes(run.model.config, result.tokens_per_pass, name) for name in CONVENTIONS}
     return {**route.about, "macs_per_sequence": macs, **summary}
 
