@@ -5,7 +5,7 @@ from pathlib import Path
 from config.parser import Parser
 from config.scales import SCALES
 from errors import Failure, run_script
-from evaluation.figures import check_labels
+from evaluation.figures import FIGURE_HELP, check_labels
 
 
 def main() -> None:
@@ -14,16 +14,17 @@ def main() -> None:
     add("--scale", choices=tuple(SCALES), default="nano", help="the size of the experiments")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="those that were trained")
     add("--results_base_folder", default="./exps", help="where the runs lie")
-    add("--published", action="store_true", help="draw the paper's points, and none of ours")
+    add(
+        "--published", action="store_true", help="with the paper's points, which are of its own size and text"
+    )
     add(
         "--output",
         type=Path,
         default=Path("figure2.png"),
-        help="a .png, .pdf or .svg file; a .json goes beside it",
+        help=FIGURE_HELP,
     )
     args = parser.parse(None)
     check_labels([], [], args.output)
-    from files import write_json
     from reproduction.figures import draw_figure_2, figure_2, figure_2_rows
     from reproduction.plan import make_plan
 
@@ -34,9 +35,7 @@ def main() -> None:
             f"none of its rows has been trained under {args.results_base_folder}: python reproduce.py run "
             f"table1 figure2 --scale {args.scale} trains them; --published draws the paper's points"
         )
-    draw_figure_2(points, args.output, args.published)
-    write_json(args.output.with_suffix(".json"), points)
-    print(f"written: {args.output} and {args.output.with_suffix('.json').name}")
+    print(draw_figure_2(points, args.output, args.published, same_size=args.scale == "paper"))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from config.parser import Parser
 from errors import run_script
-from evaluation.figures import check_labels
+from evaluation.figures import FIGURE_HELP, check_labels
 
 
 def main() -> None:
@@ -13,17 +13,13 @@ def main() -> None:
         "--output",
         type=Path,
         default=Path("figure3.png"),
-        help="a .png, .pdf or .svg file; a .json goes beside it",
+        help=FIGURE_HELP,
     )
     args = parser.parse(None)
     check_labels([], [], args.output)
-    from files import write_json
     from reproduction.figures import draw_figure_3, figure_3
 
-    content = figure_3()
-    draw_figure_3(content, args.output)
-    write_json(args.output.with_suffix(".json"), content)
-    print(f"written: {args.output} and {args.output.with_suffix('.json').name}")
+    print(draw_figure_3(figure_3(), args.output))
 
 
 if __name__ == "__main__":

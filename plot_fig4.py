@@ -4,7 +4,7 @@ from pathlib import Path
 
 from config.parser import Parser
 from errors import UsageError, run_script
-from evaluation.figures import check_labels
+from evaluation.figures import FIGURE_HELP, check_labels, check_numbers
 
 
 def sweep_file(path: Path) -> Path:
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="run", help="what get_ppl_per_mac.py wrote, or its folder"
     )
-    parser.add_argument("--output", type=Path, default=Path("figure4.png"), help="a .png, .pdf or .svg file")
+    parser.add_argument("--output", type=Path, default=Path("figure4.png"), help=FIGURE_HELP)
     parser.add_argument("--labels", nargs="+", help="one name for each run; None: its folder")
     parser.add_argument(
         "--published", action="store_true", help="with the paper's values (OpenWebText2, 256 tokens)"
@@ -35,9 +35,10 @@ def main() -> None:
     from studies.compute_sweep import read_sweep
     from studies.figures import draw_fronts
 
-    sweeps = {label: read_sweep(sweep_file(run)) for label, run in zip(labels, args.runs, strict=True)}
-    draw_fronts(sweeps, args.output, args.published)
-    print(f"written: {args.output}")
+    files = [sweep_file(run) for run in args.runs]
+    check_numbers(args.output, files)
+    sweeps = {label: read_sweep(file) for label, file in zip(labels, files, strict=True)}
+    print(draw_fronts(sweeps, args.output, args.published))
 
 
 if __name__ == "__main__":

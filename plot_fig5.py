@@ -4,7 +4,7 @@ from pathlib import Path
 
 from config.parser import Parser
 from errors import UsageError, run_script
-from evaluation.figures import check_labels
+from evaluation.figures import FIGURE_HELP, check_labels, check_numbers
 
 
 def weights_files(path: Path) -> list[Path]:
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="run", help="what get_router_weights.py wrote, or its folder"
     )
-    parser.add_argument("--output", type=Path, default=Path("figure5.png"), help="a .png, .pdf or .svg file")
+    parser.add_argument("--output", type=Path, default=Path("figure5.png"), help=FIGURE_HELP)
     parser.add_argument("--labels", nargs="+", help="one name for each file; None: folder and file")
     parser.add_argument("--router", type=int, help="which router, from 1; None: the last")
     parser.add_argument(
@@ -37,6 +37,7 @@ def main() -> None:
     args = parser.parse(None)
     files = [file for run in args.runs for file in weights_files(run)]
     labels = check_labels(files, args.labels, args.output)
+    check_numbers(args.output, files)
     from studies.figures import draw_scores
     from studies.router_weights import read_weights
 
@@ -48,8 +49,7 @@ def main() -> None:
             raise UsageError(f"--router {args.router}: {file} has routers 1 to {count}")
         scores[label] = arrays[args.kind][:, (args.router or count) - 1]
     which = "last router" if args.router is None else f"router {args.router}"
-    draw_scores(scores, args.output, f"{args.kind.replace('_', ' ')} score of the {which}")
-    print(f"written: {args.output}")
+    print(draw_scores(scores, args.output, f"{args.kind.replace('_', ' ')} score of the {which}"))
 
 
 if __name__ == "__main__":

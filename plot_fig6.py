@@ -9,7 +9,7 @@ from pathlib import Path
 
 from config.parser import Parser
 from errors import UsageError, run_script
-from evaluation.figures import check_labels
+from evaluation.figures import FIGURE_HELP, check_labels, check_numbers
 
 
 def attention_file(path: Path) -> Path:
@@ -28,15 +28,16 @@ def attention_file(path: Path) -> Path:
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, help="what get_attention.py wrote, or its folder")
-    parser.add_argument("--output", type=Path, default=Path("figure6.png"), help="a .png, .pdf or .svg file")
+    parser.add_argument("--output", type=Path, default=Path("figure6.png"), help=FIGURE_HELP)
     parser.add_argument("--heads", type=int, nargs="+", help="which, from 0; None: all that were written")
     args = parser.parse(None)
     check_labels([args.run], None, args.output)
     from analysis.attention_file import choose_heads, draw_attention, read_attention
 
-    attention, about = read_attention(attention_file(args.run))
-    draw_attention(attention, about, choose_heads(about["heads"], args.heads), args.output)
-    print(f"written: {args.output}")
+    file = attention_file(args.run)
+    check_numbers(args.output, [file])
+    attention, about = read_attention(file)
+    print(draw_attention(attention, about, choose_heads(about["heads"], args.heads), args.output))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ def build_parser() -> Parser:
     add("--jobs", type=int, default=1, help="run: so many at a time")
     add("--format", choices=("text", "markdown", "latex"), default="text", help="report: of the tables")
     add("--output", type=Path, help="report: a file, besides the terminal")
+    add("--figures", type=Path, help="report: a folder, for its figures and their numbers")
     return parser
 
 
@@ -81,20 +82,28 @@ def train(args: Namespace) -> None:
 
 
 def report(args: Namespace) -> None:
-    from reproduction import report as tables
+    from reproduction import formats
+    from reproduction import report as numbers
 
-    found = tables.gather(planned(args))
-    draw = tables.FORMATS[args.format]
-    parts = [draw(tables.HEADINGS, tables.table(found, args.seeds, args.scale))]
-    claimed = tables.claims(tables.losses_of(found))
-    if claimed:
-        parts.append(draw(tables.CLAIM_HEADINGS, claimed))
+    runs = planned(args)
+    lines = numbers.lines(numbers.gather(runs), args.seeds, comparable=args.scale == "paper")
+    findings, zero_shot = numbers.findings(runs), formats.zero_shot_cells(numbers.zero_shot(runs))
+    draw = formats.FORMATS[args.format]
+    parts = [draw(formats.HEADINGS, map(formats.line_cells, lines))]
+    if findings:
+        parts.append(draw(formats.CLAIM_HEADINGS, map(formats.finding_cells, findings)))
+    if zero_shot:
+        parts.append(draw(tuple(zero_shot[0]), zero_shot))
     text = "\n\n".join(parts) + "\n"
     sys.stdout.write(text)
     if args.output:
         from files import write_atomically
 
         write_atomically(args.output, lambda file: file.write(text.encode()))
+    if args.figures:
+        from reproduction.report_figures import draw_report
+
+        print(f"written: {', '.join(map(str, draw_report(runs, lines, findings, args.figures)))}")
 
 
 def main() -> None:

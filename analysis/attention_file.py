@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis.figures import shades
 from errors import Failure, UsageError
-from evaluation.figures import new_figure, save
+from evaluation.figures import new_figure, save_with_numbers
 from files import write_atomically, write_json
 
 ARRAY = "attention"
@@ -85,17 +85,22 @@ def describe(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw_attention(attention: np.ndarray, about: dict[str, Any], heads: Sequence[int], path: Path) -> None:
-    """A panel for each of the heads: attention over token positions, a curve for each repeat."""
+def draw_attention(attention: np.ndarray, about: dict[str, Any], heads: Sequence[int], path: Path) -> str:
+    """A panel for each of the heads: attention over token positions, a curve for each repeat.
+
+    Returns what was written.
+    """
     columns = min(COLUMNS, len(heads))
     rows = -(-len(heads) // columns)
     figure, grid = new_figure(
         rows, columns, figsize=(1 + 3.8 * columns, 0.9 + 2.6 * rows), sharex=True, sharey=True, squeeze=False
     )
     n_repeat = about["n_repeat"]
+    numbers = {"layer": about["layer"], "attention_by_head_repeat_token": {}}
     positions = np.arange(attention.shape[-1])
     for axes, head in zip(grid.flat, heads, strict=False):
         of_head = attention[about["heads"].index(head)]
+        numbers["attention_by_head_repeat_token"][head] = of_head.tolist()
         for repeat, (colour, values) in enumerate(zip(shades(n_repeat), of_head, strict=True), start=1):
             share = np.where(values > 0, values, np.nan)  # what is not visible is not drawn
             axes.plot(positions, share, color=colour, linewidth=1, label=f"keys of repeat {repeat}")
@@ -110,4 +115,4 @@ def draw_attention(attention: np.ndarray, about: dict[str, Any], heads: Sequence
     figure.legend(
         handles, labels, loc="outside upper center", fontsize="small", ncols=min(3 * columns, n_repeat)
     )
-    save(figure, path)
+    return save_with_numbers(figure, path, numbers)

@@ -14,10 +14,7 @@ _SHOWN = {"keys": "keys", "values": "values", "joint": "[keys; values]"}
 def both_formats(figure: Any, stem: Path) -> list[str]:
     """Write the figure beside `stem`; the names of the files."""
     paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".pdf")]
-    from matplotlib import pyplot
-
     for path in paths:
-        pyplot.figure(figure.number)  # saving closes it
         save(figure, path)
     return [path.name for path in paths]
 

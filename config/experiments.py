@@ -6,7 +6,7 @@ set and, where there were several seeds, its standard error over them (Mohtasham
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from errors import UsageError, unknown
 
@@ -26,12 +26,14 @@ class Experiment:
     """A row. name: <table or figure>/<model>; flags: of main.py, by name.
 
     perplexity, error: as published; None where the paper shows a point without its number, or one seed.
+    zero_shot: of Table 3, accuracies in percent in MMLU, ARC, HellaSwag and PIQA.
     """
 
     name: str
     flags: Mapping[str, object]
     perplexity: float | None = None
     error: float | None = None
+    zero_shot: tuple[float, float, float, float] | None = None
 
 
 def _row(
@@ -77,6 +79,19 @@ EXPERIMENTS = (
     _row("table2/cotformer-reserved", "cotformer", 24, 5, (24.51, 0.01), **RESERVED),
     # 24.11 is Table 4's number *without* a depth embedding.
     _row("table2/ln-cotformer", "ln_cotformer", 24, 5, (24.11, 0.03), **RESERVED),
+    *(
+        replace(_row(f"table3/{name}", *shape, **flags), zero_shot=accuracies)
+        for name, shape, flags, accuracies in (
+            ("standard-24", ("base", 24), {}, (25.83, 29.34, 27.41, 58.54)),
+            ("but-24x2", ("but", 24, 2), {}, (25.64, 29.50, 27.38, 59.09)),
+            ("but-24x5", ("but", 24, 5), {}, (26.07, 30.25, 27.73, 58.27)),
+            # The table says 2->21x5->1; of the two models with these layers this is the better one.
+            ("ln-cotformer", ("ln_cotformer", 24, 5), RESERVED, (25.98, 29.89, 28.20, 59.30)),
+            ("cotformer-24x5", ("cotformer", 24, 5), {}, (25.99, 29.95, 27.74, 59.47)),
+            ("cotformer-24x2", ("cotformer", 24, 2), {}, (26.22, 30.72, 27.26, 58.65)),
+            ("standard-48", ("base", 48), {}, (26.11, 29.31, 27.93, 60.28)),
+        )
+    ),
     # Adaptive at 40k steps; Section 5's have 60k.
     _row("table4/adm", "adm", 24, 5, (25.08, 0.03), **ADAPTIVE),
     _row("table4/adm-depth-embedding", "adm", 24, 5, (24.94, 0.01), **ADAPTIVE, **LINEAR),

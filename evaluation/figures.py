@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from errors import UsageError
-from files import write_atomically
+from files import write_atomically, write_json
 from models.variants import VARIANTS
 
 FORMATS = (".png", ".pdf", ".svg")
+FIGURE_HELP = "a .png, .pdf or .svg file; .png, .pdf and the numbers as .json are written beside it"
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito), each run one of them.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -26,6 +27,16 @@ def check_labels(runs: Sequence[Path], labels: Sequence[str] | None, output: Pat
     return list(labels)
 
 
+def check_numbers(output: Path, inputs: Sequence[Path]) -> None:
+    """Raises UsageError where a figure's numbers would take the place of the file that it is drawn from."""
+    for path in inputs:
+        if path.with_suffix(".json").resolve() == output.with_suffix(".json").resolve():
+            raise UsageError(
+                f"--output {output}: the figure's numbers would go to {output.with_suffix('.json').name}, "
+                "which belongs to what it is drawn from; give another name"
+            )
+
+
 def new_figure(rows: int, columns: int, **settings: Any) -> tuple[Any, Any]:
     """matplotlib's figure and axes, without a window: this also runs where there is no screen."""
     import matplotlib
@@ -38,10 +49,32 @@ def new_figure(rows: int, columns: int, **settings: Any) -> tuple[Any, Any]:
 
 def save(figure: Any, path: Path) -> None:
     """Write the figure whole; the suffix decides the format. Raises Failure where it cannot be written."""
+    _write(figure, path)
+    close(figure)
+
+
+def close(figure: Any) -> None:
+    """Give its memory back."""
     from matplotlib import pyplot
 
-    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=150))
     pyplot.close(figure)
+
+
+def _write(figure: Any, path: Path) -> None:
+    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=150))
+
+
+def save_with_numbers(figure: Any, path: Path, numbers: Any) -> str:
+    """Write a figure of the paper as .png and .pdf, and in the path's own format, and its numbers as .json.
+
+    Returns what to tell of it. Raises Failure where one of them cannot be written.
+    """
+    suffixes = tuple(dict.fromkeys((path.suffix, ".png", ".pdf")))
+    for suffix in suffixes:
+        _write(figure, path.with_suffix(suffix))
+    close(figure)
+    write_json(path.with_suffix(".json"), numbers)
+    return f"written: {path}, and {', '.join((*suffixes[1:], '.json'))} beside it"
 
 
 def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:

@@ -38,6 +38,18 @@ CLAIMS = (
     Claim("table6/cotformer-24x5", "table6/pause-24", "Table 6"),
 )
 
+
+@dataclass(frozen=True)
+class RouterClaim:
+    """That a series of Figure 4's points of this row lies under its fixed depths."""
+
+    row: str
+    series: str
+    where: str = "Figure 4"
+
+
+ROUTER_CLAIMS = tuple(RouterClaim("figure4/adm", f"router, {kind}") for kind in ("top-k", "threshold"))
+
 # (smaller gap, larger gap): CoTFormer's lead over BUT grows with the repeats (Figure 2).
 GROWING_GAPS = tuple(
     ((f"table1/cotformer-{n}x2", f"table1/but-{n}x2"), (f"table1/cotformer-{n}x5", f"table1/but-{n}x5"))

@@ -9,13 +9,14 @@ from typing import Any
 
 import config
 from config.experiments import BY_NAME, EXPERIMENTS
-from evaluation.figures import COLOURS, new_figure, save
+from evaluation.figures import COLOURS, new_figure, save_with_numbers
 from models import count_macs
 from reproduction.plan import Run
 from reproduction.report import gather
 from reproduction.statistics import mean
 
 PANELS = {"12": "12 layers", "24": "24 layers"}  # of Figure 2
+PREFIXES = {"ours": "", "paper": "published_"}  # of the keys of a point
 SERIES = {"standard": "Standard", "but": "Block Universal", "cotformer": "CoTFormer"}
 LENGTHS = tuple(range(128, 12288 + 1, 128))  # of Figure 3
 
@@ -34,8 +35,8 @@ def _series(row: str) -> str:
 
 
 def figure_2(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A dict for each row: panel, series, repeats, MACs and perplexity, ours (with its standard error over
-    seeds) and published, with the MACs of the published size; None where there is nothing."""
+    """A dict for each row: panel, series, repeats, MACs, perplexity and its standard error over seeds,
+    ours and as published (at the published size); None where there is nothing."""
     found, args = gather(runs), {row: run.args for run in runs for row in run.rows}
     points = []
     for row in figure_2_rows():
@@ -51,36 +52,63 @@ def figure_2(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "repeats": 1 if _series(row) == "standard" else args[row].n_repeat,
             "macs": int(count_macs(args[row], args[row].sequence_length)),
             "perplexity": ours and ours.value,
-            "standard_error": ours and ours.standard_error,
+            "error": ours and ours.standard_error,
             "published_macs": int(count_macs(published, published.sequence_length)),
             "published_perplexity": BY_NAME[row].perplexity,
+            "published_error": BY_NAME[row].error,
         })  # fmt: skip
     return points
 
 
-def draw_figure_2(points: Sequence[dict[str, Any]], path: Path, published: bool) -> None:
-    """Both panels. published: the paper's points in place of ours, which are of another size."""
-    macs, value = ("published_macs", "published_perplexity") if published else ("macs", "perplexity")
-    figure, panels = new_figure(1, 2, figsize=(10, 4.5))
+def draw_figure_2(
+    points: Sequence[dict[str, Any]], path: Path, published: bool, same_size: bool = False
+) -> str:
+    """Both panels; returns what was written.
+
+    published: with the paper's points, hollow and dashed. They are of the published size and text: unless
+    ours are too (same_size), they have axes of their own, above and on the right.
+    """
+    figure, panels = new_figure(1, 2, figsize=(11, 5))
+    trained = any(point["perplexity"] is not None for point in points)
     for axes, (panel, title) in zip(panels, PANELS.items(), strict=True):
-        for colour, (series, label) in zip(COLOURS, SERIES.items(), strict=False):
-            here = [point for point in points if (point["panel"], point["series"]) == (panel, series)]
-            drawn = [point for point in here if point[value] is not None]
-            drawn.sort(key=lambda point: point[macs])
-            if not drawn:
-                continue
-            errors = [0.0 if published else point["standard_error"] or 0.0 for point in drawn]
-            x, y = [point[macs] / 1e9 for point in drawn], [point[value] for point in drawn]
-            axes.errorbar(x, y, errors, marker="o", markersize=4, color=colour, label=label, capsize=2)
-            for point, where in zip(drawn, zip(x, y, strict=True), strict=True):
-                axes.annotate(f"x{point['repeats']}", where, (3, 4), textcoords="offset points", fontsize=8)
-        axes.set_title(title + (", as published" if published else ""))
+        here = [point for point in points if point["panel"] == panel]
+        _draw_series(axes, here, PREFIXES["ours"], {"marker": "o"})
+        if published:
+            theirs = axes.twinx().twiny() if trained and not same_size else axes
+            _draw_series(theirs, here, PREFIXES["paper"], {"marker": "o", "mfc": "none", "linestyle": "--"})
+            if theirs is not axes:
+                theirs.set_xlabel("the paper's GMACs", color="gray")
+                figure.axes[-2].set_ylabel("the paper's perplexity", color="gray")
+        axes.set_title(title)
         axes.set_xlabel("GMACs for a sequence (the paper's convention)")
         axes.set_ylabel("perplexity")
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small")
-    save(figure, path)
+    handles = [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    named = {label: handle for handle, label in handles}
+    figure.legend(named.values(), named, loc="outside upper center", fontsize="small", ncols=3)
+    return save_with_numbers(figure, path, list(points))
+
+
+def _draw_series(axes: Any, points: Sequence[dict[str, Any]], prefix: str, style: dict[str, Any]) -> None:
+    for colour, (series, label) in zip(COLOURS, SERIES.items(), strict=False):
+        drawn = [
+            (
+                point[f"{prefix}macs"] / 1e9,
+                point[f"{prefix}perplexity"],
+                point[f"{prefix}error"],
+                point["repeats"],
+            )
+            for point in points
+            if point["series"] == series and point[f"{prefix}perplexity"] is not None
+        ]
+        if not drawn:
+            continue
+        x, y, errors, repeats = zip(*sorted(drawn), strict=True)
+        label = f"{label}, the paper's" if prefix else label
+        errors = [error or 0.0 for error in errors]
+        axes.errorbar(x, y, errors, markersize=4, color=colour, label=label, capsize=2, **style)
+        for count, where in zip(repeats, zip(x, y, strict=True), strict=True):
+            axes.annotate(f"x{count}", where, (3, 4), textcoords="offset points", fontsize=8)
 
 
 def figure_3() -> dict[str, Any]:
@@ -93,8 +121,8 @@ def figure_3() -> dict[str, Any]:
     return content
 
 
-def draw_figure_3(content: dict[str, Any], path: Path) -> None:
-    """MACs over the length of the text."""
+def draw_figure_3(content: dict[str, Any], path: Path) -> str:
+    """MACs over the length of the text; returns what was written."""
     figure, axes = new_figure(1, 1, figsize=(6.5, 4.5))
     rows = [name for name in content if name != "lengths"]
     for colour, row in zip(COLOURS, rows, strict=False):
@@ -105,4 +133,4 @@ def draw_figure_3(content: dict[str, Any], path: Path) -> None:
     axes.set_ylabel("TMACs for a sequence (the paper's convention)")
     axes.grid(alpha=0.3)
     axes.legend()
-    save(figure, path)
+    return save_with_numbers(figure, path, content)

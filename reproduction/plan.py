@@ -45,7 +45,7 @@ class Run:
     @property
     def swept(self) -> bool:
         """Whether all points of the sweep are there; it is written anew after each."""
-        content = _read(self.sweep)
+        content = self.sweep_result()
         return content is not None and len(content["points"]) >= SWEEP_POINTS + self.args.n_repeat
 
     @property
@@ -62,8 +62,18 @@ class Run:
         """The evaluation's content; None where there is none yet. Raises Failure for a damaged one."""
         return _read(self.evaluation)
 
+    def sweep_result(self) -> dict[str, Any] | None:
+        """The sweep's content; the same of it."""
+        return _read(self.sweep)
 
-def _read(path: Path) -> dict[str, Any] | None:
+    def downstream(self) -> dict[str, Any] | None:
+        """What `evaluation.lm_eval` wrote, if it was called."""
+        return _read(self.folder / "lm_eval_ckpt.json")
+
+
+def _read(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,20 +1,49 @@
-"""Ours beside theirs: tables of a set of runs, in three formats, and whether the paper's ordering holds."""
+"""Ours beside theirs, as numbers: each row of a set of runs, and whether the paper's ordering holds.
+
+Losses in nats per token. How the numbers are written and drawn: `reproduction.formats`, `.report_figures`.
+"""
 
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from config.experiments import BY_NAME
-from reproduction.claims import CLAIMS, GROWING_GAPS
+from reproduction.claims import CLAIMS, GROWING_GAPS, ROUTER_CLAIMS
 from reproduction.plan import Run
+from reproduction.router import at_fixed_depths
 from reproduction.statistics import Comparison, Mean, compare, mean
 
 Losses = dict[str, dict[int, list[float]]]  # row -> seed -> losses of batches
-HEADINGS = (
-    "row", "seeds", "ours: perplexity", "s.e. over seeds", "95 % over batches", "paper", "s.e.", "difference",
-    "missing",
-)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row. ours: perplexity, over seeds; interval: 95 % over batches, the mean of the seeds' intervals.
+
+    published, error: the paper's, with its standard error. difference: ours minus the published one, at the
+    published scale only, for numbers of other sizes on other text cannot be compared; their order can.
+    """
+
+    row: str
+    seeds: int
+    ours: Mean | None
+    interval: tuple[float, float] | None
+    published: float | None
+    error: float | None
+    difference: float | None
+    missing: list[int]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim of the paper, and the paired difference in loss that we find; verdict: in words."""
+
+    claim: str
+    where: str
+    compared: Comparison
+    verdict: str
 
 
 def gather(runs: Iterable[Run]) -> dict[str, dict[int, dict[str, Any]]]:
@@ -29,72 +58,49 @@ def gather(runs: Iterable[Run]) -> dict[str, dict[int, dict[str, Any]]]:
     return found
 
 
-def losses_of(found: dict[str, dict[int, dict[str, Any]]]) -> Losses:
-    """row -> seed -> losses of batches, where there are any."""
-    return {
-        row: {seed: result["batch_losses"] for seed, result in seeds.items()}
-        for row, seeds in found.items()
-        if seeds
-    }
+def lines(found: dict[str, dict[int, dict[str, Any]]], seeds: Sequence[int], comparable: bool) -> list[Line]:
+    """One for each row. comparable: whether sizes and text are the paper's."""
+    return [_line(row, found[row], seeds, comparable) for row in found]
 
 
-def table(
-    found: dict[str, dict[int, dict[str, Any]]], seeds: Sequence[int], scale: str
-) -> list[dict[str, str]]:
-    """A dict for each row, by HEADINGS.
-
-    The difference is of perplexities, ours minus the published one: at the published scale only, for numbers
-    of other sizes on other text cannot be compared, their order can.
-    """
-    return [_line(row, found[row], seeds, scale == "paper") for row in found]
-
-
-def _line(
-    row: str, results: dict[int, dict[str, Any]], seeds: Sequence[int], comparable: bool
-) -> dict[str, str]:
+def _line(row: str, results: dict[int, dict[str, Any]], seeds: Sequence[int], comparable: bool) -> Line:
     published = BY_NAME[row]
-    missing = [str(seed) for seed in seeds if seed not in results]
-    line = dict.fromkeys(HEADINGS, "")
-    line |= {
-        "row": row,
-        "seeds": str(len(results)),
-        "paper": _number(published.perplexity, 2),
-        "s.e.": _number(published.error, 2),
-        "missing": f"seed {', '.join(missing)}" if missing else "",
-    }
+    ours = interval = difference = None
     if results:
         ours = mean([result["perplexity"] for result in results.values()])
-        unknown = (math.nan, math.nan)
-        intervals = [result["perplexity_interval_95"] or unknown for result in results.values()]
-        lows, highs = zip(*intervals, strict=True)
-        line |= {
-            "ours: perplexity": f"{ours.value:.3f}",
-            "s.e. over seeds": _number(ours.standard_error, 3),
-            "95 % over batches": f"{statistics.fmean(lows):.3f} to {statistics.fmean(highs):.3f}",
-        }
+        known = [result["perplexity_interval_95"] for result in results.values()]
+        if all(known):
+            lows, highs = zip(*known, strict=True)
+            interval = statistics.fmean(lows), statistics.fmean(highs)
         if comparable and published.perplexity is not None:
-            line["difference"] = f"{ours.value - published.perplexity:+.2f}"
-    return line
+            difference = ours.value - published.perplexity
+    missing = [seed for seed in seeds if seed not in results]
+    return Line(row, len(results), ours, interval, published.perplexity, published.error, difference, missing)
 
 
-CLAIM_HEADINGS = ("the paper says", "where", "over seeds", "over batches", "found")
+def findings(runs: Sequence[Run]) -> list[Finding]:
+    """Each claim that there are runs for."""
+    losses = {
+        row: {seed: result["batch_losses"] for seed, result in seeds.items()}
+        for row, seeds in gather(runs).items()
+        if seeds
+    }
+    return judge(losses) + _of_routers(runs)
 
 
-def claims(losses: Losses) -> list[dict[str, str]]:
-    """Each claim that there are runs for, with the paired difference in nats per token."""
-    lines = []
+def judge(losses: Losses) -> list[Finding]:
+    """The claims about rows, from the losses of the batches of the validation set."""
+    found = []
     for claim in CLAIMS:
         if claim.better in losses and claim.worse in losses:
             compared = compare(losses[claim.better], losses[claim.worse])
-            if compared is not None:
-                lines.append(_claim(f"{claim.better} < {claim.worse}", claim.where, compared))
+            found += _finding(f"{claim.better} < {claim.worse}", claim.where, compared)
     for smaller, larger in GROWING_GAPS:
         if all(row in losses for row in (*smaller, *larger)):
             compared = compare(_gap(losses, larger), _gap(losses, smaller))
-            if compared is not None:
-                name = f"gap of {larger[0]} to {larger[1].split('/')[1]} > at 2 repeats"
-                lines.append(_claim(name, "Figure 2", compared))
-    return lines
+            name = f"gap of {larger[0]} to {larger[1].split('/')[1]} > at 2 repeats"
+            found += _finding(name, "Figure 2", compared)
+    return found
 
 
 def _gap(losses: Losses, rows: tuple[str, str]) -> dict[int, list[float]]:
@@ -105,59 +111,64 @@ def _gap(losses: Losses, rows: tuple[str, str]) -> dict[int, list[float]]:
     }
 
 
-def _claim(name: str, where: str, compared: Comparison) -> dict[str, str]:
+def _of_routers(runs: Sequence[Run]) -> list[Finding]:
+    """Figure 4: the router's choice of tokens against all tokens, at the compute of a fixed depth."""
+    found = []
+    for claim in ROUTER_CLAIMS:
+        pairs = {
+            run.seed: at_fixed_depths(run.sweep_result(), claim.series)
+            for run in runs
+            if claim.row in run.rows and run.swept
+        }
+        routed = {seed: pair[0] for seed, pair in pairs.items() if pair}
+        fixed = {seed: pair[1] for seed, pair in pairs.items() if pair}
+        name = f"{claim.row}: {claim.series} < fixed depth, at the same MACs"
+        found += _finding(name, claim.where, compare(routed, fixed))
+    return found
+
+
+def _finding(claim: str, where: str, compared: Comparison | None) -> list[Finding]:
+    """None where no seed has both."""
+    if compared is None:
+        return []
     batches = compared.over_batches
     signs = {compared.over_seeds.sign, 0 if batches is None else batches.sign}
     if compared.over_seeds.margin is None and batches is not None:
         signs = {batches.sign}
-    verdict = "holds" if signs == {-1} else "contradicted" if signs == {1} else _tendency(compared)
+    tendency = f"undecided, tends to {'hold' if compared.over_seeds.value < 0 else 'be contradicted'}"
+    verdict = "holds" if signs == {-1} else "contradicted" if signs == {1} else tendency
+    return [Finding(claim, where, compared, verdict)]
+
+
+ZERO_SHOT = {
+    "MMLU": ("mmlu",),
+    "ARC": ("arc_easy", "arc_challenge"),
+    "HellaSwag": ("hellaswag",),
+    "PIQA": ("piqa",),
+}
+
+
+def zero_shot(runs: Sequence[Run]) -> dict[str, dict[str, tuple[float | None, float]]]:
+    """Table 3: row -> task -> (ours, published), accuracies in percent, length-normalised where there is one.
+
+    Ours: the mean over the seeds that `evaluation.lm_eval` was called for; ARC is that of its two halves.
+    """
     return {
-        "the paper says": name,
-        "where": where,
-        "over seeds": _with_margin(compared.over_seeds),
-        "over batches": "" if batches is None else _with_margin(batches),
-        "found": verdict,
+        row: {
+            task: (_accuracy([run for run in runs if row in run.rows], parts), published)
+            for (task, parts), published in zip(ZERO_SHOT.items(), BY_NAME[row].zero_shot, strict=True)
+        }
+        for row in dict.fromkeys(row for run in runs for row in run.rows)
+        if BY_NAME[row].zero_shot
     }
 
 
-def _tendency(compared: Comparison) -> str:
-    return f"undecided, tends to {'hold' if compared.over_seeds.value < 0 else 'be contradicted'}"
-
-
-def _with_margin(found: Mean) -> str:
-    margin = "" if found.margin is None else f" +- {found.margin:.4f}"
-    return f"{found.value:+.4f}{margin} (n={found.count})"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def to_text(headings: Sequence[str], lines: Sequence[dict[str, str]]) -> str:
-    """Aligned columns, for a terminal."""
-    widths = {name: max(len(name), *(len(line[name]) for line in lines)) for name in headings}
-    rows = [dict(zip(headings, headings, strict=True)), *lines]
-    return "\n".join("  ".join(row[name].ljust(widths[name]) for name in headings).rstrip() for row in rows)
-
-
-def to_markdown(headings: Sequence[str], lines: Sequence[dict[str, str]]) -> str:
-    """A table of GitHub's Markdown."""
-    rows = [list(headings), ["---"] * len(headings), *([line[name] for name in headings] for line in lines)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-
-
-def to_latex(headings: Sequence[str], lines: Sequence[dict[str, str]]) -> str:
-    """A tabular, in booktabs' style."""
-    rows = [" & ".join(map(_escaped, headings)) + r" \\", r"\midrule"]
-    rows += [" & ".join(_escaped(line[name]) for name in headings) + r" \\" for line in lines]
-    body = "\n".join(rows)
-    return f"\\begin{{tabular}}{{{'l' * len(headings)}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}"
-
-
-def _escaped(text: str) -> str:
-    for plain, written in (("%", r"\%"), ("_", r"\_"), ("+-", r"$\pm$"), ("<", "$<$"), (">", "$>$")):
-        text = text.replace(plain, written)
-    return text
-
-
-FORMATS = {"text": to_text, "markdown": to_markdown, "latex": to_latex}
+def _accuracy(runs: Sequence[Run], tasks: Sequence[str]) -> float | None:
+    scores = []
+    for run in runs:
+        results = (run.downstream() or {}).get("results", {})
+        of_tasks = [results[task] for task in tasks if task in results]
+        if len(of_tasks) == len(tasks):
+            each = [score.get("acc_norm,none", score.get("acc,none", math.nan)) for score in of_tasks]
+            scores.append(100 * statistics.fmean(each))
+    return statistics.fmean(scores) if scores else None

@@ -9,12 +9,18 @@ import numpy as np
 import config
 from config.experiments import find_experiment
 from errors import UsageError
-from evaluation.figures import COLOURS, new_figure, save
+from evaluation.figures import COLOURS, new_figure, save_with_numbers
 from models import count_macs
 from studies.compute_sweep import SERIES
 
 _STYLES = dict(zip(SERIES, (("-", "o"), ("--", "s"), (":", "^")), strict=True))
 
+
+# What goes into the figure's own numbers, of a point of the sweep.
+_NUMBERS = (
+    "series", "setting", "length_factors", "macs_per_sequence", "perplexity", "perplexity_interval_95",
+    "average_depth", "seconds_per_token",
+)  # fmt: skip
 
 PUBLISHED = {
     "section5/adm-60k": "ADM, full compute, 60k steps",
@@ -34,11 +40,12 @@ def published_anchors() -> list[tuple[str, float, float]]:
     return anchors
 
 
-def draw_fronts(sweeps: dict[str, dict[str, Any]], path: Path, published: bool = False) -> None:
+def draw_fronts(sweeps: dict[str, dict[str, Any]], path: Path, published: bool = False) -> str:
     """Perplexity over MACs and over measured time of one or several checkpoints.
 
     sweeps: label -> what get_ppl_per_mac.py wrote. published: with the paper's values, whose corpus is
-    OpenWebText2. Raises UsageError when the sequences differ in length, for MACs are those of a sequence.
+    OpenWebText2. Returns what was written. Raises UsageError when the sequences differ in length, for MACs
+    are those of a sequence.
     """
     lengths = {content["about"]["sequence_length"] for content in sweeps.values()}
     if published:
@@ -74,16 +81,28 @@ def draw_fronts(sweeps: dict[str, dict[str, Any]], path: Path, published: bool =
     figure.legend(
         *over_macs.get_legend_handles_labels(), loc="outside upper center", fontsize="small", ncols=4
     )
-    save(figure, path)
+    numbers: dict[str, Any] = {"sequence_length": length, "runs": {}}
+    for label, content in sweeps.items():
+        numbers["runs"][label] = [{name: entry.get(name) for name in _NUMBERS} for entry in content["points"]]
+    if published:
+        names = ("label", "macs_per_sequence", "perplexity")
+        numbers["paper"] = [dict(zip(names, anchor, strict=True)) for anchor in published_anchors()]
+    return save_with_numbers(figure, path, numbers)
 
 
-def draw_scores(scores: dict[str, np.ndarray], path: Path, title: str) -> None:
-    """Histograms of one router's scores, laid over one another. scores: label -> (N,)."""
+def draw_scores(scores: dict[str, np.ndarray], path: Path, title: str) -> str:
+    """Histograms of one router's scores, laid over one another. scores: label -> (N,).
+
+    Returns what was written.
+    """
     figure, axes = new_figure(1, 1, figsize=(7, 4.5))
     edges = np.linspace(0.0, 1.0, 51)
+    numbers: dict[str, Any] = {"of": title, "bin_edges": edges.tolist(), "runs": {}}
     for colour, (label, values) in zip(_colours(len(scores)), scores.items(), strict=True):
         fractions = np.histogram(values, edges)[0] / len(values)
-        named = f"{label} (mean {values.mean(dtype=np.float64):.4f})"
+        average = float(values.mean(dtype=np.float64))
+        numbers["runs"][label] = {"tokens": len(values), "mean": average, "fractions": fractions.tolist()}
+        named = f"{label} (mean {average:.4f})"
         axes.stairs(fractions, edges, fill=True, alpha=0.35, color=colour)
         axes.stairs(fractions, edges, color=colour, label=named)
     axes.set_yscale("log")
@@ -91,7 +110,7 @@ def draw_scores(scores: dict[str, np.ndarray], path: Path, title: str) -> None:
     axes.set_ylabel("fraction of tokens")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    save(figure, path)
+    return save_with_numbers(figure, path, numbers)
 
 
 def _colours(count: int) -> Sequence[str]:

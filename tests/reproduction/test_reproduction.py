@@ -11,9 +11,10 @@ import pytest
 
 from config.experiments import BY_NAME
 from errors import UsageError
-from reproduction import report
+from reproduction import formats, report
 from reproduction.claims import CLAIMS, GROWING_GAPS
 from reproduction.plan import choose_rows, make_plan
+from reproduction.router import at_fixed_depths
 from reproduction.statistics import compare, mean
 
 
@@ -68,16 +69,63 @@ def test_verdicts():
 
     better, worse = "table6/pause-24", "table6/standard-24"
     for shift, verdict in ((-0.1, "holds"), (0.1, "contradicted"), (0.0, "undecided")):
-        (line,) = report.claims({better: losses(shift), worse: losses(0.0)})
-        assert line["found"].startswith(verdict), line
+        (finding,) = report.judge({better: losses(shift), worse: losses(0.0)})
+        assert finding.verdict.startswith(verdict), finding
+        assert formats.finding_cells(finding)["over seeds"].startswith(f"{shift:+.1f}"[:2])
+
+
+def test_a_router_is_compared_at_the_compute_of_fixed_depths():
+    """Losses that fall linearly with compute for the router, and by less for fixed depths."""
+
+    def point(series, setting, macs, loss):
+        return {
+            "series": series, "setting": setting, "macs_per_sequence": {"paper": macs},
+            "batch_losses": [loss, loss + 1.0],
+        }  # fmt: skip
+
+    router = [
+        point("router, top-k", part, macs, 3.0 - macs / 10)
+        for part, macs in ((1.0, 10), (0.5, 17), (0.0, 20))
+    ]
+    fixed = [
+        point("fixed depth", n, macs, loss)
+        for n, macs, loss in ((3, 18, 1.5), (1, 10, 2.0), (4, 20, 1.0), (2, 14, 1.8))
+    ]
+    routed, compared = at_fixed_depths({"points": router + fixed}, "router, top-k")
+    assert routed == pytest.approx([1.4, 2.4])  # at 14 and 18: 1.6 and 1.2
+    assert compared == pytest.approx([1.65, 2.65])
+    assert at_fixed_depths({"points": fixed}, "router, top-k") is None
+    for entry in router:
+        del entry["batch_losses"]
+    assert at_fixed_depths({"points": router + fixed}, "router, top-k") is None
+
+
+def test_zero_shot_beside_the_papers(tmp_path):
+    (run,) = make_plan(["table3/but-24x2"], "nano", [0], ["--results_base_folder", str(tmp_path)])
+    assert report.zero_shot([run])["table3/but-24x2"]["ARC"] == (None, 29.5)
+    results = {
+        "arc_easy": {"acc_norm,none": 0.4},
+        "arc_challenge": {"acc_norm,none": 0.2},
+        "mmlu": {"acc,none": 0.25},
+    }
+    run.folder.mkdir(parents=True)
+    (run.folder / "lm_eval_ckpt.json").write_text(json.dumps({"results": results}))
+    scores = report.zero_shot([run])["table3/but-24x2"]
+    assert (
+        scores["ARC"][0] == pytest.approx(30.0)
+        and scores["MMLU"][0] == 25.0
+        and scores["PIQA"] == (None, 59.09)
+    )
+    (cells,) = formats.zero_shot_cells({"table3/but-24x2": scores})
+    assert cells["ARC: ours"] == "30.00" and cells["PIQA: ours"] == "" and cells["PIQA: paper"] == "59.09"
 
 
 def test_formats():
     lines = [{"row": "a_b", "95 %": "1 +- 2"}]
-    assert report.to_markdown(("row", "95 %"), lines).split("\n")[1] == "| --- | --- |"
-    latex = report.to_latex(("row", "95 %"), lines)
+    assert formats.to_markdown(("row", "95 %"), lines).split("\n")[1] == "| --- | --- |"
+    latex = formats.to_latex(("row", "95 %"), lines)
     assert r"a\_b & 1 $\pm$ 2 \\" in latex and r"95 \%" in latex
-    assert report.to_text(("row", "95 %"), lines).split("\n")[1] == "a_b  1 +- 2"
+    assert formats.to_text(("row", "95 %"), lines).split("\n")[1] == "a_b  1 +- 2"
 
 
 def test_run_report_and_what_is_there_is_not_trained_again(scripts):
@@ -103,9 +151,13 @@ def test_run_report_and_what_is_there_is_not_trained_again(scripts):
     assert "2 of 2 runs are complete" in scripts.run("reproduce.py", f"run {rows} {tiny}").stdout
     assert scripts.run("reproduce.py", f"status {rows} {tiny}").stdout.count("complete") == 2
     output = scripts.results / "report.md"
-    flags = f"report --format markdown --output {output} {rows} {tiny}"
+    flags = f"report --format markdown --output {output} --figures {scripts.results} {rows} {tiny}"
     text = scripts.run("reproduce.py", flags).stdout
-    assert output.read_text() == text and "| table1/standard-12 | 1 |" in text
+    assert text.startswith(output.read_text()) and "| table1/standard-12 | 1 |" in text
+    for name in ("perplexity", "figure2"):
+        assert all(
+            (scripts.results / f"{name}{kind}").stat().st_size > 100 for kind in (".png", ".pdf", ".json")
+        )
     (folder,) = scripts.results.glob("*/base/*")
     found = json.loads((folder / "eval_summary_ckpt.json").read_text())
     assert f"{found['perplexity']:.3f}" in text
@@ -144,3 +196,4 @@ def test_figure_2(scripts):
     assert points["table1/cotformer-12x5"]["published_macs"] == 126_874_386_432
     assert points["table1/cotformer-12x5"]["published_perplexity"] == 26.64
     assert points["figure2/but-12x15"]["repeats"] == 15 and path.stat().st_size > 1000
+    assert path.with_suffix(".png").stat().st_size > 1000

@@ -1,0 +1,51 @@
+"""Figure 4 as numbers: what a router gains over giving every token the same number of passes."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+FIXED = "fixed depth"  # a series of studies.compute_sweep
+
+
+def at_fixed_depths(sweep: dict[str, Any], series: str) -> tuple[list[float], list[float]] | None:
+    """Losses by batch of the validation set, of a series and of the fixed depths, at the same MACs.
+
+    sweep: what get_ppl_per_mac.py wrote. Both are means over the depths between one pass and all of them, at
+    whose ends the two are the same by construction. The series' loss at a depth's MACs is interpolated
+    linearly between its two nearest points. None where the series does not reach around any depth, or the
+    sweep has no losses by batch.
+    """
+    points = [
+        (_macs(point), point.get("batch_losses")) for point in sweep["points"] if point["series"] == series
+    ]
+    fixed = sorted(
+        (point["setting"], _macs(point), point.get("batch_losses"))
+        for point in sweep["points"]
+        if point["series"] == FIXED
+    )[1:-1]
+    if not fixed or any(losses is None for losses in (*(p[-1] for p in points), *(f[-1] for f in fixed))):
+        return None
+    points.sort()
+    routed, compared = [], []
+    for _, macs, losses in fixed:
+        found = _interpolated(points, macs)
+        if found is not None:
+            routed.append(found)
+            compared.append(losses)
+    return (_mean(routed), _mean(compared)) if routed else None
+
+
+def _macs(point: dict[str, Any]) -> float:
+    return point["macs_per_sequence"]["paper"]
+
+
+def _interpolated(points: Sequence[tuple[float, list[float]]], macs: float) -> list[float] | None:
+    for (low, at_low), (high, at_high) in itertools.pairwise(points):
+        if low <= macs <= high and low < high:
+            part = (macs - low) / (high - low)
+            return [(1 - part) * a + part * b for a, b in zip(at_low, at_high, strict=True)]
+    return None
+
+
+def _mean(lists: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(values) / len(values) for values in zip(*lists, strict=True)]
