@@ -1,5 +1,7 @@
-"""Which code a run was: the commit, and what was changed since."""
+"""Which code a run was, the commit and what was changed since, and on which machine."""
 
+import os
+import platform
 import subprocess
 from pathlib import Path
 
@@ -21,3 +23,18 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.decode(errors="replace")
+
+
+def machine() -> str:
+    """The processor's name and the number of cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{_processor()}, {cores} cores"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown processor"

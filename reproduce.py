@@ -84,6 +84,7 @@ def train(args: Namespace) -> None:
 def report(args: Namespace) -> None:
     from reproduction import formats
     from reproduction import report as numbers
+    from reproduction.origin import describe
 
     runs = planned(args)
     lines = numbers.lines(numbers.gather(runs), args.seeds, comparable=args.scale == "paper")
@@ -94,7 +95,7 @@ def report(args: Namespace) -> None:
         parts.append(draw(formats.CLAIM_HEADINGS, map(formats.finding_cells, findings)))
     if zero_shot:
         parts.append(draw(tuple(zero_shot[0]), zero_shot))
-    text = "\n\n".join(parts) + "\n"
+    text = "\n\n".join([*parts, describe(runs)]) + "\n"
     sys.stdout.write(text)
     if args.output:
         from files import write_atomically

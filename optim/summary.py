@@ -11,7 +11,7 @@ import torch
 
 from files import write_json
 from optim.metrics import curves, read_metrics
-from provenance import git_commit
+from provenance import git_commit, machine
 
 
 def write_summary(folder: Path, args: Namespace, about: dict[str, Any]) -> None:
@@ -27,6 +27,7 @@ def write_summary(folder: Path, args: Namespace, about: dict[str, Any]) -> None:
             **curves(lines),
             "versions": versions(),
             "git_commit": git_commit(),
+            "machine": machine(),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },
     )

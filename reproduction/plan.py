@@ -66,6 +66,10 @@ class Run:
         """The sweep's content; the same of it."""
         return _read(self.sweep)
 
+    def summary(self) -> dict[str, Any] | None:
+        """What main.py wrote at the end."""
+        return _read(self.folder / "summary.json")
+
     def downstream(self) -> dict[str, Any] | None:
         """What `evaluation.lm_eval` wrote, if it was called."""
         return _read(self.folder / "lm_eval_ckpt.json")
