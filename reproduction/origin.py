@@ -20,8 +20,9 @@ def describe(runs: Sequence[Run]) -> str:
             f"finished between {dates[0]} and {dates[-1]}",
             "commits " + _each(summary["git_commit"] or "unknown" for summary in trained),
             "torch " + _each(summary["versions"]["torch"] for summary in trained),
-            "machine: " + _each(summary["machine"] for summary in trained if "machine" in summary),
         ]
+        machines = _each(summary["machine"] for summary in trained if "machine" in summary)
+        words += [f"machine: {machines}"] if machines else []
     return "\n".join(f"- {line}" for line in words)
 
 
