@@ -172,6 +172,20 @@ def _architecture(add) -> None:
         help="rate after embedding, attention and MLP; off in evaluation",
     )
     add("--compile", action="store_true", help="torch.compile the model: slower to start, then faster")
+    add(
+        "--loss",
+        type=choice(CHOICES["loss"]),
+        default="chunked",
+        help="chunked: the logits of a few hundred tokens at a time, with their gradients; plain: those of "
+        "all tokens at once. The same loss, up to rounding",
+    )
+    add(
+        "--activation_checkpointing",
+        type=choice(CHOICES["activation_checkpointing"]),
+        default="none",
+        help="what training computes a second time in the backward pass instead of keeping it: nothing "
+        "(none), the passes of the middle one by one (repeat), or every block (block). The same gradients",
+    )
     add("--rmsnorm_eps", type=number, default=1e-5, help=NO_EFFECT)
     add("--multiple_of", type=integer, default=256, help=NO_EFFECT)
 

@@ -3,10 +3,13 @@
 Shapes: *rows.shape as in `models.rows`, C = n_embd.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import Context, MultiHeadAttention
+from models.checkpointing import pays, recomputed
 from models.config import ModelConfig
 from models.key_values import Store
 from models.latent_attention import LatentAttention
@@ -43,12 +46,20 @@ class Block(nn.Module):
         self.attn = ATTENTIONS[config.variant.attention](config)
         self.ln_2 = layer_norm(config)
         self.mlp = MLP(config)
+        self._checkpointed = config.activation_checkpointing == "block"
 
     def forward(self, x: Tensor, rows: Rows, store: Store, context: Context | None = None) -> Tensor:
         """x (*rows.shape, C) -> (*rows.shape, C).
 
         context: keys and values are those of ln_1 of its representations instead of x's.
         """
+        if not (self._checkpointed and pays(self.training, store)):
+            return self._run([store], x, rows, context)
+        key_rows = rows if context is None else context.rows
+        return recomputed(self._run, [store], key_rows, rows, x, rows, context)
+
+    def _run(self, stores: Sequence[Store], x: Tensor, rows: Rows, context: Context | None) -> Tensor:
+        (store,) = stores
         if context is not None:
             context = Context(self.ln_1(context.x), context.rows)
         x = x + self.attn(self.ln_1(x), rows, store, context)

@@ -14,6 +14,8 @@ CHOICES = {
     "routing": ("topk", "threshold"),
     "act_loss_reduction": ("mean", "sum"),
     "ponder_eval": ("expectation", "sample"),
+    "loss": ("chunked", "plain"),
+    "activation_checkpointing": ("none", "repeat", "block"),
 }
 
 
@@ -59,6 +61,8 @@ class ModelConfig:
     qk_nope_head_dim: int = 64
     v_head_dim: int = 64
     n_pause: int = 4
+    loss: str = "chunked"
+    activation_checkpointing: str = "none"
 
     def __post_init__(self) -> None:
         find_variant(self.model)

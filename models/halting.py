@@ -3,13 +3,16 @@
 Shapes: *rows.shape as in `models.rows`, B batch, T tokens, C = n_embd, R = n_repeat.
 """
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import Context
 from models.config import ModelConfig
-from models.key_values import Memory
+from models.key_values import Memory, Store
 from models.mixture_of_repeats import put
 from models.repeaters import Middle, Repeated
 from models.rows import Rows
@@ -53,11 +56,9 @@ class StickBreaking:
             active = flat.index_select(0, place)
             own_fixed, own_going = fixed[place], going[place, None]
             mixture = fixed + going[:, None] * flat
-            for index, block in enumerate(middle.blocks):
-                context = Context(mixture.unflatten(0, everyone.shape), everyone)
-                store = memory.own_pass(("middle", index), repeat)
-                active = block(active.unflatten(0, rows.shape), rows, store, context).flatten(0, -2)
-                mixture = put(mixture, place, own_fixed + own_going * active)
+            run = partial(_among_mixtures, middle, rows, everyone, place)
+            stores = middle.own_pass(memory, repeat)
+            active = middle.run_pass(run, stores, everyone, rows, active, mixture, own_fixed, own_going)
             flat = put(flat, place, active)
             if rows.total:
                 passes.append(rows)
@@ -78,6 +79,25 @@ class StickBreaking:
                 break
         penalty = penalty + (middle.n_repeat + 1) * never.sum()
         return Repeated([flat.unflatten(0, everyone.shape)], passes, [], penalty / len(never))
+
+
+def _among_mixtures(
+    middle: Middle,
+    rows: Rows,
+    everyone: Rows,
+    place: Tensor,
+    stores: Sequence[Store],
+    active: Tensor,
+    mixture: Tensor,
+    own_fixed: Tensor,
+    own_going: Tensor,
+) -> Tensor:
+    """A pass of the rows at `place`, active (n, C), among everyone's mixtures (N, C)."""
+    for block, store in zip(middle.blocks, stores, strict=True):
+        context = Context(mixture.unflatten(0, everyone.shape), everyone)
+        active = block(active.unflatten(0, rows.shape), rows, store, context).flatten(0, -2)
+        mixture = put(mixture, place, own_fixed + own_going * active)
+    return active
 
 
 def halting_distribution(lambdas: Tensor) -> Tensor:

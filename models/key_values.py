@@ -31,6 +31,23 @@ class Visible(NamedTuple):
     causal: bool = False
 
 
+class Past(NamedTuple):
+    """What a store would answer to a pass, but for the pass's own tensors, which are still to come.
+
+    earlier: what was kept of passes before, (B, H, n, D) each. mask, causal: as in `Visible`. It stays what
+    it is when the store is given more, so that a pass can be computed again from it.
+    """
+
+    earlier: Sequence[Sequence[Tensor]]
+    mask: Tensor | None
+    causal: bool = False
+
+    def joined_by(self, kept: Sequence[Tensor]) -> Visible:
+        """With the pass's own tensors."""
+        seen = joined([*self.earlier, kept]) if self.earlier else kept
+        return Visible(seen, self.mask, self.causal)
+
+
 class Store(Protocol):
     """What one layer may look at.
 
@@ -41,6 +58,16 @@ class Store(Protocol):
 
     def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> Visible:
         """Hand in tensors, (B, H, n, D) each, of `key_rows`; get what `query_rows` may see of their like."""
+
+
+class ForwardStore(Store, Protocol):
+    """A store that forgets when the forward pass is over. `add` is `past`, joined by the new, and `keep`."""
+
+    def past(self, key_rows: Rows, query_rows: Rows) -> Past:
+        """What `add` would answer with, without what is to be added."""
+
+    def keep(self, kept: Sequence[Tensor], key_rows: Rows) -> None:
+        """For passes to come."""
 
 
 class Memory(Protocol):
@@ -86,10 +113,10 @@ class ForwardMemory:
         self._masks: dict[int, Tensor] = {}  # by number of passes; all layers share them
         self._window = window
 
-    def own_pass(self, layer: Hashable, repeat: int = 1) -> Store:
+    def own_pass(self, layer: Hashable, repeat: int = 1) -> ForwardStore:
         return self._own
 
-    def all_passes(self, layer: Hashable, repeat: int) -> Store:
+    def all_passes(self, layer: Hashable, repeat: int) -> ForwardStore:
         if layer not in self._shared:
             self._shared[layer] = _AllPasses(self._masks, self._window)
         return self._shared[layer]
@@ -105,12 +132,18 @@ class _OwnPass:
         self._mask: tuple[Rows, Rows, Tensor] | None = None
 
     def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> Visible:
+        return self.past(key_rows, query_rows).joined_by(kept)
+
+    def past(self, key_rows: Rows, query_rows: Rows) -> Past:
         if key_rows is query_rows and self._window is None:
-            return Visible(kept, None, causal=True)
+            return Past((), None, causal=True)
         if self._mask is None or self._mask[0] is not key_rows or self._mask[1] is not query_rows:
             mask = visible(query_rows.positions, key_rows.positions, self._window)
             self._mask = key_rows, query_rows, mask
-        return Visible(kept, self._mask[2])
+        return Past((), self._mask[2])
+
+    def keep(self, kept: Sequence[Tensor], key_rows: Rows) -> None:
+        pass
 
 
 class _AllPasses:
@@ -123,13 +156,20 @@ class _AllPasses:
         self._masks, self._window = masks, window
 
     def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> Visible:
-        self._passes.append((kept, key_rows.positions))
-        count = len(self._passes)
+        past = self.past(key_rows, query_rows)
+        self.keep(kept, key_rows)
+        return past.joined_by(kept)
+
+    def past(self, key_rows: Rows, query_rows: Rows) -> Past:
+        count = len(self._passes) + 1
         if count == 1 and self._window is None:
-            return Visible(kept, None, causal=True)
-        by_pass, positions = zip(*self._passes, strict=True)
+            return Past((), None, causal=True)
         if count not in self._masks:
+            positions = [*(part for _, part in self._passes), key_rows.positions]
             if any(part.dim() == 2 for part in positions):
-                positions = [part.expand(len(kept[0]), -1) for part in positions]
+                positions = [part.expand(key_rows.grid.batch, -1) for part in positions]
             self._masks[count] = visible(query_rows.positions, torch.cat(positions, -1), self._window)
-        return Visible(joined(by_pass), self._masks[count])
+        return Past([kept for kept, _ in self._passes], self._masks[count])
+
+    def keep(self, kept: Sequence[Tensor], key_rows: Rows) -> None:
+        self._passes.append((kept, key_rows.positions))

@@ -77,7 +77,7 @@ class LanguageModel(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.repeater = REPEATERS[variant.repeater]()
         self.after_pass = AfterPass()
-        self.readout = ExpectedExit(config) if variant.repeater == "ponder" else LastExit()
+        self.readout = ExpectedExit(config) if variant.repeater == "ponder" else LastExit(config)
         self._initialise()
         self.lm_head.weight = self.transformer.wte.weight
 
@@ -130,7 +130,9 @@ class LanguageModel(nn.Module):
         if targets is not None or get_logits:
             each = config.rows_per_token  # the last of a token's rows predicts
             exits = [rows.last(x) if targets is None else x[..., each - 1 :: each, :] for x in exits]
-            logits, loss, cross_entropy, passes = self.readout(self, exits, targets, self.training)
+            logits, loss, cross_entropy, passes = self.readout(
+                self, exits, targets, self.training, get_logits
+            )
         if loss is not None and self.training and repeated.penalty is not None:
             per = rows.total if config.act_loss_reduction == "sum" else 1
             loss = loss + config.penalty_weight * per * repeated.penalty
@@ -193,6 +195,8 @@ class LanguageModel(nn.Module):
             routing=routing,
             halting_gate=self.depth_predictor,
             halt_threshold=self.config.halt_threshold,
+            training=self.training,
+            checkpointed=self.config.activation_checkpointing == "repeat",
         )
 
     def _routing(

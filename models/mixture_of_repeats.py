@@ -6,11 +6,14 @@ what it was before the depth embedding. One that does not keeps its representati
 Shapes: *rows.shape as in `models.rows`, C = n_embd, R = n_repeat.
 """
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from models.attention import Context
-from models.key_values import Memory
+from models.key_values import Memory, Store
 from models.repeaters import Middle, Repeated
 from models.rows import Rows, latest
 
@@ -23,10 +26,8 @@ class MixtureOfRepeats:
         outputs, scores = [], []
         for repeat in range(1, middle.n_repeat + 1):
             entering = x
-            x = middle.with_depth(x, repeat)
-            for index, block in enumerate(middle.blocks):
-                x = block(x, rows, memory.all_passes(("middle", index), repeat))
-            x = middle.after_pass(_mixed(entering, middle.ln_mid(x), score), rows, repeat)
+            x = middle.plain_pass(middle.with_depth(x, repeat), rows, middle.all_passes(memory, repeat))
+            x = middle.after_pass(_mixed(entering, x, score), rows, repeat)
             outputs.append((rows, x))
             if repeat == middle.n_repeat:
                 break
@@ -52,17 +53,15 @@ class RoutedUniversal:
         passes, scores = [], []
         for repeat in range(1, middle.n_repeat + 1):
             shifted = middle.with_depth(x, repeat)
-            entering, active, context = x, shifted, None
+            stores = middle.own_pass(memory, repeat)
             if rows.total < everyone.total:
                 place = rows.within(everyone)
-                entering, active = _at(x, place, rows), _at(shifted, place, rows)
-                context = Context(shifted, everyone)
-            for index, block in enumerate(middle.blocks):
-                active = block(active, rows, memory.own_pass(("middle", index), repeat), context)
-                if context is not None:
-                    context = Context(put(x, place, active), everyone)
-            active = _mixed(entering, middle.ln_mid(active), score)
-            x = active if context is None else put(x, place, active)
+                run = partial(_among_everyone, middle, rows, everyone, place)
+                passed = middle.run_pass(run, stores, everyone, rows, x, shifted)
+                active = _mixed(_at(x, place, rows), passed, score)
+                x = put(x, place, active)
+            else:
+                x = active = _mixed(x, middle.plain_pass(shifted, rows, stores), score)
             x = middle.after_pass(x, everyone, repeat)
             if rows.total:
                 passes.append(rows)
@@ -76,6 +75,23 @@ class RoutedUniversal:
             if not rows.total and not memory.lasting:
                 break  # tokens still to come would look at the keys of the passes left; here there are none
         return Repeated([_with_all_routers(x, middle, len(passes))], passes, scores)
+
+
+def _among_everyone(
+    middle: Middle,
+    rows: Rows,
+    everyone: Rows,
+    place: Tensor,
+    stores: Sequence[Store],
+    x: Tensor,
+    shifted: Tensor,
+) -> Tensor:
+    """A pass of the rows at `place` among all, x before the depth embedding and `shifted` behind it."""
+    active, context = _at(shifted, place, rows), Context(shifted, everyone)
+    for block, store in zip(middle.blocks, stores, strict=True):
+        active = block(active, rows, store, context)
+        context = Context(put(x, place, active), everyone)
+    return middle.ln_mid(active)
 
 
 def _with_all_routers(x: Tensor, middle: Middle, n_passes: int) -> Tensor:

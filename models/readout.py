@@ -8,37 +8,49 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.config import ModelConfig
 from models.halting import halting_distribution, ponder_divergence, sampled_exits
-
-IGNORED = -1  # a target that no loss counts
+from models.losses import IGNORED, cross_entropy, exact, linear_cross_entropy
 
 
 class Scored(NamedTuple):
-    """logits (*, V). loss, cross_entropy: scalars in nats per token, None without targets.
+    """logits: (*, V), None where nobody needed them. loss, cross_entropy: scalars in nats per token, None
+    without targets.
 
     passes: passes through the middle until the exit, averaged over tokens; None where the exit is the last.
     """
 
-    logits: Tensor
+    logits: Tensor | None
     loss: Tensor | None
     cross_entropy: Tensor | None
     passes: Tensor | None = None
 
 
 class LastExit:
-    """Cross entropy of the predictions after the last block."""
+    """Cross entropy of the predictions after the last block, a mean over the targets that count."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._chunked = config.loss == "chunked"
 
     def __call__(
-        self, model: nn.Module, exits: Sequence[Tensor], targets: Tensor | None, training: bool
+        self,
+        model: nn.Module,
+        exits: Sequence[Tensor],
+        targets: Tensor | None,
+        training: bool,
+        get_logits: bool,
     ) -> Scored:
         (x,) = exits
-        logits = model.lm_head(model.transformer.ln_f(x))
+        x = model.transformer.ln_f(x)
+        if self._chunked and not get_logits:
+            total, _ = linear_cross_entropy(x.flatten(0, -2), model.lm_head.weight, targets.flatten())
+            loss = total / (targets != IGNORED).sum()
+            return Scored(None, loss, loss)
+        logits = model.lm_head(x)
         if targets is None:
             return Scored(logits, None, None)
-        loss = F.cross_entropy(_exact(logits).flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
+        loss = cross_entropy(logits.flatten(0, -2), targets.flatten())
         return Scored(logits, loss, loss)
 
 
@@ -56,39 +68,54 @@ class ExpectedExit:
         self._lambda_p = config.ponder_lambda_p
         self._weight = config.ponder_kl_div_loss_weight
         self._samples = config.ponder_eval == "sample"
+        self._chunked = config.loss == "chunked"
 
     def __call__(
-        self, model: nn.Module, exits: Sequence[Tensor], targets: Tensor | None, training: bool
+        self,
+        model: nn.Module,
+        exits: Sequence[Tensor],
+        targets: Tensor | None,
+        training: bool,
+        get_logits: bool,
     ) -> Scored:
-        halting = zip(model.to_halt_logits, exits[:-1], strict=True)
-        lambdas = [_exact(head(x)).squeeze(-1).sigmoid() for head, x in halting]
-        if not lambdas:  # a single pass leaves nothing to decide
-            p = torch.ones_like(_exact(exits[0][..., 0]))[None]
-        else:
-            choose = sampled_exits if self._samples and not training else halting_distribution
-            p = choose(torch.stack(lambdas))
-        by_pass = [_exact(model.lm_head(model.transformer.ln_f(x))) for x in exits]
-        logits = torch.stack(
-            [part.log() + logits.log_softmax(-1) for part, logits in zip(p[..., None], by_pass, strict=True)]
-        ).logsumexp(0)
+        p = self._halting(model, exits, training)
         numbers = torch.arange(1, len(exits) + 1, device=p.device, dtype=p.dtype)
         passes = torch.tensordot(numbers, p.detach(), 1).mean()
-        if targets is None:
-            return Scored(logits, None, None, passes)
-        counted = (targets != IGNORED).view(p.shape[1:])
-        cross_entropy = sum(
-            part * F.cross_entropy(
-                logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="none"
-            ).view_as(part)
-            for part, logits in zip(p, by_pass, strict=True)
-        )  # fmt: skip
-        cross_entropy = cross_entropy.sum() / counted.sum()
-        loss = cross_entropy
+        exits = [model.transformer.ln_f(x) for x in exits]
+        logits = None
+        if self._chunked and not get_logits:
+            # One call for all exits: the weight's gradient is then one tensor, not one for each of them.
+            x = torch.cat([x.flatten(0, -2) for x in exits])
+            every = targets.flatten().repeat(len(exits))
+            total, _ = linear_cross_entropy(x, model.lm_head.weight, every, p.flatten())
+        else:
+            by_pass = [exact(model.lm_head(x)) for x in exits]
+            if get_logits:
+                logits = _mixed(p, by_pass)
+            if targets is None:
+                return Scored(logits, None, None, passes)
+            total = sum(
+                part * cross_entropy(logits.flatten(0, -2), targets.flatten(), "none").view_as(part)
+                for part, logits in zip(p, by_pass, strict=True)
+            ).sum()
+        expected = total / (targets != IGNORED).sum()
+        loss = expected
         if training:
             loss = loss + self._weight * ponder_divergence(p, self._lambda_p).mean()
-        return Scored(logits, loss, cross_entropy, passes)
+        return Scored(logits, loss, expected, passes)
+
+    def _halting(self, model: nn.Module, exits: Sequence[Tensor], training: bool) -> Tensor:
+        """The probability of each exit: p (R, B, T), in float32 at least."""
+        halting = zip(model.to_halt_logits, exits[:-1], strict=True)
+        lambdas = [exact(head(x)).squeeze(-1).sigmoid() for head, x in halting]
+        if not lambdas:  # a single pass leaves nothing to decide
+            return torch.ones_like(exact(exits[0][..., 0]))[None]
+        choose = sampled_exits if self._samples and not training else halting_distribution
+        return choose(torch.stack(lambdas))
 
 
-def _exact(x: Tensor) -> Tensor:
-    """In float32 at least: losses and probabilities are not made in half precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def _mixed(p: Tensor, by_pass: Sequence[Tensor]) -> Tensor:
+    """Log-probabilities of the expectation: log sum_r p_r softmax_r, of p (R, ...) and R times (..., V)."""
+    return torch.stack(
+        [part.log() + logits.log_softmax(-1) for part, logits in zip(p[..., None], by_pass, strict=True)]
+    ).logsumexp(0)

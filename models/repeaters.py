@@ -8,19 +8,24 @@ every parameter keeps the name it has in the published checkpoints. Those that l
 Shapes: *rows.shape as in `models.rows`, C = n_embd, R = n_repeat.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from models.key_values import Memory
+from models.checkpointing import pays, recomputed
+from models.key_values import Memory, Store
 from models.routing import Routing
 from models.rows import Rows
 
 
 @dataclass(frozen=True)
 class Middle:
-    """The parts a repeater works with; where a variant has none they are None (ln_mid: the identity)."""
+    """The parts a repeater works with; where a variant has none they are None (ln_mid: the identity).
+
+    training: whether the blocks are. checkpointed: whether the backward pass computes passes a second time.
+    """
 
     blocks: nn.ModuleList
     n_repeat: int
@@ -31,6 +36,33 @@ class Middle:
     routing: Routing | None
     halting_gate: nn.Module | None
     halt_threshold: float
+    training: bool
+    checkpointed: bool
+
+    def own_pass(self, memory: Memory, repeat: int = 1) -> list[Store]:
+        """A store for each block: its tokens of this pass."""
+        return [memory.own_pass(("middle", index), repeat) for index in range(len(self.blocks))]
+
+    def all_passes(self, memory: Memory, repeat: int) -> list[Store]:
+        """A store for each block: its tokens of this and earlier passes."""
+        return [memory.all_passes(("middle", index), repeat) for index in range(len(self.blocks))]
+
+    def run_pass(
+        self, function: Callable[..., Tensor], stores: Sequence[Store], key_rows: Rows, rows: Rows, *args: Any
+    ) -> Tensor:
+        """function(stores, *args): a pass in which `rows` look at `key_rows`: see `recomputed`."""
+        if self.checkpointed and pays(self.training, stores[0]):
+            return recomputed(function, stores, key_rows, rows, *args)
+        return function(stores, *args)
+
+    def plain_pass(self, x: Tensor, rows: Rows, stores: Sequence[Store]) -> Tensor:
+        """x (*rows.shape, C) through all blocks and ln_mid, among themselves."""
+        return self.run_pass(self._blocks, stores, rows, rows, x, rows)
+
+    def _blocks(self, stores: Sequence[Store], x: Tensor, rows: Rows) -> Tensor:
+        for block, store in zip(self.blocks, stores, strict=True):
+            x = block(x, rows, store)
+        return self.ln_mid(x)
 
     def with_depth(self, x: Tensor, repeat: int) -> Tensor:
         """x before pass `repeat` (1-based), with the embedding of the R - repeat passes to come."""
@@ -74,8 +106,7 @@ class Once:
     """The standard transformer: every block once."""
 
     def __call__(self, x: Tensor, rows: Rows, middle: Middle, memory: Memory) -> Repeated:
-        for index, block in enumerate(middle.blocks):
-            x = block(x, rows, memory.own_pass(("middle", index)))
+        x = middle.plain_pass(x, rows, middle.own_pass(memory))
         return Repeated([middle.after_pass(x, rows, 1)], [rows], [])
 
 
@@ -91,8 +122,7 @@ class Universal:
     def __call__(self, x: Tensor, rows: Rows, middle: Middle, memory: Memory) -> Repeated:
         exits = []
         for repeat in range(1, middle.n_repeat + 1):
-            for index, block in enumerate(middle.blocks):
-                x = block(x, rows, memory.own_pass(("middle", index), repeat))
+            x = middle.plain_pass(x, rows, middle.own_pass(memory, repeat))
             x = middle.after_pass(x, rows, repeat)
             exits.append(x)
         return Repeated(exits if self._every_exit else exits[-1:], [rows] * middle.n_repeat, [])
@@ -107,8 +137,6 @@ class CrossRepeat:
 
     def __call__(self, x: Tensor, rows: Rows, middle: Middle, memory: Memory) -> Repeated:
         for repeat in range(1, middle.n_repeat + 1):
-            x = middle.with_depth(x, repeat)
-            for index, block in enumerate(middle.blocks):
-                x = block(x, rows, memory.all_passes(("middle", index), repeat))
-            x = middle.after_pass(middle.ln_mid(x), rows, repeat)
+            x = middle.plain_pass(middle.with_depth(x, repeat), rows, middle.all_passes(memory, repeat))
+            x = middle.after_pass(x, rows, repeat)
         return Repeated([x], [rows] * middle.n_repeat, [])
