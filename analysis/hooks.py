@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.block import Block
-from models.key_values import Store, Visible
+from models.key_values import Store, View, Visible
 from models.language_model import LanguageModel
 from models.positions import rotate
 from models.rows import Rows
@@ -156,9 +156,10 @@ class _Listening:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> Visible:
-        self.seen = self._store.add(kept, key_rows, query_rows)
-        return self.seen
+    def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> View:
+        view = self._store.add(kept, key_rows, query_rows)
+        self.seen = view.whole()
+        return view
 
 
 def _exact(x: Tensor) -> torch.autocast:

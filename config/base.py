@@ -173,6 +173,13 @@ def _architecture(add) -> None:
     )
     add("--compile", action="store_true", help="torch.compile the model: slower to start, then faster")
     add(
+        "--attention",
+        type=choice(CHOICES["attention"]),
+        default="fast",
+        help="fast: to the keys of each pass by themselves, where that is faster; plain: to all of them at "
+        "once, with a mask. The same result, up to rounding",
+    )
+    add(
         "--loss",
         type=choice(CHOICES["loss"]),
         default="chunked",

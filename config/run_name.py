@@ -25,7 +25,7 @@ NOT_IDENTITY = {
     "keep_last", "keep_every", "checkpoint_staging_dir", "max_steps_this_run", "max_time",
     "exit_code_unfinished", "extend_schedule", "distributed_timeout", "experiment", "scale",
     "track_cache_attention", "allow_cache_during_training", "routing", "routing_threshold", "ponder_eval",
-    "loss", "activation_checkpointing",
+    "attention", "loss", "activation_checkpointing",
 }  # fmt: skip
 
 

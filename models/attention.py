@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.attend import attend
 from models.config import ModelConfig
 from models.key_values import Store
 from models.positions import rotate
@@ -27,7 +28,7 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
-        self.dropout = config.dropout
+        self.dropout, self.fast = config.dropout, config.attention == "fast"
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # rows: q, k, v
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
@@ -40,16 +41,9 @@ class MultiHeadAttention(nn.Module):
         seen = store.add((key_rows.to_batch(k), key_rows.to_batch(v)), key_rows, rows)
         if not rows.total:
             return x
-        keys, values = seen.kept
-        y = F.scaled_dot_product_attention(
-            rows.to_batch(rotate(q, rows.rotation)),
-            keys,
-            values,
-            attn_mask=seen.mask,
-            is_causal=seen.causal,
-            # The function form does not know about evaluation mode: without this it would drop there too.
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        queries = rows.to_batch(rotate(q, rows.rotation))
+        dropout = self.dropout if self.training else 0.0
+        y = attend(queries, *seen, fast=self.fast, dropout=dropout)
         return self.resid_dropout(self.c_proj(rows.from_batch(y).flatten(-2)))
 
     def project(self, x: Tensor, rows: Rows, context: Context | None = None) -> list[Tensor]:

@@ -13,8 +13,9 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from models.key_values import Store, Visible, joined, visible
+from models.key_values import Store, View
 from models.rows import FAR, Rows
+from models.sights import Sights
 
 
 class Cache:
@@ -63,18 +64,14 @@ class _Passes:
     def __init__(self, passes: list["_Kept"], window: int | None) -> None:
         self._passes, self._window = passes, window
 
-    def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> Visible:
+    def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> View:
         own = self._passes[-1]
-        first = own.is_empty
         own.write(kept, key_rows)
-        kept = own.tensors if len(self._passes) == 1 else joined([one.tensors for one in self._passes])
-        if self._window is None:
-            if first and len(self._passes) == 1 and key_rows is query_rows:
-                return Visible(kept, None, causal=True)
-            if query_rows.grid.length == 1 and all(one.is_even for one in self._passes):
-                return Visible(kept, None)  # the newest token of each sequence sees all there is
-        positions = torch.cat([one.positions for one in self._passes], dim=1)
-        return Visible(kept, visible(query_rows.positions, positions, self._window))
+        newest = self._window is None and query_rows.grid.length == 1
+        everything = newest and all(one.is_even for one in self._passes)
+        query = query_rows.positions
+        keys = [query if one.holds_only(query) else one.positions for one in self._passes]
+        return View([one.tensors for one in self._passes], Sights(query, keys, self._window, everything))
 
 
 class _Kept:
@@ -83,10 +80,11 @@ class _Kept:
     def __init__(self, places: int) -> None:
         self._places = places
         self._counts: list[int] = []
+        self._only: Tensor | None = None
 
-    @property
-    def is_empty(self) -> bool:
-        return not any(self._counts)
+    def holds_only(self, positions: Tensor) -> bool:
+        """Whether all that it holds was given at once, by rows of these very positions."""
+        return self._only is positions
 
     @property
     def is_even(self) -> bool:
@@ -113,6 +111,7 @@ class _Kept:
 
     def write(self, new: Sequence[Tensor], rows: Rows) -> None:
         """new: (B, H, n, D) each, of `rows`, put behind what is there."""
+        self._only = None if any(self._counts) else rows.positions
         if not self._counts:
             self._allocate(new)
         starts, self._counts = self._counts, [a + b for a, b in zip(self._counts, rows.counts, strict=True)]

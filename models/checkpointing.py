@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from models.key_values import ForwardStore, Past, Store, Visible
+from models.key_values import ForwardStore, Past, Store, View
 from models.rows import Rows
 
 
@@ -53,7 +53,7 @@ class _Beside:
         self._past = past
         self.kept: list[Tensor] = []
 
-    def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> Visible:
+    def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> View:
         # Copies: values are a part of what queries, keys and values were computed in, and would keep it all.
         self.kept = [tensor.contiguous() for tensor in kept]
         return self._past.joined_by(self.kept)

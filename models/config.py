@@ -14,6 +14,7 @@ CHOICES = {
     "routing": ("topk", "threshold"),
     "act_loss_reduction": ("mean", "sum"),
     "ponder_eval": ("expectation", "sample"),
+    "attention": ("fast", "plain"),
     "loss": ("chunked", "plain"),
     "activation_checkpointing": ("none", "repeat", "block"),
 }
@@ -61,6 +62,7 @@ class ModelConfig:
     qk_nope_head_dim: int = 64
     v_head_dim: int = 64
     n_pause: int = 4
+    attention: str = "fast"
     loss: str = "chunked"
     activation_checkpointing: str = "none"
 

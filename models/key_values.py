@@ -13,10 +13,11 @@ tensor to another.
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
-from models.rows import FAR, Rows
+from models.attend import joined
+from models.rows import Rows
+from models.sights import Sights
 
 
 class Visible(NamedTuple):
@@ -31,21 +32,30 @@ class Visible(NamedTuple):
     causal: bool = False
 
 
+class View(NamedTuple):
+    """What rows may look at, pass by pass. passes: what was handed in, (B, H, S_i, D) each."""
+
+    passes: Sequence[Sequence[Tensor]]
+    sights: Sights
+
+    def whole(self) -> Visible:
+        """All passes, one behind the other."""
+        return Visible(joined(self.passes), self.sights.whole_mask, self.sights.all_causal)
+
+
 class Past(NamedTuple):
     """What a store would answer to a pass, but for the pass's own tensors, which are still to come.
 
-    earlier: what was kept of passes before, (B, H, n, D) each. mask, causal: as in `Visible`. It stays what
-    it is when the store is given more, so that a pass can be computed again from it.
+    earlier: what was kept of passes before, (B, H, n, D) each. It stays what it is when the store is given
+    more, so that a pass can be computed again from it.
     """
 
     earlier: Sequence[Sequence[Tensor]]
-    mask: Tensor | None
-    causal: bool = False
+    sights: Sights
 
-    def joined_by(self, kept: Sequence[Tensor]) -> Visible:
+    def joined_by(self, kept: Sequence[Tensor]) -> View:
         """With the pass's own tensors."""
-        seen = joined([*self.earlier, kept]) if self.earlier else kept
-        return Visible(seen, self.mask, self.causal)
+        return View([*self.earlier, kept], self.sights)
 
 
 class Store(Protocol):
@@ -56,7 +66,7 @@ class Store(Protocol):
 
     lasting: bool
 
-    def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> Visible:
+    def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> View:
         """Hand in tensors, (B, H, n, D) each, of `key_rows`; get what `query_rows` may see of their like."""
 
 
@@ -85,23 +95,6 @@ class Memory(Protocol):
         """Cross-repeat attention (Eq. 3): pass r sees the tokens of passes 1..r."""
 
 
-def visible(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
-    """A query sees keys at its own position and before, at most `window` positions.
-
-    (n,) or (B, n) and (S,) or (B, S) -> (n, S), or (B, 1, n, S) where sequences differ.
-    """
-    query, key = query_positions[..., :, None], key_positions[..., None, :]
-    mask = query >= key
-    if window is not None:
-        mask &= (query - key < window) | (query == FAR)  # padding must see something, lest softmax gives NaN
-    return mask if mask.dim() == 2 else mask[:, None]
-
-
-def joined(by_pass: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """The tensors that were kept of several passes, each kind one behind the other."""
-    return [torch.cat(parts, dim=2) for parts in zip(*by_pass, strict=True)]
-
-
 class ForwardMemory:
     """The stores of one forward pass, with gradients: keys and values are kept as they were computed."""
 
@@ -110,7 +103,7 @@ class ForwardMemory:
     def __init__(self, window: int | None = None) -> None:
         self._own = _OwnPass(window)
         self._shared: dict[Hashable, _AllPasses] = {}
-        self._masks: dict[int, Tensor] = {}  # by number of passes; all layers share them
+        self._sights: dict[int, Sights] = {}  # by number of passes; all layers share them
         self._window = window
 
     def own_pass(self, layer: Hashable, repeat: int = 1) -> ForwardStore:
@@ -118,29 +111,27 @@ class ForwardMemory:
 
     def all_passes(self, layer: Hashable, repeat: int) -> ForwardStore:
         if layer not in self._shared:
-            self._shared[layer] = _AllPasses(self._masks, self._window)
+            self._shared[layer] = _AllPasses(self._sights, self._window)
         return self._shared[layer]
 
 
 class _OwnPass:
-    """A pass sees itself only. Serves every layer, for it keeps nothing but the mask."""
+    """A pass sees itself only. Serves every layer, for it keeps nothing but how it sees."""
 
     lasting = False
 
     def __init__(self, window: int | None) -> None:
         self._window = window
-        self._mask: tuple[Rows, Rows, Tensor] | None = None
+        self._last: tuple[Rows, Rows, Sights] | None = None
 
-    def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> Visible:
+    def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> View:
         return self.past(key_rows, query_rows).joined_by(kept)
 
     def past(self, key_rows: Rows, query_rows: Rows) -> Past:
-        if key_rows is query_rows and self._window is None:
-            return Past((), None, causal=True)
-        if self._mask is None or self._mask[0] is not key_rows or self._mask[1] is not query_rows:
-            mask = visible(query_rows.positions, key_rows.positions, self._window)
-            self._mask = key_rows, query_rows, mask
-        return Past((), self._mask[2])
+        if self._last is None or self._last[0] is not key_rows or self._last[1] is not query_rows:
+            sights = Sights(query_rows.positions, [key_rows.positions], self._window)
+            self._last = key_rows, query_rows, sights
+        return Past((), self._last[2])
 
     def keep(self, kept: Sequence[Tensor], key_rows: Rows) -> None:
         pass
@@ -151,25 +142,21 @@ class _AllPasses:
 
     lasting = False
 
-    def __init__(self, masks: dict[int, Tensor], window: int | None) -> None:
+    def __init__(self, sights: dict[int, Sights], window: int | None) -> None:
         self._passes: list[tuple[Sequence[Tensor], Tensor]] = []
-        self._masks, self._window = masks, window
+        self._sights, self._window = sights, window
 
-    def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> Visible:
+    def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> View:
         past = self.past(key_rows, query_rows)
         self.keep(kept, key_rows)
         return past.joined_by(kept)
 
     def past(self, key_rows: Rows, query_rows: Rows) -> Past:
         count = len(self._passes) + 1
-        if count == 1 and self._window is None:
-            return Past((), None, causal=True)
-        if count not in self._masks:
-            positions = [*(part for _, part in self._passes), key_rows.positions]
-            if any(part.dim() == 2 for part in positions):
-                positions = [part.expand(key_rows.grid.batch, -1) for part in positions]
-            self._masks[count] = visible(query_rows.positions, torch.cat(positions, -1), self._window)
-        return Past([kept for kept, _ in self._passes], self._masks[count])
+        if count not in self._sights:
+            keys = [*(positions for _, positions in self._passes), key_rows.positions]
+            self._sights[count] = Sights(query_rows.positions, keys, self._window)
+        return Past([kept for kept, _ in self._passes], self._sights[count])
 
     def keep(self, kept: Sequence[Tensor], key_rows: Rows) -> None:
         self._passes.append((kept, key_rows.positions))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.attend import attend
 from models.attention import Context
 from models.config import ModelConfig
 from models.key_values import Store, Visible
@@ -33,7 +34,7 @@ class LatentAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
-        self.dropout = config.dropout
+        self.dropout, self.fast = config.dropout, config.attention == "fast"
         self.latent_sizes = [config.kv_lora_rank, config.qk_rope_head_dim]
         self.query_sizes = [config.qk_nope_head_dim, config.qk_rope_head_dim]
         self.head_sizes = [config.qk_nope_head_dim, config.v_head_dim]  # that a head makes from the latent
@@ -56,9 +57,11 @@ class LatentAttention(nn.Module):
             return x
         queries = rows.to_batch(self._queries(x, rows))
         if store.lasting and rows.grid.length == 1:
-            y = self._absorbed(queries, seen)
+            y = self._absorbed(queries, seen.whole())
         else:
-            y = self._plain(queries, seen, *(self._keys_values(*seen.kept) if store.lasting else seen.kept))
+            passes = [self._keys_values(*kept) for kept in seen.passes] if store.lasting else seen.passes
+            dropout = self.dropout if self.training else 0.0
+            y = attend(queries, passes, seen.sights, fast=self.fast, dropout=dropout, scale=self.scale)
         return self.resid_dropout(self.c_proj(rows.from_batch(y).flatten(-2)))
 
     def _latents(self, x: Tensor, rows: Rows) -> Tensor:
@@ -78,22 +81,6 @@ class LatentAttention(nn.Module):
         heads = self.kv_up(latent.squeeze(1)).unflatten(-1, (self.n_head, -1)).transpose(1, 2)
         keys, values = heads.split(self.head_sizes, dim=-1)
         return torch.cat((keys, shared.expand(-1, self.n_head, -1, -1)), dim=-1), values
-
-    def _plain(self, queries: Tensor, seen: Visible, keys: Tensor, values: Tensor) -> Tensor:
-        """queries (B, H, n, size of a key) -> (B, H, n, v_head_dim), as multi-head attention does it."""
-        # The fast kernels want one size for all: with zeros behind the shorter ones, attention over several
-        # passes takes two thirds of the time, forward and backward on a CPU.
-        more = values.shape[-1] - keys.shape[-1]
-        y = F.scaled_dot_product_attention(
-            F.pad(queries, (0, max(more, 0))),
-            F.pad(keys, (0, max(more, 0))),
-            F.pad(values, (0, max(-more, 0))),
-            attn_mask=seen.mask,
-            is_causal=seen.causal,
-            dropout_p=self.dropout if self.training else 0.0,
-            scale=self.scale,
-        )
-        return y[..., : values.shape[-1]]
 
     def _absorbed(self, queries: Tensor, seen: Visible) -> Tensor:
         """The same for one query of each head, without making keys and values: n is 1.

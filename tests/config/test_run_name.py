@@ -24,7 +24,7 @@ SAME = [
     "--iterations 99", "--device cpu", "--data_dir x", "--data_in_ram", "--eval_freq 7", "--log_freq 7",
     "--save_checkpoint_freq 9", "--use_pretrained None", "--wandb", "--compile", "--results_base_folder y",
     "--data_seed 2", "--lr 0.001", "--rmsnorm_eps 1", "--eval_seq_prefix Hello",
-    "--loss plain", "--activation_checkpointing block",
+    "--attention plain", "--loss plain", "--activation_checkpointing block",
 ]  # fmt: skip
 
 

@@ -1,0 +1,120 @@
+"""What the rows of a pass may see of the passes whose keys and values they look at.
+
+Shapes: B batch, n rows that ask, S_i rows of the i-th pass, S all of them.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.rows import FAR
+
+
+class Patch(NamedTuple):
+    """What a run of queries sees of a pass: a run of its keys, and what is added to their scores, 0 or -inf.
+
+    bias: (queries, keys) or (B, 1, queries, keys); None: they see all of these.
+    """
+
+    keys: slice
+    bias: Tensor | None
+
+
+class Sights:
+    """Made once for a pass and shared by all layers; masks are made when first asked for.
+
+    A mask is True where a query may look: (n, S), or (B, 1, n, S) where sequences differ; None: see `causal`.
+    """
+
+    def __init__(
+        self, query: Tensor, keys: Sequence[Tensor], window: int | None = None, everything: bool = False
+    ) -> None:
+        """query: positions of the rows, (n,) or (B, n). keys: of each pass, (S_i,) or (B, S_i).
+
+        A pass whose positions are `query` itself is the rows' own, or one of the same rows. everything: all
+        keys are visible, as they are to the newest token.
+        """
+        self._query, self._keys, self._window, self._everything = query, keys, window, everything
+        self._masks: dict[int, Tensor] = {}
+        self._whole: Tensor | None = None
+        self._patches: dict[tuple[int, int, torch.dtype], list[Patch | None]] = {}
+
+    def causal(self, number: int) -> bool:
+        """Of the `number`-th pass: whether the i-th query sees its first i keys; no mask is needed then."""
+        return self._keys[number] is self._query and self._window is None and not self._everything
+
+    def mask(self, number: int) -> Tensor | None:
+        """Of the `number`-th pass, (n, S_i) or (B, 1, n, S_i)."""
+        if self._everything or self.causal(number):
+            return None
+        if number not in self._masks:
+            self._masks[number] = visible(self._query, self._keys[number], self._window)
+        return self._masks[number]
+
+    def patches(self, number: int, step: int, dtype: torch.dtype) -> list[Patch | None]:
+        """Of the `number`-th pass, for each run of `step` queries; None where they see nothing.
+
+        Keys that none of them sees are left out at both ends: before all of a window, and behind them.
+        """
+        key = number, step, dtype
+        if key not in self._patches:
+            runs = [slice(start, start + step) for start in range(0, self._query.shape[-1], step)]
+            self._patches[key] = [self._patch(number, run, dtype) for run in runs]
+        return self._patches[key]
+
+    def _patch(self, number: int, run: slice, dtype: torch.dtype) -> Patch | None:
+        if self._everything:
+            return Patch(slice(None), None)
+        if self.causal(number):
+            bias = causal_bias(self._query.shape[-1], dtype, self._query.device)[run]
+            keys = slice(0, min(run.stop, len(bias[0])))
+            return Patch(keys, bias[:, keys])
+        mask = self.mask(number)[..., run, :]
+        seen = mask.flatten(0, -2).any(0).nonzero()
+        if not len(seen):
+            return None
+        keys = slice(int(seen[0]), int(seen[-1]) + 1)
+        mask = mask[..., keys]
+        return Patch(keys, torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf))
+
+    @property
+    def all_causal(self) -> bool:
+        """Whether all passes, taken together, are one whose i-th key is the last that the i-th query sees."""
+        return len(self._keys) == 1 and self.causal(0)
+
+    @property
+    def whole_mask(self) -> Tensor | None:
+        """Of all passes, one behind the other."""
+        if self._everything or self.all_causal:
+            return None
+        if self._whole is None:
+            self._whole = self._visible_of_all()
+        return self._whole
+
+    def _visible_of_all(self) -> Tensor:
+        keys = self._keys
+        if any(positions.dim() == 2 for positions in keys):
+            batch = max(len(positions) for positions in keys if positions.dim() == 2)
+            keys = [positions.expand(batch, -1) for positions in keys]
+        return visible(self._query, torch.cat(list(keys), -1), self._window)
+
+
+@functools.lru_cache(maxsize=8)
+def causal_bias(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(size, size): 0 where the i-th query sees the j-th key, j <= i, else -inf."""
+    return torch.full((size, size), -torch.inf, dtype=dtype, device=device).triu_(1)
+
+
+def visible(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
+    """A query sees keys at its own position and before, at most `window` positions.
+
+    (n,) or (B, n) and (S,) or (B, S) -> (n, S), or (B, 1, n, S) where sequences differ.
+    """
+    query, key = query_positions[..., :, None], key_positions[..., None, :]
+    mask = query >= key
+    if window is not None:
+        mask &= (query - key < window) | (query == FAR)  # padding must see something, lest softmax gives NaN
+    return mask if mask.dim() == 2 else mask[:, None]
