@@ -1,0 +1,122 @@
+"""All measurements, one command: `python -m bench [--quick] [--only part ...]`, or `make bench`."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import machine
+from bench.baseline import difference
+from bench.parts import PARTS
+from bench.plan import MODELS, QUICK_MODELS, SIZES, Plan
+from bench.results import RESULTS
+from bench.suite import run
+from errors import UsageError, run_script, unknown
+from files import write_json
+from models.variants import find_variant
+
+DTYPES = ("float32", "bfloat16")
+EPILOG = "parts:\n" + "\n".join(f"  {name:12} {about}" for name, (_, about) in PARTS.items())
+EPILOG += "\n\nsizes:\n" + "\n".join(f"  {name:12} {size.about}" for name, size in SIZES.items())
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measure this code on this machine: medians of repetitions in turn, with quartiles,\n"
+        "ratios against the plain path in the same run, the memory of each phase in a process of its own.",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--quick", action="store_true", help="three models, small sizes, few repetitions: three minutes")
+    add("--tiny", action="store_true", help="sizes that mean nothing, in seconds: to test the suite itself")
+    add("--only", nargs="+", metavar="PART", default=list(PARTS), help="these parts (default: all)")
+    add("--models", nargs="+", metavar="MODEL", help="names or aliases of --model (default: all)")
+    add("--sizes", nargs="+", metavar="SIZE", help="of floor, train and eval (default: baseline nano)")
+    add("--dtypes", nargs="+", metavar="DTYPE", help="float32, bfloat16 (default: both)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--threads", type=int, help="that torch computes with on a CPU (default: torch's own choice)")
+    add("--repeats", type=int, help="of a step (default: 15; 3 with --quick, 1 with --tiny)")
+    add("--baseline", metavar="FILE", help="the released code's measurements, for the part baseline")
+    add("--figure", type=Path, help="draw the part scaling into this .png, .pdf or .svg")
+    add("--json", type=Path, help="write the result here (default: bench/results/<machine>-<commit>.json, "
+        "of a whole run only)")  # fmt: skip
+    return parser
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Raises UsageError for names that do not exist and numbers that cannot be."""
+    effort = "tiny" if args.tiny else "quick" if args.quick else "full"
+    for name in args.only:
+        if name not in PARTS:
+            raise UsageError(unknown(f"--only {name}: there is no such part", name, PARTS))
+    models = tuple(find_variant(name).alias for name in args.models or ())
+    defaults = {"full": ("baseline", "nano"), "quick": ("nano",), "tiny": ("tiny",)}
+    for flag, given, allowed in (("--sizes", args.sizes, SIZES), ("--dtypes", args.dtypes, DTYPES)):
+        for name in given or ():
+            if name not in allowed:
+                raise UsageError(unknown(f"{flag} {name} is unknown", name, allowed))
+    repeats = {"full": 15, "quick": 3, "tiny": 1}[effort] if args.repeats is None else args.repeats
+    for flag, number in (("--repeats", repeats), ("--threads", args.threads)):
+        if number is not None and number < 1:
+            raise UsageError(f"{flag} {number} must be at least 1")
+    from distributed import choose_device  # torch is imported here, after what can be refused without it
+
+    return Plan(
+        models=models or (MODELS if effort == "full" else QUICK_MODELS),
+        sizes=tuple(args.sizes or defaults[effort]),
+        dtypes=tuple(args.dtypes or DTYPES),
+        device=str(choose_device(args.device)),
+        threads=args.threads,
+        repeats=repeats,
+        effort=effort,
+        baseline=args.baseline,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    plan = make_plan(args)
+    if args.figure:
+        from evaluation.figures import FORMATS
+
+        if args.figure.suffix not in FORMATS:
+            raise UsageError(f"--figure {args.figure}: the suffix must be one of {', '.join(FORMATS)}")
+    command = shlex.join(["python", "-m", "bench", *(sys.argv[1:] if argv is None else argv)])
+    where = machine.describe(plan.device, plan.threads, command)
+    print(
+        f"{where['gpu'] or where['cpu']}, {where['cores']} cores, {where['threads']} threads, "
+        f"torch {where['torch']}, commit {where['commit']}"
+    )
+    baseline_note(args, where)
+    rows = run(args.only, plan)
+    path = args.json
+    if path is None and not (args.quick or args.tiny or args.models or args.sizes or args.dtypes):
+        path = RESULTS / machine.file_name(where) if set(args.only) == set(PARTS) else None
+    if path is not None:
+        write_json(path, {"machine": where, "rows": rows})
+        print(f"\nwritten to {path}")
+    if args.figure:
+        from bench.parts.scaling import draw
+
+        draw(rows, args.figure)
+
+
+def baseline_note(args: argparse.Namespace, where: dict[str, Any]) -> None:
+    """Say what the released code's numbers are worth here."""
+    if "baseline" not in args.only:
+        return
+    from bench.parts.released import read
+
+    released = read(args.baseline)
+    if released is None:
+        at = f"{args.baseline} is not there" if args.baseline else "no --baseline FILE"
+        print(f"{at}: seconds of this code alone")
+        return
+    said = difference(released, where)
+    print(said or "the machines are of the same kind; their speed may still have drifted")
+
+
+if __name__ == "__main__":
+    run_script(main)

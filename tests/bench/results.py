@@ -1,0 +1,23 @@
+"""Made-up results of the suite."""
+
+from bench.rows import row
+from bench.timing import spread
+
+MACHINE = {
+    "cpu": "Example CPU", "gpu": None, "cores": 2, "threads": 2, "device": "cpu", "torch": "2.13.0",
+    "commit": "0123456789abcdef", "date": "2026-01-02T03:04:05+00:00",
+}  # fmt: skip
+
+
+def result(step, rate, memory, commit="0123456789abcdef", **machine):
+    """A training step (seconds), a loader (batches per second), and a row that only this one has."""
+    return {
+        "machine": {**MACHINE, "commit": commit, **machine},
+        "rows": [
+            row("train", "adm, nano, float32", "s", spread(step), memory_mib=memory,
+                plain=spread(step), ratio=spread([2.0]), plain_memory_mib=2 * memory),
+            row("loader", "batches", "batches/s", spread(rate)),
+            row("eval", f"only at {commit}", "s", spread([1.0])),
+            row("floor", "adm, nano, float32, whole step", "s", spread(step), floor_s=0.5, over_floor=2.0),
+        ],
+    }  # fmt: skip

@@ -1,0 +1,40 @@
+"""The table of README.md is what the generator makes from the newest committed result."""
+
+import json
+
+import pytest
+
+from bench.readme import BEGIN, END, NOT_YET, README, block, replaced
+from bench.results import newest
+from errors import Failure
+from tests.bench.results import result
+
+
+def test_the_readme_holds_the_table_of_the_newest_result():
+    text = README.read_text()
+    assert text.count(BEGIN) == text.count(END) == 1
+    assert replaced(text, newest()) == text
+    assert block(newest()) in text
+
+
+def test_before_anything_was_measured(tmp_path):
+    (tmp_path / "faults.json").write_text('{"runs": 200}')  # of another kind
+    assert newest(tmp_path) is None
+    assert block(None) == NOT_YET
+
+
+def test_the_newest_result_becomes_the_table(tmp_path):
+    old, new = result([1.0], [5.0], 50.0), result([2.0], [5.0], 50.0, date="2026-02-03T00:00:00+00:00")
+    (tmp_path / "z.json").write_text(json.dumps(old))
+    (tmp_path / "a.json").write_text(json.dumps(new))
+    made = replaced(f"before\n{BEGIN}\nold\n{END}\nafter\n", newest(tmp_path))
+    assert made.startswith(f"before\n{BEGIN}\nExample CPU, 2 cores") and made.endswith(f"{END}\nafter\n")
+    assert "| train | adm, nano, float32 | 2 s | 2 to 2 | 2.00 | 50.0 (100) |" in made
+    assert "| adm, nano, float32 | 2 | 0.5 | 2.00 |" in made
+    assert "old" not in made and "2026-02-03" in made
+    assert replaced(made, newest(tmp_path)) == made
+
+
+def test_a_readme_without_the_comments_is_refused():
+    with pytest.raises(Failure, match="lacks the lines"):
+        replaced("nothing", None)

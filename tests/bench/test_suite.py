@@ -1,0 +1,136 @@
+"""The command line of the suite, on tiny sizes, and what it refuses."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bench import machine
+from bench.baseline import difference
+from bench.builds import SEED, known
+from bench.isolated import Died, apart
+from bench.parts import PARTS, maker
+from bench.parts.paper import largest
+from bench.parts.released import read
+from bench.plan import MODELS, Plan
+from errors import Failure, UsageError
+from models.capacities import draw_factors
+from tests.conftest import ROOT
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def test_training_and_evaluation_through_the_command_line(tmp_path):
+    path = tmp_path / "result.json"
+    flags = "--tiny --only train eval --models adm --dtypes float32 --repeats 2 --device cpu --threads 1"
+    done = run(*flags.split(), "--json", path)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and "[2 of 2, " in done.stderr
+    result = json.loads(path.read_text())
+    assert result["machine"]["threads"] == 1 and "--only train eval" in result["machine"]["command"]
+    assert [(row["part"], row["name"]) for row in result["rows"]] == [
+        ("train", "adm, tiny, float32"), ("eval", "adm, tiny, float32"),
+    ]  # fmt: skip
+    for row in result["rows"]:
+        assert row["value"]["runs"] == 2 and 0 < row["value"]["low"] <= row["value"]["high"]
+        assert 0 < row["memory_mib"] < 2000
+        assert (row["ratio"] is None) == (not known({"loss": "plain", "attention": "plain"}))
+        assert row["name"] in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--only trian", "did you mean train?"),
+        ("--models adn", "did you mean adm?"),
+        ("--sizes huge", "choose from baseline"),
+        ("--dtypes float", "did you mean float32?"),
+        ("--repeats 0", "must be at least 1"),
+        ("--tiny --only scaling --figure curve.txt", "the suffix must be one of"),
+        (f"--tiny --only baseline --baseline {ROOT / 'README.md'}", "is not a baseline's JSON"),
+    ],
+)
+def test_what_is_refused(flags, said):
+    done = run(*flags.split())
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and said in done.stderr
+
+
+def test_every_part_makes_cases_of_a_plan_or_none():
+    plan = Plan(MODELS, ("tiny",), ("float32",), "cpu", 1, 1, "tiny")
+    for part in PARTS:
+        names = [case.name for case in maker(part)(plan)]
+        assert names and len(set(names)) == len(names), part
+    assert not maker("paper")(Plan(MODELS, ("nano",), ("float32",), "cpu", 1, 1, "full"))  # needs a GPU
+    with pytest.raises(UsageError, match="no such part"):
+        maker("none")
+
+
+def take(megabytes):
+    return len(bytearray(megabytes * 1_000_000))
+
+
+def fail():
+    raise Failure("as asked")
+
+
+def die():
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_of_its_own_knows_its_memory_and_its_failures():
+    small, large = apart(take, 1, threads=1), apart(take, 200, threads=1)
+    assert large.result == 200_000_000
+    assert 180 < large.memory_mib - small.memory_mib < 210
+    with pytest.raises(Failure, match=r"fail failed: as asked"):
+        apart(fail)
+    with pytest.raises(Died, match="exit code -9"):
+        apart(die)
+
+
+def test_the_largest_batch():
+    tried = []
+
+    def fits(batch):
+        tried.append(batch)
+        return batch <= 5
+
+    assert largest(fits, 128) == 4 and tried == [1, 2, 4, 8]
+    assert largest(lambda batch: True, 8) == 8
+    assert largest(lambda batch: False, 8) == 0
+
+
+def test_capacities_are_those_that_the_released_code_drew():
+    """Of its 15 steps behind 3 of warm-up, the first two."""
+    import torch
+
+    drawn = []
+    for step in (3, 4):
+        torch.manual_seed(SEED + step)
+        drawn.append([round(f, 4) for f in draw_factors("uniform", torch.rand(2).tolist())])
+    assert drawn == [[0.2571, 0.0402], [1.0, 0.4088]]
+
+
+def test_another_machine_is_named(tmp_path):
+    released = {"cpu": "X", "cores": 2, "settings": {"threads": 2}, "results": {}}
+    ours = {"cpu": "X", "cores": 2, "threads": 2, "gpu": None}
+    assert difference(released, ours) is None
+    assert "ran on X, 2 cores, 2 threads; this is Y, 4 cores" in difference(
+        released, {**ours, "cpu": "Y", "cores": 4}
+    )
+    assert read(None) is None and read(str(tmp_path / "none.json")) is None
+
+
+def test_names_of_result_files():
+    where = {"cpu": "Intel(R) Xeon(R) Processor @ 2.00GHz", "gpu": None, "cores": 2, "commit": "a" * 40}
+    assert machine.file_name(where) == f"intel-xeon-2cores-{'a' * 8}.json"
+    where = {**where, "gpu": "NVIDIA H200", "commit": f"{'b' * 40}-dirty"}
+    assert machine.file_name(where) == f"nvidia-h200-{'b' * 8}-dirty.json"
