@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-faults test-cluster lint clean
+.PHONY: demo test test-faults test-cluster bench lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python demo.py
@@ -18,6 +18,11 @@ test-faults: $(VENV)/ready
 # Job packages on a real Slurm, with jobs that are cut off by their time limits: about 15 minutes on two cores.
 test-cluster: $(VENV)/ready
 	$(BIN)/python -m pytest -m "slow or not slow" -rs tests/cluster
+
+# All measurements, on a quiet machine, into bench/results/ and README.md; BENCH=--quick for a look.
+bench: $(VENV)/ready
+	$(BIN)/python -m bench $(BENCH)
+	$(BIN)/python -m bench.readme
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
