@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from config.parser import Parser
 from errors import Failure, run_script
 
 ROOT = Path(__file__).parent
@@ -127,6 +128,7 @@ def spend_by_token() -> None:
 
 
 def main() -> None:
+    Parser(description=__doc__).parse(None)
     compare()
     spend_by_token()
 

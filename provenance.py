@@ -26,12 +26,17 @@ def _git(*arguments: str) -> str | None:
 
 
 def machine() -> str:
-    """The processor's name and the number of cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_processor()}, {cores} cores"
+    """The processor's name and the number of its cores that are ours."""
+    return f"{processor()}, {cores()} cores"
 
 
-def _processor() -> str:
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """As the system calls it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

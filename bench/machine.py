@@ -4,10 +4,9 @@ import os
 import platform
 import re
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from provenance import git_commit
+from provenance import cores, git_commit, processor
 
 
 def describe(device: str, threads: int | None, command: str) -> dict[str, Any]:
@@ -15,8 +14,8 @@ def describe(device: str, threads: int | None, command: str) -> dict[str, Any]:
     import torch
 
     found = {
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": processor(),
+        "cores": cores(),
         "threads": threads or torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "device": device,
@@ -31,16 +30,6 @@ def describe(device: str, threads: int | None, command: str) -> dict[str, Any]:
     if device.startswith("cuda"):
         found["gpu"] = torch.cuda.get_device_name(torch.device(device))
     return found
-
-
-def cpu_name() -> str:
-    """As the system calls it; `cpu` where it does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "cpu"
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "cpu"
 
 
 def file_name(machine: dict[str, Any]) -> str:

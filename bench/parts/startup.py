@@ -14,7 +14,7 @@ from errors import Failure
 
 ROOT = Path(__file__).parents[2]
 TRAINING = (
-    "--dataset counting --n_layer 1 --n_head 1 --n_embd 16 --sequence_length 16 --vocab_size 320 "
+    "--dataset counting --n_layer 1 --n_head 1 --n_embd 16 --sequence_length 64 --vocab_size 320 "
     "--batch_size 2 --acc_steps 1 --iterations 1 --eval_freq 1 --eval_seq_prefix none"
 ).split()
 
