@@ -151,11 +151,11 @@ def _score(
     inputs, targets = (tensor.to(precision.device) for tensor in batch)
     started = time.perf_counter()
     with precision.autocast():
-        output = model(inputs, targets, get_logits=True, **routing)
+        output = model(inputs, targets, get_predictions=True, **routing)
     loss = output["cross_entropy_loss"].item()
     seconds = time.perf_counter() - started
     counted = targets != IGNORED
-    right = output["logits"].argmax(-1) == targets
+    right = output["predictions"] == targets
     return _Scored(
         index, loss, counted.sum().item(), (right & counted).sum().item(),
         len(targets), (right | ~counted).all(-1).sum().item(),

@@ -98,6 +98,7 @@ class LanguageModel(nn.Module):
         *,
         length_factors: Sequence[float] | None = None,
         thresholds: Sequence[float] | None = None,
+        get_predictions: bool = False,
         get_routing: bool = False,
         cache: Cache | None = None,
         lengths: Sequence[int] | None = None,
@@ -113,6 +114,8 @@ class LanguageModel(nn.Module):
         logits: None unless get_logits; (B, T, V), or (B, 1, V), the last position, without targets.
         loss: what training minimises, and cross_entropy_loss, the part that perplexity is made of: scalars in
         nats per token, None without targets.
+        predictions: None unless get_predictions; the likeliest ids, in the shape of the logits without V.
+        With targets, and without get_logits, the logits that they come from are never all there at once.
         average_depth: blocks that a token passes one after the other, on average; pauses pass them beside it,
         and do not add. tokens_per_pass: tokens of a sequence, pauses not counted, that each of the R passes
         computed, averaged over the batch.
@@ -126,12 +129,12 @@ class LanguageModel(nn.Module):
             x = block(x, rows, memory.own_pass(("begin", index)))
         repeated = self.repeater(x, rows, self._middle(length_factors, thresholds, memory), memory)
         exits = [self._end(x, rows, memory, number) for number, x in enumerate(repeated.exits, start=1)]
-        logits = loss = cross_entropy = passes = None
-        if targets is not None or get_logits:
+        logits = loss = cross_entropy = passes = predictions = None
+        if targets is not None or get_logits or get_predictions:
             each = config.rows_per_token  # the last of a token's rows predicts
             exits = [rows.last(x) if targets is None else x[..., each - 1 :: each, :] for x in exits]
-            logits, loss, cross_entropy, passes = self.readout(
-                self, exits, targets, self.training, get_logits
+            logits, loss, cross_entropy, passes, predictions = self.readout(
+                self, exits, targets, self.training, get_logits or targets is None, get_predictions
             )
         if loss is not None and self.training and repeated.penalty is not None:
             per = rows.total if config.act_loss_reduction == "sum" else 1
@@ -143,6 +146,7 @@ class LanguageModel(nn.Module):
         n_begin, n_mid, n_end = config.layers
         output = {
             "logits": logits if get_logits else None,
+            "predictions": predictions,
             "loss": loss,
             "cross_entropy_loss": cross_entropy,
             "average_depth": float(passes) * n_mid + n_begin + n_end,

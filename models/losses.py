@@ -35,13 +35,19 @@ def chunk_tokens(vocab_size: int, device: torch.device) -> int:
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor | None = None, chunk: int | None = None
-) -> tuple[Tensor, Tensor]:
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    token_weights: Tensor | None = None,
+    chunk: int | None = None,
+    predict: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """sum_n token_weights_n * CE_n of logits x @ weight.T, without ever having more than a chunk of them.
 
     x (N, C), weight (V, C), targets (N,), where IGNORED counts nothing, token_weights (N,), None: ones.
     chunk: tokens at a time, None: `chunk_tokens`. Returns that sum, which has gradients with respect to x,
-    weight and token_weights (once), and every token's CE (N,), which has none: in nats, in float32 at least.
+    weight and token_weights (once); every token's CE (N,), which has none: in nats, in float32 at least; and,
+    if asked to predict, every token's likeliest id (N,), else None.
 
     As in F.linear, autocast decides the format of the matrix products; the gradients of the chunks add up in
     float32 at least. What is kept for the backward pass is these gradients, of the size of x and weight.
@@ -52,7 +58,7 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(x.device.type) and product != torch.float64:
         product = torch.get_autocast_dtype(x.device.type)
     recording = torch.is_grad_enabled()  # inside the function it never is
-    return _LinearCrossEntropy.apply(x, weight, targets, token_weights, chunk, product, recording)
+    return _LinearCrossEntropy.apply(x, weight, targets, token_weights, chunk, product, recording, predict)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -68,7 +74,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk: int,
         product: torch.dtype,
         recording: bool,
-    ) -> tuple[Tensor, Tensor]:
+        predict: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         work = torch.promote_types(product, torch.float32)
         of_x, of_weight = recording and ctx.needs_input_grad[0], recording and ctx.needs_input_grad[1]
         grad_x = torch.empty_like(x) if of_x else None
@@ -79,11 +86,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if token_weights is not None:
             scale = torch.where(counted, token_weights.to(work), 0.0)
         each = x.new_empty(len(x), dtype=work)
+        likeliest = torch.empty_like(targets) if predict else None
         with torch.autocast(x.device.type, enabled=False):
             head = weight.to(product)
             for start in range(0, len(x), chunk):
                 part = slice(start, min(start + chunk, len(x)))
-                log_p = F.linear(x[part].to(product), head).log_softmax(-1, dtype=work)
+                logits = F.linear(x[part].to(product), head)
+                if predict:
+                    likeliest[part] = logits.argmax(-1)
+                log_p = logits.log_softmax(-1, dtype=work)
                 each[part] = -log_p.gather(1, target[part]).squeeze(1)
                 if not (of_x or of_weight):
                     continue
@@ -101,15 +112,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         each = torch.where(counted, each, 0.0)
         ctx.save_for_backward(grad_x, grad_weight, each)
         ctx.formats = weight.dtype, token_weights.dtype if token_weights is not None else None
-        ctx.mark_non_differentiable(each)
-        return (each * scale).sum(), each
+        ctx.mark_non_differentiable(each, *([likeliest] if predict else []))
+        return (each * scale).sum(), each, likeliest
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_x, grad_weight, each = ctx.saved_tensors
         weight_format, token_format = ctx.formats
         of_tokens = (grad * each).to(token_format) if ctx.needs_input_grad[3] else None
         grad_x = None if grad_x is None else grad_x * grad
         grad_weight = None if grad_weight is None else (grad_weight * grad).to(weight_format)
-        return grad_x, grad_weight, None, of_tokens, None, None, None
+        return grad_x, grad_weight, None, of_tokens, None, None, None, None

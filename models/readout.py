@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.config import ModelConfig
 from models.halting import halting_distribution, ponder_divergence, sampled_exits
-from models.losses import IGNORED, cross_entropy, exact, linear_cross_entropy
+from models.losses import IGNORED, chunk_tokens, cross_entropy, exact, linear_cross_entropy
 
 
 class Scored(NamedTuple):
@@ -19,12 +19,14 @@ class Scored(NamedTuple):
     without targets.
 
     passes: passes through the middle until the exit, averaged over tokens; None where the exit is the last.
+    predictions: likeliest ids, None where nobody asked.
     """
 
     logits: Tensor | None
     loss: Tensor | None
     cross_entropy: Tensor | None
     passes: Tensor | None = None
+    predictions: Tensor | None = None
 
 
 class LastExit:
@@ -40,18 +42,24 @@ class LastExit:
         targets: Tensor | None,
         training: bool,
         get_logits: bool,
+        get_predictions: bool = False,
     ) -> Scored:
         (x,) = exits
         x = model.transformer.ln_f(x)
         if self._chunked and not get_logits:
-            total, _ = linear_cross_entropy(x.flatten(0, -2), model.lm_head.weight, targets.flatten())
+            total, _, likeliest = linear_cross_entropy(
+                x.flatten(0, -2), model.lm_head.weight, targets.flatten(), predict=get_predictions
+            )
             loss = total / (targets != IGNORED).sum()
-            return Scored(None, loss, loss)
+            return Scored(
+                None, loss, loss, predictions=None if likeliest is None else likeliest.view_as(targets)
+            )
         logits = model.lm_head(x)
+        likeliest = logits.argmax(-1) if get_predictions else None
         if targets is None:
-            return Scored(logits, None, None)
+            return Scored(logits, None, None, predictions=likeliest)
         loss = cross_entropy(logits.flatten(0, -2), targets.flatten())
-        return Scored(logits, loss, loss)
+        return Scored(logits, loss, loss, predictions=likeliest)
 
 
 class ExpectedExit:
@@ -77,23 +85,27 @@ class ExpectedExit:
         targets: Tensor | None,
         training: bool,
         get_logits: bool,
+        get_predictions: bool = False,
     ) -> Scored:
         p = self._halting(model, exits, training)
         numbers = torch.arange(1, len(exits) + 1, device=p.device, dtype=p.dtype)
         passes = torch.tensordot(numbers, p.detach(), 1).mean()
         exits = [model.transformer.ln_f(x) for x in exits]
-        logits = None
+        logits = likeliest = None
         if self._chunked and not get_logits:
             # One call for all exits: the weight's gradient is then one tensor, not one for each of them.
             x = torch.cat([x.flatten(0, -2) for x in exits])
             every = targets.flatten().repeat(len(exits))
-            total, _ = linear_cross_entropy(x, model.lm_head.weight, every, p.flatten())
+            total, *_ = linear_cross_entropy(x, model.lm_head.weight, every, p.flatten())
+            if get_predictions:
+                likeliest = _likeliest(p, exits, model.lm_head)
         else:
             by_pass = [exact(model.lm_head(x)) for x in exits]
-            if get_logits:
+            if get_logits or get_predictions:
                 logits = _mixed(p, by_pass)
+                likeliest = logits.argmax(-1) if get_predictions else None
             if targets is None:
-                return Scored(logits, None, None, passes)
+                return Scored(logits, None, None, passes, likeliest)
             total = sum(
                 part * cross_entropy(logits.flatten(0, -2), targets.flatten(), "none").view_as(part)
                 for part, logits in zip(p, by_pass, strict=True)
@@ -102,7 +114,7 @@ class ExpectedExit:
         loss = expected
         if training:
             loss = loss + self._weight * ponder_divergence(p, self._lambda_p).mean()
-        return Scored(logits, loss, expected, passes)
+        return Scored(logits if get_logits else None, loss, expected, passes, likeliest)
 
     def _halting(self, model: nn.Module, exits: Sequence[Tensor], training: bool) -> Tensor:
         """The probability of each exit: p (R, B, T), in float32 at least."""
@@ -112,6 +124,17 @@ class ExpectedExit:
             return torch.ones_like(exact(exits[0][..., 0]))[None]
         choose = sampled_exits if self._samples and not training else halting_distribution
         return choose(torch.stack(lambdas))
+
+
+@torch.no_grad()
+def _likeliest(p: Tensor, exits: Sequence[Tensor], head: nn.Linear) -> Tensor:
+    """Of the expectation, a chunk of tokens at a time: p (R, B, T), R times (B, T, C) -> ids (B, T)."""
+    flat, parts = [x.flatten(0, -2) for x in exits], []
+    step = max(1, chunk_tokens(head.out_features, p.device) // len(exits))
+    for start in range(0, len(flat[0]), step):
+        part = slice(start, start + step)
+        parts.append(_mixed(p.flatten(1)[:, part], [exact(head(x[part])) for x in flat]).argmax(-1))
+    return torch.cat(parts).view(p.shape[1:])
 
 
 def _mixed(p: Tensor, by_pass: Sequence[Tensor]) -> Tensor:

@@ -33,7 +33,7 @@ def test_equals_the_plain_path(chunk, weighted):
     inputs = (x, weight, token_weights) if weighted else (x, weight)
     each = cross_entropy(x @ weight.T, targets, "none")
     expected = (each * token_weights).sum() if weighted else each.sum()
-    total, found = linear_cross_entropy(x, weight, targets, token_weights if weighted else None, chunk)
+    total, found, _ = linear_cross_entropy(x, weight, targets, token_weights if weighted else None, chunk)
     torch.testing.assert_close(total, expected, rtol=1e-13, atol=0)
     torch.testing.assert_close(found, each.detach(), rtol=1e-13, atol=1e-14)
     assert not found.requires_grad and (found[[0, 4, 9]] == 0).all()
@@ -59,7 +59,7 @@ def test_gradients_are_those_of_finite_differences(chunk):
 
 def test_its_gradient_has_no_gradient():
     x, weight, targets, _ = problem()
-    total, _ = linear_cross_entropy(x, weight, targets)
+    total, *_ = linear_cross_entropy(x, weight, targets)
     (slope,) = torch.autograd.grad(total.square(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.sum().backward()
@@ -75,7 +75,7 @@ def test_under_autocast(dtype):
     true = torch.autograd.grad(exact, inputs)
     with torch.autocast("cpu", dtype):
         plain = (cross_entropy(torch.nn.functional.linear(x, weight), targets, "none") * token_weights).sum()
-        total, each = linear_cross_entropy(x, weight, targets, token_weights, 3)
+        total, each, _ = linear_cross_entropy(x, weight, targets, token_weights, 3)
     assert total.dtype == each.dtype == torch.float32
     assert total.item() == pytest.approx(plain.item(), rel=1e-5)
     scale = 2.0**12  # the loss scaling of float16
@@ -90,10 +90,10 @@ def test_under_autocast(dtype):
 
 def test_without_gradients_none_are_made(monkeypatch):
     x, weight, targets, token_weights = problem()
-    expected, _ = linear_cross_entropy(x, weight, targets, token_weights, 3)
+    expected, *_ = linear_cross_entropy(x, weight, targets, token_weights, 3)
     monkeypatch.setattr(torch.Tensor, "scatter_add_", None)  # the one-hot of the gradient
     with torch.no_grad():
-        found, _ = linear_cross_entropy(x, weight, targets, token_weights, 3)
+        found, *_ = linear_cross_entropy(x, weight, targets, token_weights, 3)
     assert torch.equal(found, expected) and not found.requires_grad
 
 
@@ -133,8 +133,14 @@ def test_every_model_trains_as_with_the_plain_loss(model, chunks_of_three):
         torch.testing.assert_close(ours[name], reference, rtol=1e-11, atol=1e-12, msg=name)
     networks["chunked"].eval(), networks["plain"].eval()
     with torch.no_grad():
-        evaluated = [network(idx, targets)["loss"] for network in networks.values()]
-    torch.testing.assert_close(*evaluated, rtol=1e-13, atol=0)
+        chunked, plain = (network(idx, targets, get_predictions=True) for network in networks.values())
+        logits = networks["chunked"](idx, targets, get_logits=True)["logits"]
+        last = networks["chunked"](idx, get_predictions=True)
+    torch.testing.assert_close(chunked["loss"], plain["loss"], rtol=1e-13, atol=0)
+    assert chunked["logits"] is plain["logits"] is last["logits"] is None
+    assert torch.equal(chunked["predictions"], plain["predictions"])
+    assert torch.equal(chunked["predictions"], logits.argmax(-1))
+    assert last["predictions"].shape == (2, 1)
 
 
 @pytest.mark.parametrize("model", [variant.name for variant in VARIANTS])
@@ -184,6 +190,9 @@ def test_no_tensor_has_the_size_of_the_logits(model, chunks_of_three):
             idx = torch.randint(0, 1009, (1, length))
             with Largest() as seen:
                 scored(network, idx, idx)
+                with torch.no_grad():
+                    network.eval()(idx, idx, get_predictions=True)
+            network.train()
             largest[loss, length] = seen.elements
     for length in (8, 32):
         assert largest["plain", length] >= length * 1009
