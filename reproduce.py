@@ -1,5 +1,6 @@
 """The paper's tables from runs: `python reproduce.py list|show|run|status|report`."""
 
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -64,7 +65,7 @@ def show_rows(args: Namespace) -> None:
 
 def show_flags(args: Namespace) -> None:
     for run in planned(args):
-        print(f"{', '.join(run.rows)}\n  python main.py {' '.join(run.flags)}\n  {run.folder}")
+        print(f"{', '.join(run.rows)}\n  python main.py {shlex.join(run.flags)}\n  {run.folder}")
 
 
 def show_status(args: Namespace) -> None:
@@ -87,7 +88,7 @@ def report(args: Namespace) -> None:
     from reproduction.origin import describe
 
     runs = planned(args)
-    lines = numbers.lines(numbers.gather(runs), args.seeds, comparable=args.scale == "paper")
+    lines = numbers.lines(runs)
     findings, zero_shot = numbers.findings(runs), formats.zero_shot_cells(numbers.zero_shot(runs))
     draw = formats.FORMATS[args.format]
     parts = [draw(formats.HEADINGS, map(formats.line_cells, lines))]

@@ -55,7 +55,8 @@ RESERVED = {"n_layer_begin": 2, "n_layer_end": 1}
 LINEAR = {"depth_embedding": "linear_learned"}
 # The name that the paper's runs gave for how capacities are drawn; here as there, it means `uniform`.
 ADAPTIVE = RESERVED | {"depth_random_method": "uniform_random_range"}
-LONG = {"iterations": 60_000}
+# A folder of its own: as a longer run in the folder of 40k steps it would extend that one.
+LONG = {"iterations": 60_000, "run_prefix": "60k"}
 
 _TABLE_1 = {
     ("base", 12, 1): (28.39, 0.01), ("base", 24, 1): (25.93, 0.02), ("base", 48, 1): (24.17, 0.00),

@@ -1,6 +1,6 @@
 """Attention over the keys and values of one or several passes: the plain form, and a faster one.
 
-Shapes: B batch, H heads, n queries, S_i keys of the i-th pass, D size of a key, E of a value.
+Shapes: B batch, H heads, n queries, S_i keys of the i-th pass, D size of a head.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from models.sights import Patch, Sights
 # Measured on a CPU: shorter runs of queries leave out more keys, but make the kernel's products too small.
 FEWEST_QUERIES, MOST_RUNS = 32, 16
 
-Pass = tuple[Tensor, Tensor]  # keys (B, H, S_i, D), values (B, H, S_i, E)
+Pass = tuple[Tensor, Tensor]  # keys (B, H, S_i, D), values alike
 
 
 def attend(
@@ -28,22 +28,15 @@ def attend(
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> Tensor:
-    """One softmax over the visible keys of all passes: queries (B, H, n, D) -> (B, H, n, E).
+    """One softmax over the visible keys of all passes: queries (B, H, n, D) -> (B, H, n, D).
 
-    dropout: of probabilities. scale: of scores, None: 1 / sqrt(D). fast: by patches, where that pays.
+    dropout: of probabilities. scale: of scores, None: 1 / sqrt(D). fast: by patches, where that
+    can be done and pays: on CPUs, without dropout.
     """
-    size, more = passes[0][1].shape[-1], passes[0][1].shape[-1] - queries.shape[-1]
     scale = queries.shape[-1] ** -0.5 if scale is None else scale
-    if more:
-        # The fast kernels want one size for all: with zeros behind the shorter ones, attention over several
-        # passes takes two thirds of the time, forward and backward on a CPU.
-        queries = F.pad(queries, (0, max(more, 0)))
-        passes = [(F.pad(k, (0, max(more, 0))), F.pad(v, (0, max(-more, 0)))) for k, v in passes]
     if fast and not dropout and queries.device.type == "cpu" and _pays(queries, passes):
-        y = _by_patches(queries, passes, sights, scale)
-    else:
-        y = _plain(queries, passes, sights, dropout, scale)
-    return y[..., :size] if more else y
+        return _by_patches(queries, passes, sights, scale)
+    return _plain(queries, passes, sights, dropout, scale)
 
 
 def _pays(queries: Tensor, passes: Sequence[Pass]) -> bool:
@@ -111,18 +104,20 @@ class _ByPatches(torch.autograd.Function):
                     queries[:, :, run], kept[2 * number][:, :, keys], kept[2 * number + 1][:, :, keys],
                     attn_mask=bias, scale=scale,
                 )
-                for number, (keys, bias) in seen
+                for number, (keys, bias, _) in seen
             ]  # fmt: skip
             if len(found) == 1:
                 y[:, :, run], whole[:, :, run] = found[0]
                 continue
+            found = [_without(patch.blind, *one) for one, (_, patch) in zip(found, seen, strict=True)]
             sums = torch.stack([each for _, each in found])
             whole[:, :, run] = total = sums.logsumexp(0)
             shares = (sums - total).exp_()[..., None]
             y[:, :, run] = sum(part * share for (part, _), share in zip(found, shares, strict=True))
         ctx.settings = scale, step, work, patches
-        ctx.save_for_backward(*tensors, y.to(tensors[0].dtype), whole)
-        return y.to(tensors[0].dtype)
+        y = y.to(tensors[0].dtype)
+        ctx.save_for_backward(*tensors, y, whole)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -136,7 +131,7 @@ class _ByPatches(torch.autograd.Function):
         # From the last run to the first: the last sees most keys, and what it gives is added to.
         for run, seen in reversed(list(_runs(queries, patches, step))):
             parts = []
-            for number, (keys, bias) in seen:
+            for number, (keys, bias, _) in seen:
                 at = 2 * number
                 part, *found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                     grad[:, :, run], queries[:, :, run], kept[at][:, :, keys], kept[at + 1][:, :, keys],
@@ -154,6 +149,13 @@ class _ByPatches(torch.autograd.Function):
         of_kept = [torch.zeros_like(k) if new is None else new for k, new in zip(kept, of_kept, strict=True)]
         every = zip((of_queries, *of_kept), tensors, strict=True)
         return None, None, None, None, *(found.to(tensor.dtype) for found, tensor in every)
+
+
+def _without(blind: Tensor | None, part: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """A patch's result without the queries that see nothing there, for which the kernel's sum is 0."""
+    if blind is None:
+        return part, sums
+    return part.masked_fill(blind[..., None], 0.0), sums.masked_fill(blind, -torch.inf)
 
 
 def _runs(

@@ -52,16 +52,18 @@ class LatentAttention(nn.Module):
         """x (*rows.shape, C) -> (*rows.shape, C). context: what latents are made of, if not x."""
         source, key_rows = (x, rows) if context is None else context
         latents = key_rows.to_batch(self._latents(source, key_rows))
-        seen = store.add((latents,) if store.lasting else self._keys_values(latents), key_rows, rows)
+        seen = store.add((latents,) if store.lasting else self._padded(latents), key_rows, rows)
         if not rows.total:
             return x
         queries = rows.to_batch(self._queries(x, rows))
         if store.lasting and rows.grid.length == 1:
             y = self._absorbed(queries, seen.whole())
         else:
-            passes = [self._keys_values(*kept) for kept in seen.passes] if store.lasting else seen.passes
+            passes = [self._padded(*kept) for kept in seen.passes] if store.lasting else seen.passes
+            queries = F.pad(queries, (0, passes[0][0].shape[-1] - queries.shape[-1]))
             dropout = self.dropout if self.training else 0.0
             y = attend(queries, passes, seen.sights, fast=self.fast, dropout=dropout, scale=self.scale)
+            y = y[..., : self.head_sizes[1]]
         return self.resid_dropout(self.c_proj(rows.from_batch(y).flatten(-2)))
 
     def _latents(self, x: Tensor, rows: Rows) -> Tensor:
@@ -81,6 +83,16 @@ class LatentAttention(nn.Module):
         heads = self.kv_up(latent.squeeze(1)).unflatten(-1, (self.n_head, -1)).transpose(1, 2)
         keys, values = heads.split(self.head_sizes, dim=-1)
         return torch.cat((keys, shared.expand(-1, self.n_head, -1, -1)), dim=-1), values
+
+    def _padded(self, latents: Tensor) -> list[Tensor]:
+        """Keys and values (B, H, S, D) of one size: the shorter ones with zeros behind.
+
+        The fast kernels want that. Attention over several passes then takes two thirds of the time, forward
+        and backward on a CPU.
+        """
+        keys_values = self._keys_values(latents)
+        size = max(tensor.shape[-1] for tensor in keys_values)
+        return [F.pad(tensor, (0, size - tensor.shape[-1])) for tensor in keys_values]
 
     def _absorbed(self, queries: Tensor, seen: Visible) -> Tensor:
         """The same for one query of each head, without making keys and values: n is 1.

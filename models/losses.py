@@ -81,7 +81,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x = torch.empty_like(x) if of_x else None
         grad_weight = torch.zeros_like(weight, dtype=work) if of_weight else None
         counted = targets != IGNORED
-        target = targets.clamp_min(0)[:, None]  # any that exists
+        target = torch.where(counted, targets, 0)[:, None]  # any that exists
         scale = counted.to(work)
         if token_weights is not None:
             scale = torch.where(counted, token_weights.to(work), 0.0)
@@ -104,9 +104,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if of_x:
                     grad_x[part] = (slope @ head) * scale[part, None]
                 if of_weight:
-                    weighted = (x[part] * scale[part, None]).to(product)
-                    if product == work:
-                        grad_weight.addmm_(slope.T, weighted)
+                    # A sum over all tokens of the chunk, before loss scaling: too large for float16.
+                    summed = work if product == torch.float16 else product
+                    weighted = (x[part] * scale[part, None]).to(summed)
+                    if summed == work:
+                        grad_weight.addmm_(slope.to(work).T, weighted)
                     else:
                         grad_weight += slope.T @ weighted
         each = torch.where(counted, each, 0.0)

@@ -3,7 +3,6 @@
 Shapes: B batch, n rows that ask, S_i rows of the i-th pass, S all of them.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,17 +15,20 @@ from models.rows import FAR
 class Patch(NamedTuple):
     """What a run of queries sees of a pass: a run of its keys, and what is added to their scores, 0 or -inf.
 
-    bias: (queries, keys) or (B, 1, queries, keys); None: they see all of these.
+    bias: (queries, keys) or (B, 1, queries, keys); None: they see all of these. blind: which queries see none
+    of them, (queries,) or (B, 1, queries); None: nobody.
     """
 
     keys: slice
     bias: Tensor | None
+    blind: Tensor | None = None
 
 
 class Sights:
-    """Made once for a pass and shared by all layers; masks are made when first asked for.
+    """Made once for a pass of a forward pass, and shared by all its layers (by a cache: for each layer).
 
-    A mask is True where a query may look: (n, S), or (B, 1, n, S) where sequences differ; None: see `causal`.
+    Masks are made when first asked for. One is True where a query may look: (n, S), or (B, 1, n, S) where
+    sequences differ; None: see `causal`.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class Sights:
         self._query, self._keys, self._window, self._everything = query, keys, window, everything
         self._masks: dict[int, Tensor] = {}
         self._whole: Tensor | None = None
-        self._patches: dict[tuple[int, int, torch.dtype], list[Patch | None]] = {}
+        self._patches: dict[tuple[int | None, int, torch.dtype], list[Patch | None]] = {}
 
     def causal(self, number: int) -> bool:
         """Of the `number`-th pass: whether the i-th query sees its first i keys; no mask is needed then."""
@@ -59,7 +61,7 @@ class Sights:
 
         Keys that none of them sees are left out at both ends: before all of a window, and behind them.
         """
-        key = number, step, dtype
+        key = None if self.causal(number) else number, step, dtype  # causal passes are all alike
         if key not in self._patches:
             runs = [slice(start, start + step) for start in range(0, self._query.shape[-1], step)]
             self._patches[key] = [self._patch(number, run, dtype) for run in runs]
@@ -69,16 +71,19 @@ class Sights:
         if self._everything:
             return Patch(slice(None), None)
         if self.causal(number):
-            bias = causal_bias(self._query.shape[-1], dtype, self._query.device)[run]
-            keys = slice(0, min(run.stop, len(bias[0])))
-            return Patch(keys, bias[:, keys])
+            end = min(run.stop, self._query.shape[-1])
+            form = {"dtype": dtype, "device": self._query.device}
+            bias = torch.full((end - run.start, end), -torch.inf, **form).triu_(run.start + 1)
+            return Patch(slice(0, end), bias)
         mask = self.mask(number)[..., run, :]
         seen = mask.flatten(0, -2).any(0).nonzero()
         if not len(seen):
             return None
         keys = slice(int(seen[0]), int(seen[-1]) + 1)
         mask = mask[..., keys]
-        return Patch(keys, torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf))
+        bias = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+        blind = ~mask.any(-1)
+        return Patch(keys, bias, blind if blind.any() else None)
 
     @property
     def all_causal(self) -> bool:
@@ -100,12 +105,6 @@ class Sights:
             batch = max(len(positions) for positions in keys if positions.dim() == 2)
             keys = [positions.expand(batch, -1) for positions in keys]
         return visible(self._query, torch.cat(list(keys), -1), self._window)
-
-
-@functools.lru_cache(maxsize=8)
-def causal_bias(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(size, size): 0 where the i-th query sees the j-th key, j <= i, else -inf."""
-    return torch.full((size, size), -torch.inf, dtype=dtype, device=device).triu_(1)
 
 
 def visible(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -31,9 +32,11 @@ class Executor:
         if len(todo) < len(runs):
             self._say(f"{len(runs) - len(todo)} of {len(runs)} runs are complete")
         began, done, failed = time.monotonic(), 0, []
+        for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: nothing is left running
+            signal.signal(number, signal.getsignal(signal.SIGINT))
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-            futures = {pool.submit(self._complete, run, eval_flags): run for run in todo}
             try:
+                futures = {pool.submit(self._complete, run, eval_flags): run for run in todo}
                 for future in concurrent.futures.as_completed(futures):
                     run = futures[future]
                     if not future.result():
@@ -50,6 +53,9 @@ class Executor:
             except KeyboardInterrupt:
                 self.stop()
                 raise KeyboardInterrupt("the same command goes on from there") from None
+            except OSError as error:
+                self.stop()
+                raise Failure(f"cannot write to {error.filename}: {error.strerror}") from error
         return failed
 
     def stop(self) -> None:
@@ -74,7 +80,7 @@ class Executor:
         with open(log, "a", encoding="utf-8") as out, self._lock:
             if self._stopping:
                 return False
-            print(f"$ python {' '.join(command)}", file=out, flush=True)
+            print(f"$ python {shlex.join(command)}", file=out, flush=True)
             # A session of its own: Ctrl-C reaches us alone, and we tell them.
             process = subprocess.Popen(
                 [sys.executable, *command], cwd=ROOT, stdout=out, stderr=out, stdin=subprocess.DEVNULL,

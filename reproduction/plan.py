@@ -2,19 +2,22 @@
 
 import json
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import config
-from config.experiments import BY_NAME, EXPERIMENTS
+from config.experiments import EXPERIMENTS
 from errors import Failure, UsageError, unknown
 from optim.run_folder import covered_by_summary, in_folder, step_of
+from reproduction.router import FIXED
 
 NOT_TRAINED = "figure3"  # counts only
 SEEDS = (0, 1, 2)
-SWEEP_POINTS = 20  # of Figure 4, with either routing, beside one for each fixed depth
+SWEEP_POINTS = 10  # of Figure 4, at least, with either routing, beside one for each fixed depth
+OURS = ("experiment", "scale", "seed", "exp_name")  # flags of main.py that a plan gives
 
 
 @dataclass
@@ -46,7 +49,11 @@ class Run:
     def swept(self) -> bool:
         """Whether all points of the sweep are there; it is written anew after each."""
         content = self.sweep_result()
-        return content is not None and len(content["points"]) >= SWEEP_POINTS + self.args.n_repeat
+        if content is None:
+            return False
+        counts = Counter(point["series"] for point in content["points"])
+        fixed = counts.pop(FIXED, 0)
+        return fixed >= self.args.n_repeat and len(counts) == 2 and min(counts.values()) >= SWEEP_POINTS
 
     @property
     def complete(self) -> bool:
@@ -60,30 +67,50 @@ class Run:
 
     def result(self) -> dict[str, Any] | None:
         """The evaluation's content; None where there is none yet. Raises Failure for a damaged one."""
-        return _read(self.evaluation)
+        return _read(self.evaluation, ("loss", "perplexity", "perplexity_interval_95", "batch_losses"))
 
     def sweep_result(self) -> dict[str, Any] | None:
         """The sweep's content; the same of it."""
-        return _read(self.sweep)
+        return _read(self.sweep, ("about", "points"))
 
     def summary(self) -> dict[str, Any] | None:
         """What main.py wrote at the end."""
-        return _read(self.folder / "summary.json")
+        needed = (
+            "training_seconds",
+            "processes",
+            "device",
+            "arithmetic",
+            "finished",
+            "versions",
+            "git_commit",
+        )
+        return _read(self.folder / "summary.json", needed)
 
     def downstream(self) -> dict[str, Any] | None:
         """What `evaluation.lm_eval` wrote, if it was called."""
-        return _read(self.folder / "lm_eval_ckpt.json")
+        return _read(self.folder / "lm_eval_ckpt.json", ("results",))
+
+    @property
+    def as_published(self) -> bool:
+        """Whether its numbers may be set against the paper's: the same experiment on the same corpus."""
+        published = config.parse_args(["--experiment", self.rows[0], "--seed", str(self.seed)])
+        ours, theirs = ((a.dataset, a.iterations, config.identity(a)) for a in (self.args, published))
+        return ours == theirs
 
 
-def _read(path: Path | None) -> dict[str, Any] | None:
+def _read(path: Path | None, needed: Sequence[str]) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        missing = [name for name in needed if name not in content]
+        if missing:
+            raise ValueError(f"there is no {missing[0]} in it")
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise Failure(f"{path} is damaged ({error}); delete it, and run again") from error
+    return content
 
 
 def choose_rows(patterns: Sequence[str]) -> list[str]:
@@ -96,9 +123,11 @@ def choose_rows(patterns: Sequence[str]) -> list[str]:
         return names
     chosen: list[str] = []
     for pattern in patterns:
-        found = [pattern] if pattern in BY_NAME else [name for name in names if name.startswith(pattern)]
+        found = [pattern] if pattern in names else [name for name in names if name.startswith(pattern)]
+        if not found and pattern.startswith(NOT_TRAINED):
+            raise UsageError(f"{pattern}: nothing is trained for {NOT_TRAINED}; python plot_fig3.py draws it")
         if not found:
-            raise UsageError(unknown(f"there is no row {pattern}", pattern, BY_NAME))
+            raise UsageError(unknown(f"there is no row {pattern}", pattern, names))
         chosen += found
     return list(dict.fromkeys(chosen))
 
@@ -106,14 +135,25 @@ def choose_rows(patterns: Sequence[str]) -> list[str]:
 def make_plan(rows: Sequence[str], scale: str, seeds: Sequence[int], flags: Sequence[str]) -> list[Run]:
     """The runs of these rows, each once, seed by seed: what is there early says something about all rows.
 
-    flags: of main.py, for all of them. Raises UsageError for what main.py would refuse.
+    flags: of main.py, for all of them. Raises UsageError for what main.py would refuse, and for flags that
+    would have two different runs in one folder.
     """
+    for word in flags:
+        name = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and name in OURS:
+            raise UsageError(f"--{name} behind -- : rows, --seeds and --scale decide that")
     runs: dict[Path, Run] = {}
-    for seed in seeds:
+    for seed in dict.fromkeys(seeds):
         for row in rows:
             words = ["--experiment", row, "--scale", scale, "--seed", str(seed), *flags]
             args = config.parse_args(words)
             folder = config.experiment_dir(args)
             run = runs.setdefault(folder, Run(seed, args, words, folder))
+            if run.args.iterations != args.iterations:
+                raise UsageError(
+                    f"{row} and {run.rows[0]} would be one run, of {args.iterations:,} and "
+                    f"{run.args.iterations:,} iterations; ask for them one after the other, in two "
+                    "--results_base_folder"
+                )
             run.rows.append(row)
     return list(runs.values())

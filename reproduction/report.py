@@ -13,9 +13,7 @@ from config.experiments import BY_NAME
 from reproduction.claims import CLAIMS, GROWING_GAPS, ROUTER_CLAIMS
 from reproduction.plan import Run
 from reproduction.router import at_fixed_depths
-from reproduction.statistics import Comparison, Mean, compare, mean
-
-Losses = dict[str, dict[int, list[float]]]  # row -> seed -> losses of batches
+from reproduction.statistics import Comparison, Mean, Scores, compare, mean
 
 
 @dataclass(frozen=True)
@@ -58,9 +56,11 @@ def gather(runs: Iterable[Run]) -> dict[str, dict[int, dict[str, Any]]]:
     return found
 
 
-def lines(found: dict[str, dict[int, dict[str, Any]]], seeds: Sequence[int], comparable: bool) -> list[Line]:
-    """One for each row. comparable: whether sizes and text are the paper's."""
-    return [_line(row, found[row], seeds, comparable) for row in found]
+def lines(runs: Sequence[Run]) -> list[Line]:
+    """One for each row."""
+    found, seeds = gather(runs), list(dict.fromkeys(run.seed for run in runs))
+    comparable = {row for run in runs if run.as_published for row in run.rows}
+    return [_line(row, found[row], seeds, row in comparable) for row in found]
 
 
 def _line(row: str, results: dict[int, dict[str, Any]], seeds: Sequence[int], comparable: bool) -> Line:
@@ -80,16 +80,21 @@ def _line(row: str, results: dict[int, dict[str, Any]], seeds: Sequence[int], co
 
 def findings(runs: Sequence[Run]) -> list[Finding]:
     """Each claim that there are runs for."""
-    losses = {
-        row: {seed: result["batch_losses"] for seed, result in seeds.items()}
+    scores = {
+        row: {seed: _scores(result) for seed, result in seeds.items()}
         for row, seeds in gather(runs).items()
         if seeds
     }
-    return judge(losses) + _of_routers(runs)
+    return judge(scores) + _of_routers(runs)
 
 
-def judge(losses: Losses) -> list[Finding]:
-    """The claims about rows, from the losses of the batches of the validation set."""
+def _scores(result: dict[str, Any]) -> Scores:
+    about = tuple(str(result.get(name)) for name in ("dataset", "sequence_length", "batch_size", "tokens"))
+    return Scores(result["loss"], result["batch_losses"], about)
+
+
+def judge(losses: dict[str, dict[int, Scores]]) -> list[Finding]:
+    """The claims about rows, from row -> seed -> scores."""
     found = []
     for claim in CLAIMS:
         if claim.better in losses and claim.worse in losses:
@@ -103,12 +108,15 @@ def judge(losses: Losses) -> list[Finding]:
     return found
 
 
-def _gap(losses: Losses, rows: tuple[str, str]) -> dict[int, list[float]]:
+def _gap(losses: dict[str, dict[int, Scores]], rows: tuple[str, str]) -> dict[int, Scores]:
+    """By seed, the first row's less the second's; without batches where these are not the same."""
     one, other = losses[rows[0]], losses[rows[1]]
-    return {
-        seed: [a - b for a, b in zip(one[seed], other[seed], strict=True)]
-        for seed in one.keys() & other.keys()
-    }
+    gaps = {}
+    for seed in one.keys() & other.keys():
+        a, b = one[seed], other[seed]
+        batches = [x - y for x, y in zip(a.batches, b.batches, strict=True)] if a.of == b.of else []
+        gaps[seed] = Scores(a.loss - b.loss, batches, a.of)
+    return gaps
 
 
 def _of_routers(runs: Sequence[Run]) -> list[Finding]:
@@ -131,13 +139,21 @@ def _finding(claim: str, where: str, compared: Comparison | None) -> list[Findin
     """None where no seed has both."""
     if compared is None:
         return []
-    batches = compared.over_batches
-    signs = {compared.over_seeds.sign, 0 if batches is None else batches.sign}
-    if compared.over_seeds.margin is None and batches is not None:
-        signs = {batches.sign}
-    tendency = f"undecided, tends to {'hold' if compared.over_seeds.value < 0 else 'be contradicted'}"
-    verdict = "holds" if signs == {-1} else "contradicted" if signs == {1} else tendency
-    return [Finding(claim, where, compared, verdict)]
+    return [Finding(claim, where, compared, _verdict(compared))]
+
+
+def _verdict(compared: Comparison) -> str:
+    """What both kinds of interval say, where there are both; one seed speaks for itself alone."""
+    seeds, batches = compared.over_seeds, compared.over_batches
+    signs = {found.sign for found in (seeds, batches) if found is not None and found.margin is not None}
+    said = {frozenset({-1}): "holds", frozenset({1}): "contradicted"}.get(frozenset(signs))
+    if said is not None:
+        return said if seeds.count > 1 else f"undecided: one seed, of which it {_AS_A_VERB[said]}"
+    tendency = {-1: ", tends to hold", 1: ", tends to be contradicted"}
+    return "undecided" + tendency.get((seeds.value > 0) - (seeds.value < 0), "")
+
+
+_AS_A_VERB = {"holds": "holds", "contradicted": "is contradicted"}
 
 
 ZERO_SHOT = {

@@ -27,7 +27,7 @@ def draw_report(
     points = figure_2(runs)
     if any(point["perplexity"] is not None for point in points):
         drawn.append(folder / "figure2.png")
-        draw_figure_2(points, drawn[-1], published=True)
+        draw_figure_2(points, drawn[-1], published=True, same_size=all(run.as_published for run in runs))
     sweeps = {
         f"{run.rows[0]}, seed {run.seed}": run.sweep_result() for run in runs if run.sweep and run.swept
     }

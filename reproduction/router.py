@@ -4,35 +4,40 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from reproduction.statistics import Scores
+
 FIXED = "fixed depth"  # a series of studies.compute_sweep
 
 
-def at_fixed_depths(sweep: dict[str, Any], series: str) -> tuple[list[float], list[float]] | None:
-    """Losses by batch of the validation set, of a series and of the fixed depths, at the same MACs.
+def at_fixed_depths(sweep: dict[str, Any], series: str) -> tuple[Scores, Scores] | None:
+    """Scores of a series, and of the fixed depths, at the same MACs.
 
     sweep: what get_ppl_per_mac.py wrote. Both are means over the depths between one pass and all of them, at
     whose ends the two are the same by construction. The series' loss at a depth's MACs is interpolated
     linearly between its two nearest points. None where the series does not reach around any depth, or the
     sweep has no losses by batch.
     """
-    points = [
-        (_macs(point), point.get("batch_losses")) for point in sweep["points"] if point["series"] == series
-    ]
+    points = [(_macs(point), _losses(point)) for point in sweep["points"] if point["series"] == series]
+    points.sort()
     fixed = sorted(
-        (point["setting"], _macs(point), point.get("batch_losses"))
+        (point["setting"], _macs(point), _losses(point))
         for point in sweep["points"]
         if point["series"] == FIXED
     )[1:-1]
-    if not fixed or any(losses is None for losses in (*(p[-1] for p in points), *(f[-1] for f in fixed))):
+    if any("batch_losses" not in point for point in sweep["points"]):
         return None
-    points.sort()
-    routed, compared = [], []
-    for _, macs, losses in fixed:
-        found = _interpolated(points, macs)
-        if found is not None:
-            routed.append(found)
-            compared.append(losses)
-    return (_mean(routed), _mean(compared)) if routed else None
+    pairs = [(found, losses) for _, macs, losses in fixed if (found := _interpolated(points, macs))]
+    if not pairs:
+        return None
+    of = tuple(sorted((name, str(value)) for name, value in sweep["about"].items()))
+    loss, *batches = _mean([routed for routed, _ in pairs])
+    fixed_loss, *fixed_batches = _mean([losses for _, losses in pairs])
+    return Scores(loss, batches, of), Scores(fixed_loss, fixed_batches, of)
+
+
+def _losses(point: dict[str, Any]) -> list[float]:
+    """Of everything, and of each batch."""
+    return [point["loss"], *point.get("batch_losses", [])]
 
 
 def _macs(point: dict[str, Any]) -> float:

@@ -6,11 +6,23 @@ and would other text (the spread over batches of the validation set, of the mode
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-# Student's t, 97.5 %, by degrees of freedom; normal from ten on.
+# Student's t, 97.5 %, by degrees of freedom.
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+NORMAL = 1.959964
+
+
+class Scores(NamedTuple):
+    """One model on the validation set. loss: of all its tokens. batches: of each batch, the last of which may
+    be smaller. of: what they are batches of: models with the same `of` saw the same text in the same batches.
+    """
+
+    loss: float
+    batches: Sequence[float]
+    of: Hashable
 
 
 @dataclass(frozen=True)
@@ -50,23 +62,34 @@ class Comparison:
     over_batches: Mean | None
 
 
-def compare(one: Mapping[int, Sequence[float]], other: Mapping[int, Sequence[float]]) -> Comparison | None:
-    """one, other: seed -> losses of the batches of the validation set. None where no seed has both.
+def compare(one: Mapping[int, Scores], other: Mapping[int, Scores]) -> Comparison | None:
+    """one, other: seed -> scores. None where no seed has both.
 
-    Batches are paired where both were evaluated in the same ones; otherwise there is no interval over them.
+    Batches are paired where both were evaluated in the same ones, the last, which may be smaller, left out;
+    otherwise there is no interval over them.
     """
     seeds = sorted(one.keys() & other.keys())
     if not seeds:
         return None
-    over_seeds = mean([statistics.fmean(one[seed]) - statistics.fmean(other[seed]) for seed in seeds])
-    if len({len(losses) for seed in seeds for losses in (one[seed], other[seed])}) > 1:
+    over_seeds = mean([one[seed].loss - other[seed].loss for seed in seeds])
+    every = [scores[seed] for seed in seeds for scores in (one, other)]
+    full = min(len(scores.batches) for scores in every) - 1
+    if len({scores.of for scores in every}) > 1 or full < 2:
         return Comparison(over_seeds, None)
     by_batch = [
-        statistics.fmean(one[seed][index] - other[seed][index] for seed in seeds)
-        for index in range(len(one[seeds[0]]))
+        statistics.fmean(one[seed].batches[index] - other[seed].batches[index] for seed in seeds)
+        for index in range(full)
     ]
     return Comparison(over_seeds, mean(by_batch))
 
 
 def _quantile(count: int) -> float:
-    return T_975[count - 2] if count - 2 < len(T_975) else 1.96
+    """Of Student's t with count - 1 degrees of freedom: from the table, else by its expansion at the normal's
+    (Abramowitz & Stegun 26.7.5), right to three digits from ten on."""
+    degrees, z = count - 1, NORMAL
+    if degrees <= len(T_975):
+        return T_975[degrees - 1]
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / degrees + second / degrees**2 + third / degrees**3

@@ -70,7 +70,7 @@ def draw_fronts(sweeps: dict[str, dict[str, Any]], path: Path, published: bool =
     for series, (line, marker) in _STYLES.items():
         over_macs.plot([], [], color="gray", linestyle=line, marker=marker, label=series)
     if published:
-        for colour, (label, macs, value) in zip(_colours(5), published_anchors(), strict=True):
+        for colour, (label, macs, value) in zip(_colours(len(PUBLISHED)), published_anchors(), strict=True):
             over_macs.plot(macs / 1e9, value, "*", markersize=11, color=colour, label=f"paper: {label}")
     (length,) = lengths
     over_macs.set_xlabel(f"GMACs for a sequence of {length} tokens (the paper's convention)")

@@ -97,6 +97,16 @@ def test_without_gradients_none_are_made(monkeypatch):
     assert torch.equal(found, expected) and not found.requires_grad
 
 
+def test_many_tokens_that_all_say_the_same_do_not_overflow_in_float16():
+    """The weight's gradient is a sum over the tokens of a chunk, which no loss scale makes smaller."""
+    x, weight = torch.full((20_000, 4), 6.0), torch.zeros(8, 4, requires_grad=True)
+    targets = torch.zeros(len(x), dtype=torch.long)
+    with torch.autocast("cpu", torch.float16):
+        total, *_ = linear_cross_entropy(x, weight, targets, chunk=len(x))
+    (total / len(x)).backward()
+    torch.testing.assert_close(weight.grad[0], torch.full((4,), -5.25), rtol=1e-3, atol=0)
+
+
 def both(model, dropout=0.0, **fields):
     """The same network twice, in training mode: with the chunked loss, three tokens at a time, and plain."""
     chosen = {"chunked": None, "plain": None}
