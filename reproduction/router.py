@@ -7,6 +7,7 @@ from typing import Any
 from reproduction.statistics import Scores
 
 FIXED = "fixed depth"  # a series of studies.compute_sweep
+OF = ("dataset", "split", "sequence_length", "batch_size", "sample_size")  # what says which text it was
 
 
 def at_fixed_depths(sweep: dict[str, Any], series: str) -> tuple[Scores, Scores] | None:
@@ -29,7 +30,7 @@ def at_fixed_depths(sweep: dict[str, Any], series: str) -> tuple[Scores, Scores]
     pairs = [(found, losses) for _, macs, losses in fixed if (found := _interpolated(points, macs))]
     if not pairs:
         return None
-    of = tuple(sorted((name, str(value)) for name, value in sweep["about"].items()))
+    of = tuple(str(sweep["about"].get(name)) for name in OF)
     loss, *batches = _mean([routed for routed, _ in pairs])
     fixed_loss, *fixed_batches = _mean([losses for _, losses in pairs])
     return Scores(loss, batches, of), Scores(fixed_loss, fixed_batches, of)
