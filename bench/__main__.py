@@ -61,16 +61,20 @@ def make_plan(args: argparse.Namespace) -> Plan:
     for flag, number in (("--repeats", repeats), ("--threads", args.threads)):
         if number is not None and number < 1:
             raise UsageError(f"{flag} {number} must be at least 1")
-    from distributed import choose_device  # torch is imported here, after what can be refused without it
+    from bench.builds import run_dtype  # torch is imported here, after what can be refused without it
+    from distributed import choose_device
+
+    device = choose_device(args.device)
 
     return Plan(
         models=models or (MODELS if effort == "full" else QUICK_MODELS),
         sizes=tuple(args.sizes or defaults[effort]),
         dtypes=tuple(args.dtypes or DTYPES),
-        device=str(choose_device(args.device)),
+        device=str(device),
         threads=args.threads,
         repeats=repeats,
         effort=effort,
+        run_dtype=args.dtypes[-1] if args.dtypes else run_dtype(device),
         baseline=args.baseline,
     )
 

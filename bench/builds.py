@@ -4,8 +4,8 @@
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,24 +13,13 @@ from torch import Tensor
 
 from bench.plan import Size, model_config
 from distributed import Precision, choose_device, choose_precision
-from models.config import ModelConfig
 from models.language_model import LanguageModel
 from optim.config import TrainConfig
 from optim.optimizers import make_optimizer
 
 SEED = 1000  # of the first step; with it the capacities drawn are those of the released code's measurement
 PLAIN = {"loss": "plain", "attention": "plain"}
-
-
-def known(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that are fields of ModelConfig."""
-    names = {field.name for field in fields(ModelConfig)}
-    return {name: value for name, value in options.items() if name in names}
-
-
-def sides() -> list[dict[str, Any]]:
-    """Options of our path, and of the plain one where there is a difference."""
-    return [{}, known(PLAIN)] if known(PLAIN) else [{}]
+SIDES: tuple[dict[str, str], ...] = ({}, PLAIN)  # options of our path, and of the plain one
 
 
 def precision_of(device: str, dtype: str) -> Precision:
@@ -41,6 +30,16 @@ def precision_of(device: str, dtype: str) -> Precision:
     return Precision(chosen, getattr(torch, dtype), dtype)
 
 
+def run_dtype(device: torch.device) -> str:
+    """The number format that a run on this device has where its flags do not say."""
+    return str(choose_precision("bfloat16", device).dtype).removeprefix("torch.")
+
+
+def full_depth(size: Size) -> list[float]:
+    """Capacities at which every token takes every pass, whatever training would draw."""
+    return [1.0] * (size.flags["n_repeat"] - 1)
+
+
 def waiter(precision: Precision):
     """What waits until the device has done its work."""
     return torch.cuda.synchronize if precision.device.type == "cuda" else lambda: None
@@ -49,7 +48,7 @@ def waiter(precision: Precision):
 def build(model: str, size: Size, precision: Precision, **options: Any) -> LanguageModel:
     """With the same random weights each time; options: more fields of ModelConfig."""
     torch.manual_seed(0)
-    made = LanguageModel(model_config(model, size.flags, **known(options)))
+    made = LanguageModel(model_config(model, size.flags, **options))
     return made.to(precision.device)
 
 
@@ -74,8 +73,8 @@ class TrainingStep:
     """Forward, backward, optimiser: one call is a step on the same batch.
 
     Each step's random draws (capacities) depend on its number alone, so two models that take turns get the
-    same. seconds: of forward, backward and optimiser in each step so far. length_factors: capacities in
-    place of those drawn.
+    same. length_factors: capacities in place of those drawn. phases: keep in `seconds` how long forward,
+    backward and optimiser took, for which each waits until the device has done the one before.
     """
 
     def __init__(
@@ -85,12 +84,14 @@ class TrainingStep:
         precision: Precision,
         batch: int | None = None,
         length_factors: Sequence[float] | None = None,
+        phases: bool = False,
     ) -> None:
         self.model, self._precision, self._factors = model.train(), precision, length_factors
         ids = random_ids(size, precision, batch)
         self.inputs, self.targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
         self.optimizer = make_optimizer(model, train_config(size, len(ids)))
-        self._wait = waiter(precision)
+        self._wait = waiter(precision) if phases else None
+        self._steps = 0
         self.seconds: list[tuple[float, float, float]] = []
         self.last_loss = 0.0
 
@@ -99,18 +100,23 @@ class TrainingStep:
         return self.inputs.numel()
 
     def __call__(self) -> None:
-        torch.manual_seed(SEED + len(self.seconds))
-        started = time.perf_counter()
+        torch.manual_seed(SEED + self._steps)
+        self._steps += 1
+        times = [time.perf_counter()]
         with self._precision.autocast():
             loss = self.model(self.inputs, self.targets, length_factors=self._factors)["loss"]
-        self._wait()
-        forward = time.perf_counter()
+        self._note(times)
         loss.backward()
-        self._wait()
-        backward = time.perf_counter()
+        self._note(times)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._wait()
-        end = time.perf_counter()
-        self.seconds.append((forward - started, backward - forward, end - backward))
+        self._note(times)
+        if self._wait:
+            forward, backward, optimiser = (after - before for before, after in pairwise(times))
+            self.seconds.append((forward, backward, optimiser))
         self.last_loss = loss.detach()
+
+    def _note(self, times: list[float]) -> None:
+        if self._wait:
+            self._wait()
+            times.append(time.perf_counter())

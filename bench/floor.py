@@ -1,10 +1,11 @@
 """The least time that a training step can take: `python -m bench.floor [flags of python -m bench]`.
 
-Arithmetic over the machine's matrix rate, for the optimiser memory traffic over its bandwidth; both are
-measured in the same run (`bench.machine_rates`), the rate as the best of the step's own shapes and a large
-square. A multiply-accumulate is two operations, and the backward pass is twice the forward pass (gradients of
-inputs and of weights). Forward counts are `models.macs`, convention `true`: only visible keys count, the head
-at every position. Nothing is counted for norms, activations, softmax, rotation, embedding, the loss on top of
+Arithmetic over the machine's matrix rate, for the optimiser memory traffic over its bandwidth. Both are
+measured in turn with the step, the rate as that of whichever product is fastest here (of the step's own
+shapes and a large square, `bench.machine_rates`), so that time over floor is a ratio of one round. A
+multiply-accumulate is two operations, and the backward pass is twice the forward pass (gradients of inputs
+and of weights). Forward counts are `models.macs`, convention `true`: only visible keys count, the head at
+every position. Nothing is counted for norms, activations, softmax, rotation, embedding, the loss on top of
 the head's product, or for what is recomputed; so the floor cannot be reached, only approached.
 
 Times by part are those of the real model in a real step (`bench.part_times`). The whole step is timed without
@@ -25,8 +26,7 @@ ADAMW_TRAFFIC = 7 * 4  # bytes a weight: reads weight, gradient, two moments, wr
 
 # Parts of a step, and the parts of the MAC count that each holds.
 PARTS = {
-    "projections": ("projections",),
-    "attention": ("attention",),
+    "attention": ("projections", "attention"),
     "mlp": ("mlp",),
     "head and loss": ("head",),
     "rest": ("router",),

@@ -1,12 +1,15 @@
 """What this machine can do: operations a second of matrix products, bytes a second of its memory."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from bench.builds import precision_of, waiter
 from bench.plan import Size
 from bench.timing import in_turn
+from distributed import Precision
 
 SQUARE = {"full": 4096, "quick": 2048, "tiny": 64}
 SQUARE_CUDA = 8192
@@ -25,25 +28,42 @@ def shapes_of(size: Size) -> dict[str, tuple[int, int, int]]:
     }
 
 
+def product(shape: tuple[int, int, int], precision: Precision, dtype: str) -> Callable[[], Tensor]:
+    """A work: a product of matrices (rows, inner) and (inner, columns)."""
+    rows, inner, columns = shape
+    form = {"device": precision.device, "dtype": getattr(torch, dtype)}
+    a, b = torch.randn(rows, inner, **form), torch.randn(inner, columns, **form)
+    return partial(torch.mm, a, b, out=torch.empty(rows, columns, **form))
+
+
+def product_flops(shape: tuple[int, int, int]) -> int:
+    rows, inner, columns = shape
+    return 2 * rows * inner * columns
+
+
+def copy(precision: Precision, effort: str) -> tuple[Callable[[], Tensor], int]:
+    """A work, a copy of an array, and the bytes that it reads and writes."""
+    count = MEGABYTES[effort] * 250_000
+    a, b = (torch.ones(count, device=precision.device) for _ in range(2))
+    return partial(b.copy_, a), 2 * 4 * count
+
+
 def matrix_rate(device: str, dtype: str, size: Size, effort: str) -> dict:
-    """by_shape: FLOP/s of each product at its median. best: the highest of them, which the floor uses.
+    """by_shape: FLOP/s of each product at its median. best: the highest of them, of the product `shape`.
 
     The lowest floor is the honest one: a shape that the library does badly is a distance that can be closed.
     """
     precision = precision_of(device, dtype)
     square = SQUARE_CUDA if precision.device.type == "cuda" and effort != "tiny" else SQUARE[effort]
     shapes = {**shapes_of(size), f"square {square}": (square, square, square)}
-    works = []
-    for rows, inner, columns in shapes.values():
-        form = {"device": precision.device, "dtype": getattr(torch, dtype)}
-        a, b = torch.randn(rows, inner, **form), torch.randn(inner, columns, **form)
-        works.append(partial(torch.mm, a, b, out=torch.empty(rows, columns, **form)))
+    works = [product(shape, precision, dtype) for shape in shapes.values()]
     seconds = in_turn(works, REPEATS[effort], 2, waiter(precision))
     rates = {
-        name: 2 * rows * inner * columns / sorted(taken)[len(taken) // 2]
-        for (name, (rows, inner, columns)), taken in zip(shapes.items(), seconds, strict=True)
+        name: product_flops(shape) / sorted(taken)[len(taken) // 2]
+        for (name, shape), taken in zip(shapes.items(), seconds, strict=True)
     }
-    return {"best": max(rates.values()), "by_shape": rates}
+    fastest = max(rates, key=rates.__getitem__)
+    return {"best": rates[fastest], "shape": shapes[fastest], "by_shape": rates}
 
 
 def memory_rate(device: str, effort: str) -> dict:

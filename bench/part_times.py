@@ -5,10 +5,9 @@ output's gradient and its input's, in the backward pass; autograd goes through t
 order, one after the other, so that the stretch between is the part's own. On CUDA the notes are events in the
 stream.
 
-projections: the Linear layers inside attention. attention: the rest of the attention modules (rotation,
-scores, softmax, values, gathering keys); a path that multiplies with the weights of those Linear layers
-without calling them counts here. mlp: with its activation. head and loss: from the last LayerNorm to the
-loss. rest: norms, residuals, embedding, routers, and what the marks themselves cost.
+attention: its modules, projections and all, which are not told apart: where keys are those of other rows,
+their products go past the Linear layers. mlp: with its activation. head and loss: from the last LayerNorm to
+the loss. rest: norms, residuals, embedding, routers, and what the marks themselves cost.
 """
 
 import time
@@ -31,10 +30,7 @@ class Marks:
         self._spans: list[tuple[str, Any, Any]] = []
         for name, module in model.named_modules():
             if name.endswith(".attn"):
-                self._watch(module, "attention module")
-                for child in module.modules():
-                    if isinstance(child, nn.Linear):
-                        self._watch(child, "projections")
+                self._watch(module, "attention")
             elif name.endswith(".mlp"):
                 self._watch(module, "mlp")
         # Not a module, so that its hooks are two identities on its way in and one on its way out.
@@ -69,7 +65,6 @@ class Marks:
         for part, begun, ended in self._spans:
             found[part] += begun.elapsed_time(ended) / 1000 if self._cuda else ended - begun
         self._spans.clear()
-        found["attention"] = found.pop("attention module", 0.0) - found["projections"]
         return dict(found)
 
 

@@ -64,7 +64,10 @@ def model_config(model: str, size: Mapping[str, Any], **more: Any) -> ModelConfi
 
 @dataclass(frozen=True)
 class Plan:
-    """effort: full, quick or tiny. threads: None for torch's default. baseline: the released code's file."""
+    """effort: full, quick or tiny. threads: None for torch's default. baseline: the released code's file.
+
+    run_dtype: of the parts that look at one number format only: what a run would choose on this device.
+    """
 
     models: tuple[str, ...]
     sizes: tuple[str, ...]
@@ -73,6 +76,7 @@ class Plan:
     threads: int | None
     repeats: int
     effort: str
+    run_dtype: str
     baseline: str | None = None
 
     @property
@@ -88,9 +92,13 @@ class Plan:
         return [name for name in names if name in self.models]
 
     @property
+    def main_size_name(self) -> str:
+        """Of the parts that look at one size only; it stands in the names of their rows."""
+        return self.pick("baseline", "nano", "tiny")
+
+    @property
     def main_size(self) -> Size:
-        """Of the parts that look at one size only."""
-        return SIZES[self.pick("baseline", "nano", "tiny")]
+        return SIZES[self.main_size_name]
 
 
 class Case(NamedTuple):

@@ -1,6 +1,6 @@
 """Decoding under budgets: the time saved against the multiply-accumulates saved, of models that route.
 
-Routers are calibrated on random tokens, so that budgets are met; given tokens are decoded, for what random
+Memory is that of all budgets together, and the calibration before them. Routers are calibrated on random tokens, so that budgets are met; given tokens are decoded, for what random
 weights write would all be alike.
 """
 
@@ -68,20 +68,21 @@ def measure(model: str, dtype: str, plan: Plan) -> list[Row]:
     width, vocabulary = plan.pick((512, 4096), (128, 512), (16, 64))
     size = Size({**LAYERS, "n_embd": width, "vocab_size": vocabulary, "sequence_length": tokens}, 1, "")
     arguments = (model, size, plan.device, dtype, tokens, min(plan.repeats, 5))
-    seconds, macs, depths = apart(time_budgets, *arguments, threads=plan.threads).result
+    measured = apart(time_budgets, *arguments, threads=plan.threads)
+    seconds, macs, depths = measured.result
     rows = []
+    where = f"{model}, {plan.effort}, {dtype}"
     for budget, taken, count, depth in zip(BUDGETS, seconds, macs, depths, strict=True):
         saving, speed_up = macs[0] / count, ratio(taken, seconds[0]).median
         rows.append(
-            row("budgets", f"{model}, {dtype}, budget {budget:g}", "tokens/s", rate(tokens, taken),
-                passes=depth, macs_saving=saving, speed_up=speed_up, realised=speed_up / saving)
+            row("budgets", f"{where}, budget {budget:g}", "tokens/s", rate(tokens, taken),
+                memory_mib=measured.memory_mib, passes=depth, macs_saving=saving, speed_up=speed_up, realised=speed_up / saving)
         )  # fmt: skip
     return rows
 
 
 def cases(plan: Plan) -> list[Case]:
     return [
-        Case(f"{model}, {dtype}", partial(measure, model, dtype, plan))
+        Case(f"{model}, {plan.run_dtype}", partial(measure, model, plan.run_dtype, plan))
         for model in plan.chosen(MODELS)
-        for dtype in plan.dtypes[-1:]
     ]

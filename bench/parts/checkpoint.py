@@ -1,16 +1,18 @@
 """What training waits for at a checkpoint.
 
 A plain save (write, force to disk, rename) against Saver, which copies to host memory and writes in a thread;
-and how fast matrix products are while it writes.
+and how fast matrix products are while it writes. Memory is that of all this, the weights in it.
 """
 
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from bench.builds import precision_of, waiter
 from bench.isolated import apart
 from bench.plan import Case, Plan, Row
 from bench.rows import row
@@ -26,11 +28,12 @@ def seconds(work) -> float:
     return time.perf_counter() - started
 
 
-def products(matrix: torch.Tensor, until) -> float:
-    """Matrix products a second, until `until()`; at least one."""
+def products(matrix: torch.Tensor, until: Callable[[], bool], wait: Callable[[], object]) -> float:
+    """Matrix products a second, until `until()`; at least one. wait: until the device has done one."""
     count, started = 0, time.perf_counter()
     while not count or not until():
         matrix @ matrix
+        wait()
         count += 1
     return count / (time.perf_counter() - started)
 
@@ -41,6 +44,7 @@ def time_saves(megabytes: int, repeats: int, device_name: str, idle_seconds: flo
     rows = max(1, megabytes * 1_000_000 // (4 * 1024 * 100))
     weights = {f"layer{i}": torch.randn(rows, 1024, device=device) for i in range(100)}
     content = {"step": 1, "model": weights, "tied": {}, "optimizer": {}}
+    wait = waiter(precision_of(device_name, "float32"))
     matrix = torch.randn(256, 256, device=device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -52,11 +56,11 @@ def time_saves(megabytes: int, repeats: int, device_name: str, idle_seconds: flo
         saver.wait(must=True)
         plain, stalls, rates = [], [], []
         end = time.perf_counter() + idle_seconds
-        idle = products(matrix, lambda: time.perf_counter() > end)
+        idle = products(matrix, lambda: time.perf_counter() > end, wait)
         for _ in range(repeats):  # in turns
             plain.append(seconds(lambda: checkpoint_file.write(folder / "plain.pt", content)))
             stalls.append(seconds(lambda: saver.save(content, 1)))
-            rates.append(products(matrix, saver._job.done))
+            rates.append(products(matrix, lambda: not saver.busy(), wait))
             saver.wait(must=True)
         saver.close()
     return {"plain": plain, "stalls": stalls, "rates": rates, "idle": idle, "first": first}
@@ -64,10 +68,11 @@ def time_saves(megabytes: int, repeats: int, device_name: str, idle_seconds: flo
 
 def measure(megabytes: int, plan: Plan) -> list[Row]:
     arguments = (megabytes, min(plan.repeats, 5), plan.device, plan.pick(2.0, 1.0, 0.01))
-    found = apart(time_saves, *arguments, threads=plan.threads).result
+    measured = apart(time_saves, *arguments, threads=plan.threads)
+    found = measured.result
     return [
         row("checkpoint", f"wait for a save of {megabytes} MB", "s", spread(found["stalls"]),
-            plain=spread(found["plain"]), ratio=ratio(found["stalls"], found["plain"]),
+            memory_mib=measured.memory_mib, plain=spread(found["plain"]), ratio=ratio(found["stalls"], found["plain"]),
             first_wait_s=found["first"], speed_while_writing=spread(found["rates"]).median / found["idle"])
     ]  # fmt: skip
 

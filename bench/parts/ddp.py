@@ -5,18 +5,17 @@ On a CPU the processes talk through gloo and share its cores: each computes with
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 
 from bench.plan import Case, Plan, Row
+from bench.processes import run
 from bench.rows import row
 from bench.timing import spread
-from errors import Failure
 
-ROOT = Path(__file__).parents[2]
+LIMIT_S = 3600.0  # of one run, which takes minutes: only what hangs takes so long
 
 
 def tokens_per_second(model: str, processes: int, plan: Plan) -> float:
@@ -30,19 +29,15 @@ def tokens_per_second(model: str, processes: int, plan: Plan) -> float:
             **sizes, "model": model, "dataset": "pydoc", "data_dir": folder,
             "results_base_folder": f"{folder}/exps", "iterations": iterations,
             "eval_freq": iterations, "log_freq": every, "device": plan.device,
-            "dtype": plan.dtypes[-1], "eval_seq_prefix": "none", "depth_embedding": "linear_learned",
+            "dtype": plan.run_dtype, "eval_seq_prefix": "none", "depth_embedding": "linear_learned",
         }  # fmt: skip
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
         start = [sys.executable]
         if processes > 1:
             start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         cores = plan.threads or len(os.sched_getaffinity(0))
-        environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // processes))}
-        done = subprocess.run(
-            [*start, "main.py", *words], cwd=ROOT, env=environment, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise Failure(f"main.py in {processes} process(es): {done.stderr.strip()[-400:]}")
+        environment = {"OMP_NUM_THREADS": str(max(1, cores // processes))}
+        run([*start, "main.py", *words], LIMIT_S, environment)
         (path,) = Path(folder, "exps").rglob("metrics.jsonl")
         lines = [json.loads(line) for line in path.read_text().splitlines()]
     rates = [line["tokens_per_second"] for line in lines if line["step"]]
@@ -55,7 +50,7 @@ def measure(model: str, plan: Plan) -> list[Row]:
         for processes, found in rates.items():
             found.append(tokens_per_second(model, processes, plan))
     return [
-        row("ddp", f"{model}, {processes} process{'es' * (processes > 1)}", "tokens/s", spread(found),
+        row("ddp", f"{model}, {plan.main_size_name}, {plan.run_dtype}, {processes} process{'es' * (processes > 1)}", "tokens/s", spread(found),
             over_one_process=spread([n / m for n, m in zip(found, rates[1], strict=True)]).median)
         for processes, found in rates.items()
     ]  # fmt: skip

@@ -50,5 +50,6 @@ def cases(plan: Plan) -> list[Case]:
     made = [Case(product, partial(measure, product, time_product, (plan.device, width), plan))]
     for model in plan.models:
         arguments = (model, plan.main_size, plan.device)
-        made.append(Case(f"step, {model}", partial(measure, f"step, {model}", time_steps, arguments, plan)))
+        name = f"step, {model}, {plan.main_size_name}"
+        made.append(Case(name, partial(measure, name, time_steps, arguments, plan)))
     return made

@@ -44,7 +44,7 @@ def read(path: str | None) -> dict[str, Any] | None:
 
 def train(model: str, size: Size, device: str, dtype: str, repeats: int):
     precision = precision_of(device, dtype)
-    step = TrainingStep(build(model, size, precision), size, precision)
+    step = TrainingStep(build(model, size, precision), size, precision, phases=True)
     in_turn([step], repeats, WARM_UP, waiter(precision))
     return step.seconds[WARM_UP:]
 

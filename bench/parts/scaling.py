@@ -7,15 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.builds import TrainingStep, build, known, precision_of, waiter
-from bench.isolated import Died, apart
+from bench.builds import TrainingStep, build, precision_of, waiter
+from bench.isolated import DoesNotFit, apart
 from bench.plan import Case, Plan, Row, Size
 from bench.rows import missing, row
 from bench.timing import in_turn, spread
 from errors import Failure
 
 MODELS = ("standard", "but", "cotformer", "ln_cotformer")
-RECOMPUTING = ("none", "repeat", "block")  # --activation_checkpointing, where there is such a field
+RECOMPUTING = ("none", "repeat", "block")  # --activation_checkpointing
 
 
 def axes(plan: Plan) -> dict[str, tuple[int, ...]]:
@@ -26,41 +26,32 @@ def axes(plan: Plan) -> dict[str, tuple[int, ...]]:
     }
 
 
-def ways() -> list[dict[str, Any]]:
-    found = [known({"activation_checkpointing": way}) for way in RECOMPUTING]
-    return found if found[0] else [{}]
-
-
-def time_steps(model: str, size: Size, device: str, dtype: str, options: dict, repeats: int):
+def time_steps(model: str, size: Size, device: str, dtype: str, options: dict[str, Any], repeats: int):
+    """Seconds of each step, the first one not counted."""
     precision = precision_of(device, dtype)
     step = TrainingStep(build(model, size, precision, **options), size, precision)
-    return in_turn([step], repeats, 1, waiter(precision))
+    return in_turn([step], repeats, 1, waiter(precision))[0]
 
 
 def measure(model: str, axis: str, points: tuple[int, ...], plan: Plan) -> list[Row]:
-    rows, dtype = [], plan.dtypes[-1]
-    for options in ways():
+    rows, dtype = [], plan.run_dtype
+    for way in RECOMPUTING:
         for point in points:
             size = plan.main_size
             if axis == "batch":
                 size = size._replace(batch=point)
             else:
                 size = size._replace(flags={**size.flags, axis: point})
-            way = options.get("activation_checkpointing", "none")
-            name = f"{model}, {axis} {point}, recompute {way}"
+            name = f"{model}, {plan.main_size_name}, {dtype}, {axis} {point}, recompute {way}"
             at = {"model": model, "axis": axis, "point": point, "recompute": way}
+            options = {"activation_checkpointing": way}
             arguments = (model, size, plan.device, dtype, options, plan.pick(5, 2, 1))
             try:
                 found = apart(time_steps, *arguments, threads=plan.threads)
-            except Died as error:
+            except DoesNotFit as error:
                 rows.append(missing("scaling", name, str(error)))
                 break  # larger ones will not fit either
-            except Failure as error:
-                if "memory" not in str(error):
-                    raise
-                rows.append(missing("scaling", name, str(error)))
-                break
-            seconds = spread(found.result[0])
+            seconds = spread(found.result)
             rows.append(
                 row("scaling", name, "s", seconds, memory_mib=found.memory_mib, at=at,
                     tokens_per_s=size.batch * size.flags["sequence_length"] / seconds.median)

@@ -1,18 +1,15 @@
 """How long the root scripts take to answer: --help of each, and the whole of one step of main.py."""
 
-import os
-import subprocess
 import sys
 import tempfile
 from functools import partial
-from pathlib import Path
 
 from bench.plan import Case, Plan, Row
+from bench.processes import ROOT, run
 from bench.rows import row
 from bench.timing import in_turn, spread
-from errors import Failure
 
-ROOT = Path(__file__).parents[2]
+LIMIT_S = 600.0  # of a script, which takes seconds
 TRAINING = (
     "--dataset counting --n_layer 1 --n_head 1 --n_embd 16 --sequence_length 64 --vocab_size 320 "
     "--batch_size 2 --acc_steps 1 --iterations 1 --eval_freq 1 --eval_seq_prefix none"
@@ -24,33 +21,27 @@ def scripts() -> list[str]:
     return sorted(path.name for path in ROOT.glob("*.py") if '__name__ == "__main__"' in path.read_text())
 
 
-def run(command: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "WANDB_MODE": "disabled"},
-    )  # fmt: skip
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
-        raise Failure(f"{' '.join(command)}: exit code {done.returncode}: {said}")
+def answer(command: list[str]) -> None:
+    run([sys.executable, *command], LIMIT_S, {"WANDB_MODE": "disabled"})
 
 
 def train_a_step(device: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--data_dir", folder, "--results_base_folder", f"{folder}/exps", "--device", device]
-        run(["main.py", *TRAINING, *flags])
+        answer(["main.py", *TRAINING, *flags])
 
 
-def measure(repeats: int, device: str) -> list[Row]:
+def measure(repeats: int, warm_up: int, device: str) -> list[Row]:
     names = scripts()
-    works = [partial(run, [name, "--help"]) for name in names]
+    works = [partial(answer, [name, "--help"]) for name in names]
     rows = [
         row("startup", f"{name} --help", "s", spread(taken))
-        for name, taken in zip(names, in_turn(works, repeats), strict=True)
+        for name, taken in zip(names, in_turn(works, repeats, warm_up), strict=True)
     ]
-    (taken,) = in_turn([partial(train_a_step, device)], repeats)
+    (taken,) = in_turn([partial(train_a_step, device)], repeats, warm_up)
     return [*rows, row("startup", "main.py, data, one step and its evaluation", "s", spread(taken))]
 
 
 def cases(plan: Plan) -> list[Case]:
-    repeats = plan.pick(5, 1, 1)
-    return [Case("root scripts", partial(measure, repeats, plan.device))]
+    repeats, warm_up = plan.pick(5, 1, 1), plan.pick(1, 0, 0)
+    return [Case("root scripts", partial(measure, repeats, warm_up, plan.device))]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from bench.builds import TrainingStep, build, precision_of, random_ids, sides, waiter
+from bench.builds import SIDES, TrainingStep, build, full_depth, precision_of, random_ids, waiter
 from bench.isolated import apart
 from bench.plan import SIZES, Case, Plan, Row, Size
 from bench.rows import row
@@ -18,8 +18,10 @@ from evaluation.perplexity import evaluate
 Options = Mapping[str, Any]
 
 
-def training_step(model: str, size: Size, precision: Precision, options: Options) -> TrainingStep:
-    return TrainingStep(build(model, size, precision, **options), size, precision)
+def training_step(
+    model: str, size: Size, precision: Precision, options: Options, factors: list[float] | None = None
+) -> TrainingStep:
+    return TrainingStep(build(model, size, precision, **options), size, precision, length_factors=factors)
 
 
 def evaluation_step(model: str, size: Size, precision: Precision, options: Options) -> Callable[[], object]:
@@ -35,16 +37,20 @@ STEPS = {"train": training_step, "eval": evaluation_step}
 def time_in_turn(kind: str, model: str, size: Size, device: str, dtype: str, repeats: int, warm_up: int):
     """Seconds of each side in each round."""
     precision = precision_of(device, dtype)
-    works = [STEPS[kind](model, size, precision, options) for options in sides()]
+    works = [STEPS[kind](model, size, precision, options) for options in SIDES]
     return in_turn(works, repeats, warm_up, waiter(precision))
 
 
 def run_some(
     kind: str, model: str, size: Size, device: str, dtype: str, options: Options, times: int = 2
 ) -> None:
-    """A few steps, for their memory: the optimiser's state is there from the second on."""
+    """A few steps, for their memory: the optimiser's state is there from the second on.
+
+    Models that route take all passes, as memory must hold for any capacities that training draws.
+    """
     precision = precision_of(device, dtype)
-    step = STEPS[kind](model, size, precision, options)
+    factors = {"factors": full_depth(size)} if kind == "train" else {}
+    step = STEPS[kind](model, size, precision, options, **factors)
     for _ in range(times):
         step()
 
@@ -57,21 +63,15 @@ def measure(kind: str, model: str, size_name: str, dtype: str, plan: Plan) -> li
     ).result  # fmt: skip
     memory = [
         apart(run_some, kind, model, size, plan.device, dtype, options, threads=plan.threads).memory_mib
-        for options in sides()
+        for options in SIDES
     ]
     tokens = size.batch * size.flags["sequence_length"]
-    with_plain = {}
-    if len(seconds) > 1:
-        with_plain = {
-            "plain": spread(seconds[1]),
-            "ratio": ratio(seconds[0], seconds[1]),
-            "plain_memory_mib": memory[1],
-        }
     name = f"{model}, {size_name}, {dtype}"
     per_second = tokens / spread(seconds[0]).median
     return [
-        row(kind, name, "s", spread(seconds[0]), memory_mib=memory[0], tokens_per_s=per_second, **with_plain)
-    ]
+        row(kind, name, "s", spread(seconds[0]), plain=spread(seconds[1]), ratio=ratio(*seconds),
+            memory_mib=memory[0], plain_memory_mib=memory[1], tokens_per_s=per_second)
+    ]  # fmt: skip
 
 
 def _cases(kind: str, plan: Plan) -> list[Case]:

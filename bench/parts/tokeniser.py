@@ -1,7 +1,8 @@
 """Preparing a corpus: OpenWebText2's command against tiktoken alone, and the memory of all its processes.
 
 An archive in OpenWebText2's format is made of real text (Python's documentation, repeated). Both sides are
-kept to as many cores as there are workers. Needs GPT-2's vocabulary (TIKTOKEN_CACHE_DIR, or network).
+kept to as many cores as there are workers; tiktoken's time is without the start of its processes, ours with
+it. Needs GPT-2's vocabulary (TIKTOKEN_CACHE_DIR, or network).
 """
 
 import io
@@ -14,20 +15,23 @@ import tarfile
 import tempfile
 import time
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import zstandard
 
+from bench.memory import proportional_mib
 from bench.plan import Case, Plan, Row
+from bench.processes import family, started, until
 from bench.rows import missing, row
-from bench.timing import in_turn, rate, ratio, spread
+from bench.timing import rate, ratio
 from data import pydoc
 from data.openwebtext2 import ARCHIVE, NAME
 from data.tokenizers import make_tokenizer
 from errors import Failure
 
-ROOT = Path(__file__).parents[2]
 MEMBER_BYTES = 10_000_000  # of text in each file of the archive
+LIMIT_S = 3600.0  # far above what it takes: only what hangs takes so long
 
 
 def make_archive(data_dir: Path, megabytes: float) -> list[str]:
@@ -52,78 +56,71 @@ def make_archive(data_dir: Path, megabytes: float) -> list[str]:
     return documents
 
 
-def tokenise(data_dir: Path, workers: int, cores: set[int]) -> dict[str, float]:
-    """Run the command; seconds, and the most memory of all its processes (MB, shared pages once)."""
+def tokenise(data_dir: Path, workers: int, cores: set[int]) -> tuple[float, float]:
+    """Run the command -> seconds, and the most memory of all its processes (MiB, shared pages once)."""
     for path in (data_dir / NAME).glob("*"):
         if path.name != ARCHIVE:
             path.unlink()
     command = [sys.executable, "-m", "data.openwebtext2", "tokenize", "--data_dir", str(data_dir)]
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        [*command, "--workers", str(workers)], cwd=ROOT, stdout=subprocess.DEVNULL,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-    )  # fmt: skip
-    peak = 0.0
-    while process.poll() is None:
-        peak = max(peak, sum(map(memory, family(process.pid))))
-        time.sleep(0.1)
+    command += ["--workers", str(workers)]
+    on_cores, peak, begun = partial(os.sched_setaffinity, 0, cores), 0.0, time.perf_counter()
+    with started(command, stdout=subprocess.DEVNULL, preexec_fn=on_cores) as process:
+        for _ in until(lambda: process.poll() is not None, LIMIT_S):
+            peak = max(peak, sum(map(proportional_mib, family(process.pid))))
     if process.returncode:
-        raise Failure("the command failed")
-    return {"seconds": time.perf_counter() - started, "peak_mb": peak}
+        raise Failure(f"python -m data.openwebtext2 tokenize: exit code {process.returncode}")
+    return time.perf_counter() - begun, peak
 
 
-def family(pid: int) -> list[int]:
-    """A process and its children."""
-    children = [pid]
-    for path in Path("/proc").iterdir():
-        try:
-            if path.name.isdigit() and int((path / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
-                children.append(int(path.name))
-        except (OSError, IndexError):
-            continue
-    return children
-
-
-def memory(pid: int) -> float:
-    """Proportional set size in MB; 0 where the process has gone."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1e3
-
-
-def encode_all(documents: list[str], start, done) -> None:
+def encode_all(documents: list[str], cores: set[int], pipe: Connection) -> None:
+    os.sched_setaffinity(0, cores)
     import tiktoken
 
     encoding = tiktoken.get_encoding("gpt2")
     encoding.encode_ordinary("warm")
-    start.wait()
+    pipe.send("ready")
+    pipe.recv()
     for text in documents:
         encoding.encode_ordinary(text)
-    done.wait()
+    pipe.send("done")
 
 
 def tiktoken_alone(documents: list[str], workers: int, cores: set[int]) -> float:
-    """Seconds of encode_ordinary over documents that lie in memory, parted among processes."""
+    """Seconds of encode_ordinary over documents that lie in memory, parted among processes that have started.
+
+    Raises Failure where one of them ends early or takes too long.
+    """
     context = multiprocessing.get_context("spawn")
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    start, done = context.Barrier(workers + 1), context.Barrier(workers + 1)
-    processes = [
-        context.Process(target=encode_all, args=(documents[number::workers], start, done))
-        for number in range(workers)
-    ]
-    for process in processes:
-        process.start()
-    start.wait()
-    started = time.perf_counter()
-    done.wait()
-    seconds = time.perf_counter() - started
-    for process in processes:
-        process.join()
-    os.sched_setaffinity(0, before)
-    return seconds
+    processes, pipes = [], []
+    try:
+        for number in range(workers):
+            ours, theirs = context.Pipe()
+            arguments = (documents[number::workers], cores, theirs)
+            processes.append(context.Process(target=encode_all, args=arguments, daemon=True))
+            processes[-1].start()
+            theirs.close()
+            pipes.append(ours)
+        for pipe in pipes:
+            _hear(pipe)
+        begun = time.perf_counter()
+        for pipe in pipes:
+            pipe.send("start")
+        for pipe in pipes:
+            _hear(pipe)
+        return time.perf_counter() - begun
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _hear(pipe: Connection) -> None:
+    try:
+        if not pipe.poll(LIMIT_S):
+            raise Failure(f"tiktoken alone took more than {LIMIT_S:g} s")
+        pipe.recv()
+    except EOFError:
+        raise Failure("a process of tiktoken alone ended early") from None
 
 
 def measure(workers: int, megabytes: float, plan: Plan) -> list[Row]:
@@ -133,17 +130,17 @@ def measure(workers: int, megabytes: float, plan: Plan) -> list[Row]:
     except Failure as error:
         return [missing("tokeniser", name, str(error))]
     cores = set(sorted(os.sched_getaffinity(0))[:workers])
-    peaks: list[float] = []
+    ours, peaks, theirs = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         documents = make_archive(Path(folder), megabytes)
         size = sum(len(text.encode()) for text in documents) / 1e6
-        works = [
-            lambda: peaks.append(tokenise(Path(folder), workers, cores)["peak_mb"]),
-            lambda: tiktoken_alone(documents, workers, cores),
-        ]
-        ours, theirs = in_turn(works, plan.pick(3, 1, 1), warm_up=0)
+        for _ in range(plan.pick(3, 1, 1)):  # in turn
+            seconds, peak = tokenise(Path(folder), workers, cores)
+            ours.append(seconds)
+            peaks.append(peak)
+            theirs.append(tiktoken_alone(documents, workers, cores))
     return [
-        row("tokeniser", name, "MB/s", rate(size, ours), memory_mib=spread(peaks).high / 1.048576,
+        row("tokeniser", name, "MB/s", rate(size, ours), memory_mib=max(peaks),
             tiktoken_mb_per_s=rate(size, theirs).median, tiktoken_over_ours=ratio(ours, theirs).median)
     ]  # fmt: skip
 
