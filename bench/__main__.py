@@ -1,6 +1,7 @@
 """All measurements, one command: `python -m bench [--quick] [--only part ...]`, or `make bench`."""
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from typing import Any
 from bench import machine
 from bench.baseline import difference
 from bench.parts import PARTS
-from bench.plan import MODELS, QUICK_MODELS, SIZES, Plan
-from bench.results import RESULTS
+from bench.plan import MODELS, QUICK_MODELS, SIZES, Plan, Row
+from bench.processes import terminated_like_interrupted
+from bench.results import RESULTS, require_writable
 from bench.suite import run
 from errors import UsageError, run_script, unknown
 from files import write_json
@@ -33,11 +35,21 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tiny", action="store_true", help="sizes that mean nothing, in seconds: to test the suite itself")
     add("--only", nargs="+", metavar="PART", default=list(PARTS), help="these parts (default: all)")
     add("--models", nargs="+", metavar="MODEL", help="names or aliases of --model (default: all)")
-    add("--sizes", nargs="+", metavar="SIZE", help="of floor, train and eval (default: baseline nano)")
+    add(
+        "--sizes",
+        nargs="+",
+        metavar="SIZE",
+        help="of floor, train, eval, prefill and decode (default: baseline nano)",
+    )
     add("--dtypes", nargs="+", metavar="DTYPE", help="float32, bfloat16 (default: both)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--threads", type=int, help="that torch computes with on a CPU (default: torch's own choice)")
-    add("--repeats", type=int, help="of a step (default: 15; 3 with --quick, 1 with --tiny)")
+    add(
+        "--repeats",
+        type=int,
+        help="of what takes turns (default: 15; 3 with --quick, 1 with --tiny); baseline, scaling, "
+        "ddp, startup, tokeniser and paper have their own",
+    )
     add("--baseline", metavar="FILE", help="the released code's measurements, for the part baseline")
     add("--figure", type=Path, help="draw the part scaling into this .png, .pdf or .svg")
     add("--json", type=Path, help="write the result here (default: bench/results/<machine>-<commit>.json, "
@@ -48,6 +60,10 @@ def build_parser() -> argparse.ArgumentParser:
 def make_plan(args: argparse.Namespace) -> Plan:
     """Raises UsageError for names that do not exist and numbers that cannot be."""
     effort = "tiny" if args.tiny else "quick" if args.quick else "full"
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", args.device):
+        raise UsageError(f"--device {args.device} is none of auto, cpu, cuda, cuda:N")
+    if args.figure and "scaling" not in args.only:
+        raise UsageError(f"--figure {args.figure} draws the part scaling, which --only leaves out")
     for name in args.only:
         if name not in PARTS:
             raise UsageError(unknown(f"--only {name}: there is no such part", name, PARTS))
@@ -88,18 +104,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.figure.suffix not in FORMATS:
             raise UsageError(f"--figure {args.figure}: the suffix must be one of {', '.join(FORMATS)}")
     command = shlex.join(["python", "-m", "bench", *(sys.argv[1:] if argv is None else argv)])
-    where = machine.describe(plan.device, plan.threads, command)
+    where = machine.describe(plan, command)
+    path = args.json
+    if path is None and not (args.quick or args.tiny or args.models or args.sizes or args.dtypes):
+        path = RESULTS / machine.file_name(where) if set(args.only) == set(PARTS) else None
+    for place in filter(None, (path, args.figure)):
+        require_writable(place)
     print(
         f"{where['gpu'] or where['cpu']}, {where['cores']} cores, {where['threads']} threads, "
         f"torch {where['torch']}, commit {where['commit']}"
     )
     baseline_note(args, where)
-    rows = run(args.only, plan)
-    path = args.json
-    if path is None and not (args.quick or args.tiny or args.models or args.sizes or args.dtypes):
-        path = RESULTS / machine.file_name(where) if set(args.only) == set(PARTS) else None
+
+    def keep(rows: list[Row], complete: bool = False) -> None:
+        if path is not None:
+            write_json(path, {"machine": where, "complete": complete, "rows": rows})
+
+    with terminated_like_interrupted():
+        rows = run(args.only, plan, keep)
+    keep(rows, complete=True)
     if path is not None:
-        write_json(path, {"machine": where, "rows": rows})
         print(f"\nwritten to {path}")
     if args.figure:
         from bench.parts.scaling import draw
@@ -115,8 +139,7 @@ def baseline_note(args: argparse.Namespace, where: dict[str, Any]) -> None:
 
     released = read(args.baseline)
     if released is None:
-        at = f"{args.baseline} is not there" if args.baseline else "no --baseline FILE"
-        print(f"{at}: seconds of this code alone")
+        print("no --baseline FILE: seconds of this code alone")
         return
     said = difference(released, where)
     print(said or "the machines are of the same kind; their speed may still have drifted")

@@ -2,7 +2,7 @@
 
 Of each row that both have: the medians, B over A, and a mark where the quartiles do not touch, so that more
 has changed than the repetitions differed among themselves (which does not say why: the machine may have).
-Peak memory is compared too, and marked from 5 % on.
+Fewer than four runs have no quartiles and get no mark. Peak memory is compared too, and marked from 5 % on.
 """
 
 import argparse
@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.results import read
 from bench.rows import number
+from bench.timing import QUARTILES_FROM
 from errors import run_script
 
 RATES = ("/s",)  # the end of units of which more is better
@@ -53,7 +54,7 @@ def changes(first: dict[str, Any], second: dict[str, Any]) -> list[Change]:
 
 
 def _mark(a: dict[str, float], b: dict[str, float], unit: str) -> str:
-    if a["low"] <= b["high"] and b["low"] <= a["high"]:
+    if min(a["runs"], b["runs"]) < QUARTILES_FROM or (a["low"] <= b["high"] and b["low"] <= a["high"]):
         return ""
     less = b["median"] < a["median"]
     return "worse" if less == unit.endswith(RATES) else "better"
@@ -68,7 +69,7 @@ def only_in(first: dict[str, Any], second: dict[str, Any]) -> int:
 def machines(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     """What the two results differ in, of where and with what they were measured."""
     a, b = first["machine"], second["machine"]
-    names = ("cpu", "gpu", "cores", "threads", "device", "torch", "commit")
+    names = ("cpu", "gpu", "cores", "threads", "device", "torch", "commit", "effort", "command")
     return [f"{name}: {a.get(name)} -> {b.get(name)}" for name in names if a.get(name) != b.get(name)]
 
 

@@ -6,12 +6,15 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
+from bench.plan import Plan
 from provenance import cores, git_commit, processor
 
 
-def describe(device: str, threads: int | None, command: str) -> dict[str, Any]:
-    """device: `cpu` or `cuda...`, as chosen. threads: asked for; None: torch's default."""
+def describe(plan: Plan, command: str) -> dict[str, Any]:
+    """And of how thorough the plan is."""
     import torch
+
+    device, threads = plan.device, plan.threads
 
     found = {
         "cpu": processor(),
@@ -25,6 +28,7 @@ def describe(device: str, threads: int | None, command: str) -> dict[str, Any]:
         "load_before": round(os.getloadavg()[0], 2),
         "commit": git_commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "effort": plan.effort,
         "command": command,
     }
     if device.startswith("cuda"):

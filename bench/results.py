@@ -1,33 +1,62 @@
 """Result files of the suite: read, and found. No torch here."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from errors import UsageError
 
 RESULTS = Path(__file__).parent / "results"
+ROW_FIELDS = {"part", "name", "unit", "value", "ratio", "memory_mib", "details"}
 
 
 def read(path: Path) -> dict[str, Any]:
     """machine and rows. Raises UsageError for a file that is not there or not of the suite."""
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON: {error}") from error
+    content = _json(path)
     if not is_result(content):
         raise UsageError(f"{path} is not a result of `python -m bench`: it has no machine and rows")
     return content
 
 
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from error
+
+
 def is_result(content: Any) -> bool:
-    return isinstance(content, dict) and "machine" in content and isinstance(content.get("rows"), list)
+    """Whether it has what every result has; its rows are then as `bench.rows` makes them."""
+    if not (isinstance(content, dict) and isinstance(content.get("machine"), dict)):
+        return False
+    if not isinstance(content["machine"].get("date"), str) or not isinstance(content.get("rows"), list):
+        return False
+    return all(isinstance(row, dict) and row.keys() >= ROW_FIELDS for row in content["rows"])
 
 
-def newest(folder: Path = RESULTS) -> dict[str, Any] | None:
-    """The latest result of the suite in a folder, which may hold other files; None where there is none."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    found = [content for content in found if is_result(content)]
-    return max(found, key=lambda content: content["machine"]["date"]) if found else None
+def newest(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """The latest whole result of the suite from CPUs, and that from GPUs, as far as there are such.
+
+    The folder may hold other files, and results of runs that were cut off. Raises UsageError for what is not
+    JSON.
+    """
+    found = [_json(path) for path in sorted(folder.glob("*.json"))]
+    found = [content for content in found if is_result(content) and content.get("complete", True)]
+    found.sort(key=lambda content: content["machine"]["date"])
+    latest = {content["machine"].get("gpu") is not None: content for content in found}
+    return [latest[on_gpu] for on_gpu in (False, True) if on_gpu in latest]
+
+
+def require_writable(path: Path) -> None:
+    """Before hours of measuring. Raises UsageError where no file can be written there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error

@@ -3,14 +3,14 @@
 A row is a dict: part, name (unique in its part), unit, value; then, None where there is none: plain (the same
 over the plain path), ratio (of times: plain over ours, above 1 where we are faster), memory_mib,
 plain_memory_mib; and details, numbers that only this part has. value, plain and ratio are {median, low, high,
-runs}, low and high being quartiles.
+runs}, low and high being quartiles, of fewer than four runs the extremes.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from bench.plan import Row
-from bench.timing import Spread
+from bench.timing import QUARTILES_FROM, Spread
 
 
 def row(
@@ -55,7 +55,10 @@ def number(value: float) -> str:
 def spread_text(value: Mapping[str, float] | None) -> str:
     if value is None:
         return "-"
-    return f"{number(value['median'])} ({number(value['low'])} to {number(value['high'])})"
+    if value["runs"] == 1:
+        return f"{number(value['median'])} (1 run)"
+    ends = "" if value["runs"] >= QUARTILES_FROM else "extremes "
+    return f"{number(value['median'])} ({ends}{number(value['low'])} to {number(value['high'])})"
 
 
 def line(of: Row) -> str:

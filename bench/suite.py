@@ -2,19 +2,21 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 
 from bench.parts import PARTS, maker
 from bench.plan import Case, Plan, Row
 from bench.rows import line, missing
-from errors import Failure, UsageError
+from errors import Failure
 
 
-def run(parts: Sequence[str], plan: Plan) -> list[Row]:
+def run(parts: Sequence[str], plan: Plan, keep: Callable[[list[Row]], object]) -> list[Row]:
     """Measure everything, printing rows as they come and, to stderr, how long the rest will take.
 
-    A case that fails leaves a row that says why, and the others go on; where all fail, Failure.
+    keep: is given all rows so far after each case. A case that fails leaves a row that says why, and the
+    others go on; where all fail, Failure.
     """
     cases: list[tuple[str, Case]] = []
     for part in dict.fromkeys(parts):
@@ -34,6 +36,7 @@ def run(parts: Sequence[str], plan: Plan) -> list[Row]:
         for one in found:
             print(line(one), flush=True)
         rows += found
+        keep(rows)
         now = time.perf_counter()
         spent.setdefault(part, []).append(now - begun)
         left = remaining([name for name, _ in cases[number:]], spent)
@@ -47,13 +50,14 @@ def run(parts: Sequence[str], plan: Plan) -> list[Row]:
 
 
 def measured(part: str, case: Case) -> list[Row]:
-    """Its rows, or one that says why there are none."""
+    """Its rows, or one that says why there are none: hours of measuring are not lost for one case."""
     try:
         return case.measure()
-    except UsageError:
-        raise
     except Failure as error:
         return [missing(part, case.name, str(error))]
+    except Exception as error:
+        traceback.print_exc()
+        return [missing(part, case.name, f"{type(error).__name__}: {error}")]
 
 
 def remaining(parts: Sequence[str], spent: Mapping[str, Sequence[float]]) -> float:

@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+QUARTILES_FROM = 4  # runs
+
 
 class Spread(NamedTuple):
-    """The median of some runs, and the quartiles around it (of fewer than four runs: the extremes)."""
+    """The median of some runs, and the quartiles around it (of fewer than QUARTILES_FROM: the extremes)."""
 
     median: float
     low: float
@@ -19,7 +21,7 @@ def spread(values: Sequence[float]) -> Spread:
     """Raises ValueError where there are none."""
     if not values:
         raise ValueError("no runs to take a median of")
-    if len(values) < 4:
+    if len(values) < QUARTILES_FROM:
         return Spread(statistics.median(values), min(values), max(values), len(values))
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return Spread(middle, low, high, len(values))

@@ -1,7 +1,7 @@
 """Decoding under budgets: the time saved against the multiply-accumulates saved, of models that route.
 
-Memory is that of all budgets together, and the calibration before them. Routers are calibrated on random tokens, so that budgets are met; given tokens are decoded, for what random
-weights write would all be alike.
+Memory is that of all budgets together, and the calibration before them. Routers are calibrated on random
+tokens, so that budgets are met; given tokens are decoded, for what random weights write would all be alike.
 """
 
 from collections.abc import Callable
@@ -76,7 +76,8 @@ def measure(model: str, dtype: str, plan: Plan) -> list[Row]:
         saving, speed_up = macs[0] / count, ratio(taken, seconds[0]).median
         rows.append(
             row("budgets", f"{where}, budget {budget:g}", "tokens/s", rate(tokens, taken),
-                memory_mib=measured.memory_mib, passes=depth, macs_saving=saving, speed_up=speed_up, realised=speed_up / saving)
+                memory_mib=measured.memory_mib, passes=depth, macs_saving=saving,
+                speed_up=speed_up, realised=speed_up / saving)
         )  # fmt: skip
     return rows
 

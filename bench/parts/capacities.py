@@ -1,7 +1,7 @@
 """Adaptive models over capacities: does the time follow the multiply-accumulates?
 
-All capacities take turns in one process. Time and MACs (convention `true`) are relative to full capacity;
-the deviation is their quotient less one. Time of training is that of forward and backward: the optimiser, whose
+All capacities take turns in one process. Time and MACs (convention `true`) are relative to full capacity; the
+deviation is their quotient less one. Time of training is that of forward and backward: the optimiser, whose
 work is always the same, is not in the MACs. Memory is that of full capacity, in a further process.
 """
 

@@ -72,7 +72,8 @@ def measure(megabytes: int, plan: Plan) -> list[Row]:
     found = measured.result
     return [
         row("checkpoint", f"wait for a save of {megabytes} MB", "s", spread(found["stalls"]),
-            memory_mib=measured.memory_mib, plain=spread(found["plain"]), ratio=ratio(found["stalls"], found["plain"]),
+            memory_mib=measured.memory_mib, plain=spread(found["plain"]),
+            ratio=ratio(found["stalls"], found["plain"]),
             first_wait_s=found["first"], speed_while_writing=spread(found["rates"]).median / found["idle"])
     ]  # fmt: skip
 

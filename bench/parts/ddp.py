@@ -49,8 +49,9 @@ def measure(model: str, plan: Plan) -> list[Row]:
     for _ in range(plan.pick(3, 1, 1)):
         for processes, found in rates.items():
             found.append(tokens_per_second(model, processes, plan))
+    where = f"{model}, {plan.main_size_name}, {plan.run_dtype}"
     return [
-        row("ddp", f"{model}, {plan.main_size_name}, {plan.run_dtype}, {processes} process{'es' * (processes > 1)}", "tokens/s", spread(found),
+        row("ddp", f"{where}, {processes} process{'es' * (processes > 1)}", "tokens/s", spread(found),
             over_one_process=spread([n / m for n, m in zip(found, rates[1], strict=True)]).median)
         for processes, found in rates.items()
     ]  # fmt: skip

@@ -1,8 +1,10 @@
 """Batches of a token file, against a DataLoader that collates item by item in four workers."""
 
 import tempfile
+import time
 import warnings
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from bench.isolated import apart
 from bench.plan import Case, Plan, Row
 from bench.rows import row
-from bench.timing import in_turn, rate, ratio
+from bench.timing import rate, ratio, spread
 from data import open_corpus
 from data.batches import Batches
 
@@ -35,7 +37,8 @@ class Items(Dataset):
 
 
 def time_loaders(batch: int, length: int, count: int, repeats: int) -> list[list[float]]:
-    """Seconds of `count` batches: ours, and those of a DataLoader, the start of its workers included."""
+    """Seconds in each round: of `count` batches of ours; of as many of a DataLoader, from its first one on;
+    and of the start of its workers and that first batch."""
     with tempfile.TemporaryDirectory() as folder:
         corpus = open_corpus("pydoc", data_dir=Path(folder), vocab_size=VOCABULARY, sequence_length=length)
         ours = Batches(corpus.windows("train", length, VOCABULARY), batch, 1, seed=0)
@@ -50,23 +53,31 @@ def time_loaders(batch: int, length: int, count: int, repeats: int) -> list[list
             multiprocessing_context="fork",
         )
 
-        def take_ours() -> None:
+        rounds: list[list[float]] = [[], [], []]
+        for _ in range(1 + repeats):  # in turn; the first round warms up
+            times = [time.perf_counter()]
             for step in range(count):
                 ours.get(step, 0)
-
-        def take_theirs() -> None:
-            for number, _ in enumerate(theirs, start=1):
-                if number == count:
-                    break
-
-        return in_turn([take_ours, take_theirs], repeats)
+            times.append(time.perf_counter())
+            batches = iter(theirs)
+            next(batches)
+            times.append(time.perf_counter())
+            for _ in range(count):
+                next(batches)
+            times.append(time.perf_counter())
+            del batches  # ends its workers
+            mine, start, rest = (after - before for before, after in pairwise(times))
+            for seconds, one in zip(rounds, (mine, rest, start), strict=True):
+                seconds.append(one)
+        return [seconds[1:] for seconds in rounds]
 
 
 def measure(batch: int, length: int, count: int, plan: Plan) -> list[Row]:
-    ours, theirs = apart(time_loaders, batch, length, count, min(plan.repeats, 5)).result
+    ours, theirs, start = apart(time_loaders, batch, length, count, min(plan.repeats, 5)).result
     return [
         row("loader", f"batches of {batch} x {length}", "batches/s", rate(count, ours),
-            dataloader_per_s=rate(count, theirs).median, dataloader_over_ours=ratio(ours, theirs).median)
+            dataloader_per_s=rate(count, theirs).median, dataloader_over_ours=ratio(ours, theirs).median,
+            dataloader_start_s=spread(start).median)
     ]  # fmt: skip
 
 

@@ -2,7 +2,9 @@
 
 A training step in three phases, a forward pass with the loss over capacities, and 64 tokens from a prompt of
 64 at batch 1; medians after 3 rounds of warm-up, each phase in a process of its own. Capacities of training
-are drawn as they were there (seed 1000 + step, the warm-up counted), so that both do the same work.
+are drawn as they were there (seed 1000 + step, the warm-up counted), so that both do the same work. With
+`--loss chunked` the gradients of the head are made in the forward pass, so that only the sum of forward_s and
+backward_s can be set beside the released code's.
 """
 
 import json
@@ -32,14 +34,19 @@ WARM_UP = 3
 
 
 def read(path: str | None) -> dict[str, Any] | None:
-    """The released code's file; None where none is given or there. Raises UsageError for another kind."""
-    if path is None or not Path(path).exists():
+    """The released code's file; None where none is given. Raises UsageError for one that cannot be it."""
+    if path is None:
         return None
     try:
         found = json.loads(Path(path).read_text())
-        return found if found["results"] is not None and found["settings"] else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"--baseline {path} is not a baseline's JSON ({type(error).__name__})") from error
+    except OSError as error:
+        raise UsageError(f"cannot read --baseline {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UsageError(f"--baseline {path} is not a baseline's JSON: {error}") from error
+    for name in ("results", "settings"):
+        if not isinstance(found, dict) or not isinstance(found.get(name), dict):
+            raise UsageError(f"--baseline {path} is not a baseline's JSON: it has no {name}")
+    return found
 
 
 def train(model: str, size: Size, device: str, dtype: str, repeats: int):
@@ -76,11 +83,11 @@ def write(model: str, size: Size, device: str, dtype: str, repeats: int, tokens:
 
 
 def measure(theirs: str, dtype: str, plan: Plan) -> list[Row]:
-    model, size = NAMES[theirs], SIZES[plan.pick("baseline", "baseline", "tiny")]
-    known = (read(plan.baseline) or {}).get("results") or {}
-    released = (
-        known.get(theirs, {}) if size is SIZES["baseline"] else {}
-    )  # a tiny model is compared with none
+    model, size_name = NAMES[theirs], plan.main_size_name
+    size = SIZES[size_name]
+    # Another size than theirs is compared with none.
+    known = ((read(plan.baseline) or {}).get("results") or {}) if size_name == "baseline" else {}
+    released = known.get(theirs, {})
     repeats, tokens = plan.pick(15, 3, 1), plan.pick(64, 64, 4)
     common = (model, size, plan.device, dtype)
     rows = []
@@ -99,7 +106,7 @@ def measure(theirs: str, dtype: str, plan: Plan) -> list[Row]:
             phases["released_over_ours"] = reference["median_s"] / spread(seconds).median
         if "peak_rss_mib" in reference:
             phases["released_mib"] = reference["peak_rss_mib"] - reference["import_rss_mib"]
-        name = f"{theirs}, {dtype}, {phase}"
+        name = f"{theirs}, {size_name}, {dtype}, {phase}"
         rows.append(row("baseline", name, "s", spread(seconds), memory_mib=found.memory_mib, **phases))
 
     add("train", train, (repeats,), released.get("train", {}))
@@ -126,5 +133,5 @@ def cases(plan: Plan) -> list[Case]:
         Case(f"{theirs}, {dtype}", partial(measure, theirs, dtype, plan))
         for theirs, ours in NAMES.items()
         if ours in plan.models
-        for dtype in plan.dtypes
+        for dtype in (plan.dtypes if plan.effort == "full" else plan.dtypes[:1])
     ]

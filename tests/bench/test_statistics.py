@@ -33,8 +33,9 @@ def test_a_row_on_the_screen():
     slow, fast = spread([4.0, 4.0]), spread([2.0, 2.0])
     shown = line(row("train", "adm", "s", fast, plain=slow, ratio=ratio([2.0], [4.0]), memory_mib=10.04,
                      plain_memory_mib=20.0, tokens=5))  # fmt: skip
-    assert "adm" in shown and "2 (2 to 2) s" in shown
-    assert "plain / ours 2 (2 to 2)" in shown and "10.0 MiB (plain 20.0)" in shown and "tokens 5" in shown
+    assert "adm" in shown and "2 (extremes 2 to 2) s" in shown
+    assert "plain / ours 2 (1 run)" in shown and "10.0 MiB (plain 20.0)" in shown and "tokens 5" in shown
+    assert "2 (2 to 2) s" in line(row("train", "adm", "s", spread([2.0] * 4)))
     assert "not measured: no GPU" in line(missing("train", "adm", "no GPU"))
 
 

@@ -3,20 +3,26 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 
-from bench import machine
+from bench import machine, suite
 from bench.baseline import difference
-from bench.builds import SEED
+from bench.builds import SEED, run_dtype
 from bench.isolated import DoesNotFit
 from bench.parts import PARTS, maker
 from bench.parts.paper import at_largest, hours, largest
 from bench.parts.released import read
-from bench.plan import MODELS, Plan
-from errors import UsageError
+from bench.plan import MODELS, Case, Plan
+from bench.rows import row
+from bench.timing import spread
+from errors import Failure, UsageError
 from models.capacities import draw_factors
 from tests.conftest import ROOT
+
+PLAN = Plan(MODELS, ("tiny",), ("float32",), "cpu", 1, 1, "tiny", "float32")
 
 
 def run(*arguments):
@@ -36,11 +42,11 @@ def test_training_and_evaluation_through_the_command_line(tmp_path):
     assert [(row["part"], row["name"]) for row in result["rows"]] == [
         ("train", "adm, tiny, float32"), ("eval", "adm, tiny, float32"),
     ]  # fmt: skip
-    for row in result["rows"]:
-        assert row["value"]["runs"] == 2 and 0 < row["value"]["low"] <= row["value"]["high"]
-        assert 0 < row["memory_mib"] < 2000
-        assert row["ratio"]["runs"] == 2 and row["ratio"]["low"] > 0 and row["plain_memory_mib"] > 0
-        assert row["name"] in done.stdout
+    for one in result["rows"]:
+        assert one["value"]["runs"] == 2 and 0 < one["value"]["low"] <= one["value"]["high"]
+        assert 0 < one["memory_mib"] < 2000
+        assert one["ratio"]["runs"] == 2 and one["ratio"]["low"] > 0 and one["plain_memory_mib"] > 0
+        assert one["name"] in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -51,6 +57,10 @@ def test_training_and_evaluation_through_the_command_line(tmp_path):
         ("--sizes huge", "choose from baseline"),
         ("--dtypes float", "did you mean float32?"),
         ("--repeats 0", "must be at least 1"),
+        ("--device gpu", "is none of auto, cpu"),
+        ("--tiny --only eval --figure curve.pdf", "--only leaves out"),
+        ("--tiny --only eval --json /dev/null/result.json", "cannot write /dev/null/result.json"),
+        ("--tiny --only baseline --baseline typo.json", "cannot read --baseline typo.json"),
         ("--tiny --only scaling --figure curve.txt", "the suffix must be one of"),
         (f"--tiny --only baseline --baseline {ROOT / 'README.md'}", "is not a baseline's JSON"),
     ],
@@ -62,15 +72,73 @@ def test_what_is_refused(flags, said):
 
 
 def test_every_part_makes_cases_of_a_plan_or_none():
-    plan = Plan(MODELS, ("tiny",), ("float32",), "cpu", 1, 1, "tiny", "float32")
     for part in PARTS:
-        names = [case.name for case in maker(part)(plan)]
+        names = [case.name for case in maker(part)(PLAN)]
         assert names and len(set(names)) == len(names), part
-    assert not maker("paper")(
-        Plan(MODELS, ("nano",), ("float32",), "cpu", 1, 1, "full", "float32")
-    )  # needs a GPU
+    assert not maker("paper")(replace(PLAN, effort="full"))  # needs a GPU
     with pytest.raises(UsageError, match="no such part"):
         maker("none")
+
+
+def test_a_case_that_fails_is_a_row_and_what_was_measured_is_kept(monkeypatch, capsys):
+    """Whatever it failed with; the result is written after each case."""
+
+    def good():
+        return [row("eval", "good", "s", spread([1.0]))]
+
+    def bad():
+        raise ZeroDivisionError("as asked")
+
+    made = [Case("bad", bad), Case("good", good)]
+    monkeypatch.setattr("bench.suite.maker", lambda part: lambda plan: made)
+    kept = []
+    rows = suite.run(["eval"], PLAN, lambda so_far: kept.append(len(so_far)))
+    assert kept == [1, 2] and rows[0]["details"]["why"] == "ZeroDivisionError: as asked"
+    assert "not measured: ZeroDivisionError" in capsys.readouterr().out
+    made.pop()
+    with pytest.raises(Failure, match="nothing could be measured"):
+        suite.run(["eval"], PLAN, kept.append)
+
+
+OF_ADM = (
+    "floor", "capacities", "precision", "prefill", "decode", "budgets", "checkpoint", "baseline", "paper",
+)  # fmt: skip
+WITH_MEMORY = ("prefill", "decode", "scaling", "budgets", "checkpoint", "baseline", "paper")
+
+
+def test_parts_that_take_seconds():
+    """Not those that start commands, nor the loader, which prepares a corpus."""
+    rows = suite.run(OF_ADM, replace(PLAN, models=("adm",)), lambda rows: None)
+    rows += suite.run(["scaling"], replace(PLAN, models=("but",)), lambda rows: None)
+    assert {one["part"] for one in rows} == {*OF_ADM, "scaling"}
+    assert all(one["value"] and one["value"]["median"] > 0 for one in rows), rows
+    names = [(one["part"], one["name"]) for one in rows]
+    assert len(set(names)) == len(names)
+    for one in rows:
+        if "adm" in one["name"] or "but" in one["name"]:
+            assert "tiny" in one["name"]  # so that compare sets like beside like
+        if one["part"] in ("prefill", "decode"):
+            assert one["ratio"]["median"] > 0 and one["plain_memory_mib"] is not None
+        if one["part"] in WITH_MEMORY:
+            assert one["memory_mib"] is not None
+        if one["part"] == "floor" and one["name"].endswith("whole step"):
+            found = one["details"]
+            assert found["flops"] > 0 and found["gflop_per_s"] > 0
+            assert 0 < found["over_low"] <= found["over_floor"] <= found["over_high"]
+
+
+def test_the_number_format_of_a_run(monkeypatch):
+    monkeypatch.setattr("distributed.precision.cpu_multiplies_bfloat16", lambda: False)
+    assert run_dtype(torch.device("cpu")) == "float32"
+    monkeypatch.setattr("distributed.precision.cpu_multiplies_bfloat16", lambda: True)
+    assert run_dtype(torch.device("cpu")) == "bfloat16"
+
+
+def test_quick_measures_the_released_protocol_at_a_small_size():
+    plan = replace(PLAN, effort="quick", dtypes=("float32", "bfloat16"), models=("adm",))
+    assert plan.main_size_name == "nano"
+    assert [case.name for case in maker("baseline")(plan)] == ["adm, float32"]
+    assert len(maker("paper")(replace(plan, device="cuda", models=MODELS))) == 1
 
 
 def test_the_largest_batch():
@@ -107,8 +175,6 @@ def test_hours_count_one_optimiser_step_for_all_micro_batches():
 
 def test_capacities_are_those_that_the_released_code_drew():
     """Of its 15 steps behind 3 of warm-up, the first two."""
-    import torch
-
     drawn = []
     for step in (3, 4):
         torch.manual_seed(SEED + step)
@@ -123,7 +189,13 @@ def test_another_machine_is_named(tmp_path):
     assert "ran on X, 2 cores, 2 threads; this is Y, 4 cores" in difference(
         released, {**ours, "cpu": "Y", "cores": 4}
     )
-    assert read(None) is None and read(str(tmp_path / "none.json")) is None
+    assert read(None) is None
+    path = tmp_path / "baseline.json"
+    path.write_text(json.dumps({"settings": {}, "results": {}}))
+    assert read(str(path)) == {"settings": {}, "results": {}}
+    path.write_text(json.dumps({"settings": {}}))
+    with pytest.raises(UsageError, match="it has no results"):
+        read(str(path))
 
 
 def test_names_of_result_files():
