@@ -18,15 +18,18 @@ from bench.timing import spread
 LIMIT_S = 3600.0  # of one run, which takes minutes: only what hangs takes so long
 
 
-def tokens_per_second(model: str, processes: int, plan: Plan) -> float:
-    """The median over the logged intervals of a short run, the first of them left out."""
+def tokens_per_second(model: str, processes: int, plan: Plan, data_dir: str) -> float:
+    """The median over the logged intervals of a short run, the first of them left out.
+
+    data_dir: of the corpus, which the first run prepares.
+    """
     size = plan.main_size
     # One's batch is a multiple of both numbers of processes, and the text is in bytes.
     sizes = {**size.flags, "vocab_size": 320, "batch_size": size.batch, "acc_steps": 2}
     iterations, every = plan.pick((60, 10), (12, 4), (4, 2))
     with tempfile.TemporaryDirectory() as folder:
         flags = {
-            **sizes, "model": model, "dataset": "pydoc", "data_dir": folder,
+            **sizes, "model": model, "dataset": "pydoc", "data_dir": data_dir,
             "results_base_folder": f"{folder}/exps", "iterations": iterations,
             "eval_freq": iterations, "log_freq": every, "device": plan.device,
             "dtype": plan.run_dtype, "eval_seq_prefix": "none", "depth_embedding": "linear_learned",
@@ -46,9 +49,10 @@ def tokens_per_second(model: str, processes: int, plan: Plan) -> float:
 
 def measure(model: str, plan: Plan) -> list[Row]:
     rates: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(plan.pick(3, 1, 1)):
-        for processes, found in rates.items():
-            found.append(tokens_per_second(model, processes, plan))
+    with tempfile.TemporaryDirectory() as data_dir:
+        for _ in range(plan.pick(3, 1, 1)):
+            for processes, found in rates.items():
+                found.append(tokens_per_second(model, processes, plan, data_dir))
     where = f"{model}, {plan.main_size_name}, {plan.run_dtype}"
     return [
         row("ddp", f"{where}, {processes} process{'es' * (processes > 1)}", "tokens/s", spread(found),

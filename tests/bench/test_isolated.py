@@ -12,6 +12,7 @@ import torch
 from bench import processes
 from bench.builds import PLAIN, build, precision_of
 from bench.isolated import Died, DoesNotFit, apart
+from bench.memory import proportional_mib
 from bench.parts.steps import run_some
 from bench.plan import SIZES
 from errors import Failure
@@ -77,6 +78,14 @@ def test_memory_is_that_of_the_work():
     assert 180 < large.memory_mib - small.memory_mib < 210
     if sys.platform == "linux":  # and libraries that are used for the first time are not in it
         assert small.memory_mib < 5 and apart(multiply, threads=1).memory_mib < 15
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_shares_of_memory_are_in_mib():
+    before = proportional_mib(os.getpid())
+    held = bytearray(b"1") * (100 * 2**20)
+    assert 98 < proportional_mib(os.getpid()) - before < 104 and held
+    assert proportional_mib(2**30) == 0
 
 
 def test_training_memory_is_that_of_full_depth(monkeypatch):
