@@ -142,6 +142,7 @@ def baseline_note(args: argparse.Namespace, where: dict[str, Any]) -> None:
         print("no --baseline FILE: seconds of this code alone")
         return
     said = difference(released, where)
+    print("forward_s holds the head's gradients (--loss chunked): lay its sum with backward_s beside theirs")
     print(said or "the machines are of the same kind; their speed may still have drifted")
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from errors import UsageError
 
 RESULTS = Path(__file__).parent / "results"
-ROW_FIELDS = {"part", "name", "unit", "value", "ratio", "memory_mib", "details"}
+MACHINE_FIELDS = {"cpu", "gpu", "cores", "threads", "torch", "commit", "date"}
+ROW_FIELDS = {"part", "name", "unit", "value", "ratio", "memory_mib", "plain_memory_mib", "details"}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def is_result(content: Any) -> bool:
     """Whether it has what every result has; its rows are then as `bench.rows` makes them."""
     if not (isinstance(content, dict) and isinstance(content.get("machine"), dict)):
         return False
-    if not isinstance(content["machine"].get("date"), str) or not isinstance(content.get("rows"), list):
+    if not content["machine"].keys() >= MACHINE_FIELDS or not isinstance(content.get("rows"), list):
         return False
     return all(isinstance(row, dict) and row.keys() >= ROW_FIELDS for row in content["rows"])
 
