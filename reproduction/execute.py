@@ -33,7 +33,8 @@ class Executor:
             self._say(f"{len(runs) - len(todo)} of {len(runs)} runs are complete")
         began, done, failed = time.monotonic(), 0, []
         for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: nothing is left running
-            signal.signal(number, signal.getsignal(signal.SIGINT))
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, signal.default_int_handler)
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
             try:
                 futures = {pool.submit(self._complete, run, eval_flags): run for run in todo}

@@ -233,7 +233,7 @@ def test_formats():
 
 
 def test_run_report_and_what_is_there_is_not_trained_again(scripts):
-    """Two rows in a size for tests: Ctrl-C in the first, then both, then nothing is left to do."""
+    """Two rows in a size for tests: a signal in the first, then both, then nothing is left to do."""
     rows = (
         f"table1/standard-12 table5/pondernet --seeds 0 --results_base_folder {scripts.results} --device cpu"
     )
@@ -246,7 +246,7 @@ def test_run_report_and_what_is_there_is_not_trained_again(scripts):
     end = time.monotonic() + 120
     while not list(scripts.results.glob("*/base/*/metrics.jsonl")) and time.monotonic() < end:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)  # as Ctrl-C, which a shell's background commands do not hear
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130 and "the same command goes on from there" in said, said
     status = scripts.run("reproduce.py", f"status {rows} {tiny}").stdout
