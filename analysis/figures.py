@@ -14,8 +14,7 @@ _SHOWN = {"keys": "keys", "values": "values", "joint": "[keys; values]"}
 def both_formats(figure: Any, stem: Path) -> list[str]:
     """Write the figure beside `stem`; the names of the files."""
     paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".pdf")]
-    for path in paths:
-        save(figure, path)
+    save(figure, *paths)
     return [path.name for path in paths]
 
 

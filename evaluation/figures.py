@@ -1,6 +1,7 @@
 """Figures: what they share, and that of a run's curves."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +48,16 @@ def new_figure(rows: int, columns: int, **settings: Any) -> tuple[Any, Any]:
     return pyplot.subplots(rows, columns, layout="constrained", **settings)
 
 
-def save(figure: Any, path: Path) -> None:
-    """Write the figure whole; the suffix decides the format. Raises Failure where it cannot be written."""
-    _write(figure, path)
-    close(figure)
+def save(figure: Any, *paths: Path) -> None:
+    """Write the figure, each file whole; its suffix decides the format. The figure's memory is given back.
 
-
-def close(figure: Any) -> None:
-    """Give its memory back."""
+    Raises Failure where one cannot be written.
+    """
     from matplotlib import pyplot
 
+    for path in paths:
+        write_atomically(path, partial(figure.savefig, format=path.suffix[1:], dpi=150))
     pyplot.close(figure)
-
-
-def _write(figure: Any, path: Path) -> None:
-    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=150))
 
 
 def save_with_numbers(figure: Any, path: Path, numbers: Any) -> str:
@@ -70,9 +66,7 @@ def save_with_numbers(figure: Any, path: Path, numbers: Any) -> str:
     Returns what to tell of it. Raises Failure where one of them cannot be written.
     """
     suffixes = tuple(dict.fromkeys((path.suffix, ".png", ".pdf")))
-    for suffix in suffixes:
-        _write(figure, path.with_suffix(suffix))
-    close(figure)
+    save(figure, *map(path.with_suffix, suffixes))
     write_json(path.with_suffix(".json"), numbers)
     return f"written: {path}, and {', '.join((*suffixes[1:], '.json'))} beside it"
 

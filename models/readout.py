@@ -15,7 +15,7 @@ from models.losses import IGNORED, chunk_tokens, cross_entropy, exact, linear_cr
 
 
 class Scored(NamedTuple):
-    """logits: (*, V), None where nobody needed them. loss, cross_entropy: scalars in nats per token, None
+    """logits: (*, V), None where they were not made. loss, cross_entropy: scalars in nats per token, None
     without targets.
 
     passes: passes through the middle until the exit, averaged over tokens; None where the exit is the last.
@@ -114,7 +114,7 @@ class ExpectedExit:
         loss = expected
         if training:
             loss = loss + self._weight * ponder_divergence(p, self._lambda_p).mean()
-        return Scored(logits if get_logits else None, loss, expected, passes, likeliest)
+        return Scored(logits, loss, expected, passes, likeliest)
 
     def _halting(self, model: nn.Module, exits: Sequence[Tensor], training: bool) -> Tensor:
         """The probability of each exit: p (R, B, T), in float32 at least."""
