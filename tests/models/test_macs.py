@@ -22,8 +22,9 @@ T = 12
 
 
 def args(model, **fields):
+    """With the plain attention: the fast one leaves out keys that nobody sees, which the counts have."""
     return types.SimpleNamespace(
-        model=model, **{**SMALL, **RESERVED, **LATENT, "sequence_length": T, **fields}
+        model=model, attention="plain", **{**SMALL, **RESERVED, **LATENT, "sequence_length": T, **fields}
     )
 
 
@@ -81,6 +82,14 @@ def test_routed_tokens_are_really_not_computed(factors):
     given = args("adm")
     network = models.make_model_from_args(given).eval()
     assert dispatched(network, length_factors=factors) == models.count_macs(given, T, factors)
+
+
+@pytest.mark.parametrize("factors", [[1.0, 0.5], [0.6, 0.3], [0.0, 0.0]])
+def test_the_fast_attention_computes_no_more(factors):
+    given = args("adm")
+    given.attention = "fast"
+    network = models.make_model_from_args(given).eval()
+    assert dispatched(network, length_factors=factors) <= models.count_macs(given, T, factors)
 
 
 @pytest.mark.parametrize("factors", [[1.0, 0.5], [0.6, 0.3], [0.5, 0.0], [0.0, 0.0]])
