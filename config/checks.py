@@ -44,17 +44,11 @@ def check_architecture(args: Namespace) -> None:
 def notes(args: Namespace) -> list[str]:
     """A sentence for each flag that was set although the model does not read it."""
     config = ModelConfig.from_args(args)
-    found = [
+    return [
         f"note: --{name} has no effect on {config.model}"
         for name in config.unused_fields
         if getattr(config, name) != ModelConfig.__dataclass_fields__[name].default
     ]
-    if args.compile and config.variant.stops_early:
-        found.append(
-            f"note: --compile has no effect on {config.model}: the number of tokens in a pass changes "
-            "from step to step, and each would be compiled anew"
-        )
-    return found
 
 
 def _require(args: Namespace, name: str, holds, rule: str) -> None:

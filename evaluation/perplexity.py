@@ -159,7 +159,7 @@ def _score(
     return _Scored(
         index, loss, counted.sum().item(), (right & counted).sum().item(),
         len(targets), (right | ~counted).all(-1).sum().item(),
-        output["average_depth"] * len(targets),
+        float(output["average_depth"]) * len(targets),
         [tokens * len(targets) for tokens in output["tokens_per_pass"]],
         seconds,
     )  # fmt: skip

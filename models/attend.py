@@ -31,10 +31,11 @@ def attend(
     """One softmax over the visible keys of all passes: queries (B, H, n, D) -> (B, H, n, D).
 
     dropout: of probabilities. scale: of scores, None: 1 / sqrt(D). fast: by patches, where that
-    can be done and pays: on CPUs, without dropout.
+    can be done and pays: on CPUs, without dropout, and not in a compiled step whose shapes change.
     """
     scale = queries.shape[-1] ** -0.5 if scale is None else scale
-    if fast and not dropout and queries.device.type == "cpu" and _pays(queries, passes):
+    compilable = sights.causal_by_pass or not torch.compiler.is_compiling()  # else what is seen is read
+    if fast and compilable and not dropout and queries.device.type == "cpu" and _pays(queries, passes):
         return _by_patches(queries, passes, sights, scale)
     return _plain(queries, passes, sights, dropout, scale)
 

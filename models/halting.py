@@ -41,6 +41,8 @@ class StickBreaking:
     having halted falls under 1 - halt_threshold: its representation is frozen and it leaves the rows. Keys
     and values are those of the running mixture sum_j p_j x_j + P(still going) * x, not of x. The penalty is
     the expected number of passes, R + 1 for never halting, a mean over tokens.
+
+    A compiled step, whose shapes must not depend on the text, computes frozen tokens too, to no effect.
     """
 
     def __call__(self, x: Tensor, rows: Rows, middle: Middle, memory: Memory) -> Repeated:
@@ -50,7 +52,9 @@ class StickBreaking:
         log_go = torch.zeros_like(never)
         going, fixed = torch.ones_like(never), torch.zeros_like(flat)
         penalty = torch.zeros_like(never[0])
-        passes = []
+        passes, counts = [], []
+        # Which of the rows are, where they stay among the rows.
+        frozen = never.new_zeros(len(never), dtype=torch.bool) if torch.compiler.is_compiling() else None
         for repeat in range(1, middle.n_repeat + 1):
             place = rows.within(everyone)
             active = flat.index_select(0, place)
@@ -59,11 +63,16 @@ class StickBreaking:
             run = partial(_among_mixtures, middle, rows, everyone, place)
             stores = middle.own_pass(memory, repeat)
             active = middle.run_pass(run, stores, everyone, rows, active, mixture, own_fixed, own_going)
+            go, halt = middle.halting_gate(active)
+            halting = never[place] * halt.exp()
+            if frozen is not None:
+                active, go = torch.where(frozen[:, None], flat, active), torch.where(frozen, log_go, go)
+                halting = halting.masked_fill(frozen, 0.0)
+                counts.append((~frozen).sum())
             flat = put(flat, place, active)
             if rows.total:
                 passes.append(rows)
-            go, halt = middle.halting_gate(active)
-            penalty = penalty + repeat * (never[place] * halt.exp()).sum()
+            penalty = penalty + repeat * halting.sum()
             # A frozen token's gate stays what it was, and its chance of never halting goes on falling.
             log_go = log_go.index_copy(0, place, go)
             never = never * log_go.exp()
@@ -73,12 +82,15 @@ class StickBreaking:
             going_now = torch.zeros_like(going).index_copy(0, place, torch.where(still, never[place], 0.0))
             fixed = fixed + (going - going_now)[:, None] * flat
             going = going_now
+            if frozen is not None:
+                frozen = ~still
+                continue
             rows = rows.keep(still.view(rows.shape))
             if not rows.total and not memory.lasting:
                 never = never * (log_go * (middle.n_repeat - repeat)).exp()
                 break
         penalty = penalty + (middle.n_repeat + 1) * never.sum()
-        return Repeated([flat.unflatten(0, everyone.shape)], passes, [], penalty / len(never))
+        return Repeated([flat.unflatten(0, everyone.shape)], passes, [], penalty / len(never), counts)
 
 
 def _among_mixtures(

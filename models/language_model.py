@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, C = n_embd, V = vocab_size.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.block import Block, layer_norm
 from models.cache import Cache
-from models.capacities import check_factors, draw_factors
+from models.capacities import check_factors, draw_factors, tokens_per_pass
 from models.config import ModelConfig
 from models.depth_embedding import DEPTH_EMBEDDINGS
 from models.halting import HaltingGate, StickBreaking
@@ -78,6 +78,7 @@ class LanguageModel(nn.Module):
         self.repeater = REPEATERS[variant.repeater]()
         self.after_pass = AfterPass()
         self.readout = ExpectedExit(config) if variant.repeater == "ponder" else LastExit(config)
+        self.compute_in_training: Callable[..., dict[str, Any]] | None = None  # None: `compute`
         self._initialise()
         self.lm_head.weight = self.transformer.wte.weight
 
@@ -118,16 +119,34 @@ class LanguageModel(nn.Module):
         With targets, and without get_logits, the logits that they come from are never all there at once.
         average_depth: blocks that a token passes one after the other, on average; pauses pass them beside it,
         and do not add. tokens_per_pass: tokens of a sequence, pauses not counted, that each of the R passes
-        computed, averaged over the batch.
+        computed, averaged over the batch. Scalar tensors where only the device knows them.
         With get_routing also router_scores (B, R - 1, T), NaN where a router did not see a token, and passes
         (B, T), how many each token took.
         """
+        routing = None
+        if self.config.variant.routed:
+            routing = self._routing(length_factors, thresholds, idx.shape[1], cache is not None)
+        compute = (self.training and self.compute_in_training) or self.compute
+        return compute(idx, targets, routing, get_logits, get_predictions, get_routing, cache, lengths)
+
+    def compute(
+        self,
+        idx: Tensor,
+        targets: Tensor | None,
+        routing: Routing | None,
+        get_logits: bool,
+        get_predictions: bool,
+        get_routing: bool,
+        cache: Cache | None,
+        lengths: Sequence[int] | None,
+    ) -> dict[str, Any]:
+        """`forward` once capacities have been drawn: what `optim.compiling` compiles, as one graph."""
         config = self.config
         rows, memory = self._rows(idx, cache, lengths)
         x = self._embed(idx, rows)
         for index, block in enumerate(self.transformer.h_begin):
             x = block(x, rows, memory.own_pass(("begin", index)))
-        repeated = self.repeater(x, rows, self._middle(length_factors, thresholds, memory), memory)
+        repeated = self.repeater(x, rows, self._middle(routing), memory)
         exits = [self._end(x, rows, memory, number) for number, x in enumerate(repeated.exits, start=1)]
         logits = loss = cross_entropy = passes = predictions = None
         if targets is not None or get_logits or get_predictions:
@@ -139,17 +158,17 @@ class LanguageModel(nn.Module):
         if loss is not None and self.training and repeated.penalty is not None:
             per = rows.total if config.act_loss_reduction == "sum" else 1
             loss = loss + config.penalty_weight * per * repeated.penalty
-        tokens = [taken.total / config.rows_per_token / rows.grid.batch for taken in repeated.passes]
+        tokens = [total / config.rows_per_token / rows.grid.batch for total in repeated.totals]
         tokens += [0.0] * (config.repeats - len(tokens))
         if passes is None:
-            passes = sum(taken.total for taken in repeated.passes) / rows.total
+            passes = sum(repeated.totals) / rows.total
         n_begin, n_mid, n_end = config.layers
         output = {
             "logits": logits if get_logits else None,
             "predictions": predictions,
             "loss": loss,
             "cross_entropy_loss": cross_entropy,
-            "average_depth": float(passes) * n_mid + n_begin + n_end,
+            "average_depth": passes * n_mid + n_begin + n_end,
             "tokens_per_pass": tokens,
         }
         if get_routing:
@@ -183,19 +202,15 @@ class LanguageModel(nn.Module):
         cache.advance([count // each for count in rows.counts])
         return rows, cache
 
-    def _middle(
-        self, length_factors: Sequence[float] | None, thresholds: Sequence[float] | None, memory: Memory
-    ) -> Middle:
+    def _middle(self, routing: Routing | None) -> Middle:
         """The parts that the repeater works with."""
-        variant = self.config.variant
-        routing = self._routing(length_factors, thresholds, memory) if variant.routed else None
         return Middle(
             blocks=self.transformer[self._middle_name],
             n_repeat=self.config.n_repeat,
             ln_mid=self.transformer.ln_mid,
             after_pass=self.after_pass,
             depth_embedding=self.depth_emb,
-            routers=self.transformer["mod"] if variant.routed else None,
+            routers=None if routing is None else self.transformer["mod"],
             routing=routing,
             halting_gate=self.depth_predictor,
             halt_threshold=self.config.halt_threshold,
@@ -204,12 +219,16 @@ class LanguageModel(nn.Module):
         )
 
     def _routing(
-        self, length_factors: Sequence[float] | None, thresholds: Sequence[float] | None, memory: Memory
+        self,
+        length_factors: Sequence[float] | None,
+        thresholds: Sequence[float] | None,
+        length: int,
+        cached: bool,
     ) -> Routing:
         """What was asked for; else in training a draw of capacities, in evaluation what the flags say."""
         config = self.config
         by_threshold = config.routing == "threshold" and not self.training
-        if length_factors is None and thresholds is None and (by_threshold or memory.lasting):
+        if length_factors is None and thresholds is None and (by_threshold or cached):
             thresholds = config.routing_threshold or [0.0] * (config.n_repeat - 1)
         if thresholds is not None:
             return Threshold(thresholds)
@@ -218,7 +237,8 @@ class LanguageModel(nn.Module):
         if length_factors is None:
             length_factors = config.eval_length_factor or [1.0] * (config.n_repeat - 1)
         check_factors("length_factors", length_factors, config.n_repeat)
-        return TopK(length_factors, config.variant.single_precision_capacities)
+        rounded = config.variant.single_precision_capacities
+        return TopK(tokens_per_pass(length, config.n_repeat, length_factors, rounded))
 
     def _drawn_factors(self) -> list[float]:
         """From torch's generator on the CPU, which the training loop seeds by step and micro-batch."""

@@ -54,7 +54,7 @@ class RoutedUniversal:
         for repeat in range(1, middle.n_repeat + 1):
             shifted = middle.with_depth(x, repeat)
             stores = middle.own_pass(memory, repeat)
-            if rows.total < everyone.total:
+            if rows.token is not everyone.token:
                 place = rows.within(everyone)
                 run = partial(_among_everyone, middle, rows, everyone, place)
                 passed = middle.run_pass(run, stores, everyone, rows, x, shifted)

@@ -76,12 +76,19 @@ class Repeated:
     exits: representations (*rows.shape, C) to predict from: one, but PonderNet has one after every pass.
     passes: the rows that each pass computed. scores: those of each router, of the rows it saw.
     penalty: what the model adds to its training loss for depth, already weighted per token; a scalar or None.
+    going: of the rows of each pass, how many had not halted, where all were computed all the same; scalars.
     """
 
     exits: list[Tensor]
     passes: list[Rows]
     scores: list[tuple[Rows, Tensor]]
     penalty: Tensor | None = None
+    going: Sequence[Tensor] = ()
+
+    @property
+    def totals(self) -> Sequence[int | Tensor]:
+        """Rows that took each pass."""
+        return self.going or [rows.total for rows in self.passes]
 
 
 class AfterPass(nn.Module):

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.capacities import kept, ratios
 from models.config import ModelConfig
 from models.rows import Rows
 
@@ -43,16 +42,17 @@ class TopK:
     by token, and a perplexity measured with it sees a little of the future.
     """
 
-    def __init__(self, factors: Sequence[float], single_precision: bool) -> None:
-        """factors: R - 1 fractions of the whole sequence."""
-        self._ratios, self._single_precision = ratios(factors), single_precision
+    def __init__(self, tokens: Sequence[int]) -> None:
+        """tokens: of a sequence, how many take each of the passes 1..R (`capacities.tokens_per_pass`)."""
+        self._tokens = tokens
 
     def choose(self, repeat: int, scores: Tensor, rows: Rows) -> Rows:
-        if self._ratios[repeat - 1] == 1.0:
+        count = self._tokens[repeat]
+        # In a compiled step the question would be a case of its own, to be compiled anew.
+        if not torch.compiler.is_compiling() and count == self._tokens[repeat - 1]:
             return rows.whole()
         if scores.dim() != 2:
             raise ValueError("top-k routing needs sequences of equal length; use thresholds")
-        count = kept(self._ratios[repeat - 1], scores.shape[1], self._single_precision)
         return rows.choose(scores.topk(count, dim=1, sorted=False).indices.sort(dim=1).values)
 
 

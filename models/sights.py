@@ -3,13 +3,15 @@
 Shapes: B batch, n rows that ask, S_i rows of the i-th pass, S all of them.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from models.rows import FAR
+
+Made = TypeVar("Made")
 
 
 class Patch(NamedTuple):
@@ -40,9 +42,7 @@ class Sights:
         keys are visible, as they are to the newest token.
         """
         self._query, self._keys, self._window, self._everything = query, keys, window, everything
-        self._masks: dict[int, Tensor] = {}
-        self._whole: Tensor | None = None
-        self._patches: dict[tuple[int | None, int, torch.dtype], list[Patch | None]] = {}
+        self._made: dict[Hashable, Any] = {}
 
     def causal(self, number: int) -> bool:
         """Of the `number`-th pass: whether the i-th query sees its first i keys; no mask is needed then."""
@@ -52,20 +52,16 @@ class Sights:
         """Of the `number`-th pass, (n, S_i) or (B, 1, n, S_i)."""
         if self._everything or self.causal(number):
             return None
-        if number not in self._masks:
-            self._masks[number] = visible(self._query, self._keys[number], self._window)
-        return self._masks[number]
+        return self._once(number, lambda: visible(self._query, self._keys[number], self._window))
 
     def patches(self, number: int, step: int, dtype: torch.dtype) -> list[Patch | None]:
         """Of the `number`-th pass, for each run of `step` queries; None where they see nothing.
 
         Keys that none of them sees are left out at both ends: before all of a window, and behind them.
         """
-        key = None if self.causal(number) else number, step, dtype  # causal passes are all alike
-        if key not in self._patches:
-            runs = [slice(start, start + step) for start in range(0, self._query.shape[-1], step)]
-            self._patches[key] = [self._patch(number, run, dtype) for run in runs]
-        return self._patches[key]
+        runs = [slice(start, start + step) for start in range(0, self._query.shape[-1], step)]
+        alike = None if self.causal(number) else number  # causal passes are
+        return self._once((alike, step, dtype), lambda: [self._patch(number, run, dtype) for run in runs])
 
     def _patch(self, number: int, run: slice, dtype: torch.dtype) -> Patch | None:
         if self._everything:
@@ -86,6 +82,11 @@ class Sights:
         return Patch(keys, bias, blind if blind.any() else None)
 
     @property
+    def causal_by_pass(self) -> bool:
+        """Whether no pass needs a mask."""
+        return all(map(self.causal, range(len(self._keys))))
+
+    @property
     def all_causal(self) -> bool:
         """Whether all passes, taken together, are one whose i-th key is the last that the i-th query sees."""
         return len(self._keys) == 1 and self.causal(0)
@@ -95,9 +96,18 @@ class Sights:
         """Of all passes, one behind the other."""
         if self._everything or self.all_causal:
             return None
-        if self._whole is None:
-            self._whole = self._visible_of_all()
-        return self._whole
+        return self._once("whole", self._visible_of_all)
+
+    def _once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What was made when it was first asked for.
+
+        A compiler makes things once by itself, and would not have a checkpointed stretch leave any behind.
+        """
+        if torch.compiler.is_compiling():
+            return make()
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def _visible_of_all(self) -> Tensor:
         keys = self._keys

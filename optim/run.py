@@ -17,7 +17,7 @@ from distributed.parallel import choose_parallel
 from distributed.share import Share
 from errors import Failure, UsageError
 from optim import checkpoint, run_folder
-from optim.compiling import compiled
+from optim.compiling import compile_training
 from optim.config import TrainConfig
 from optim.evaluating import Evaluator
 from optim.feeding import training_batches
@@ -263,10 +263,9 @@ class Run:
         self.say(f"run folder: {self.folder}")
 
     def _forward(self) -> torch.nn.Module:
-        model = self.model
-        if self.args.compile and not model.config.variant.stops_early:  # as a note at the start has said
-            model = compiled(model, self.precision.device)
-        return self.parallel.forward_of(model)
+        if self.args.compile:
+            compile_training(self.model, self.precision.device)
+        return self.parallel.forward_of(self.model)
 
     def _saver(self, progress: Progress) -> Saver:
         staging = self.args.checkpoint_staging_dir

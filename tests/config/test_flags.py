@@ -189,8 +189,6 @@ def test_flags_the_model_does_not_read_are_noted():
         "note: --n_repeat has no effect on base", "note: --depth_embedding has no effect on base"
     ]  # fmt: skip
     assert checks.notes(parse("--model ln_cotformer --n_repeat 5 --depth_embedding learned --compile")) == []
-    (note,) = checks.notes(parse("--model stick_breaking --compile"))
-    assert note.startswith("note: --compile has no effect on but_halting_freeze_input_on_stop")
 
 
 def add_own(parser):

@@ -208,18 +208,3 @@ def test_no_tensor_has_the_size_of_the_logits(model, chunks_of_three):
         assert largest["plain", length] >= length * 1009
     assert largest["chunked", 8] == 1009 * 4
     assert largest["chunked", 32] <= 2 * 64 * 64 < 0.3 * 32 * 1009
-
-
-@pytest.mark.parametrize("model", ["base", "ln_cotformer", "mla", "but"])
-def test_a_step_is_one_graph(model, chunks_of_three):
-    network = both(model)["chunked"]
-    idx = torch.randint(0, 31, (1, 9))
-    expected, reference = scored(network, idx, idx)
-    network.zero_grad()
-    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
-    torch.manual_seed(5)
-    output = compiled(idx, idx)
-    output["loss"].backward()
-    torch.testing.assert_close(output["loss"], expected["loss"], rtol=1e-12, atol=0)
-    for name, parameter in network.named_parameters():
-        torch.testing.assert_close(parameter.grad, reference[name], rtol=1e-10, atol=1e-12, msg=name)
