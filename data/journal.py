@@ -1,40 +1,44 @@
 """What a long preparation has finished, so that a killed one goes on from there.
 
 A file of JSON lines, each forced to disk when it is written; its first line says what is being prepared.
-While one process has it open, no other can.
+While one process has it open, others wait.
 """
 
 import fcntl
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from errors import Failure, UsageError
 
 NAME = "journal.jsonl"
 
 
+class Removed(Exception):
+    """The process that had the journal has finished what this one waited to do."""
+
+
 class Journal:
     """The journal in `folder`, begun anew or taken up again. lines: what it holds, without the first one.
 
-    Raises Failure when another process is at work there, UsageError when another preparation has been begun
-    there.
+    Waits while another process is at work there. Raises Removed when that one has finished, UsageError when
+    another preparation has been begun there.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, identity: dict[str, Any], say: Callable[[str], None] = print) -> None:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = open(folder / NAME, "a+b")  # noqa: SIM115  (held as long as the lock)
         except OSError as error:
             raise Failure(f"cannot write {folder}: {error.strerror}; choose another --data_dir") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        _lock(self._file, f"another process is preparing {folder.parent}: waiting for it", say)
+        if not _is_at(self._file, folder / NAME):
             self._file.close()
-            raise Failure(f"another process is preparing {folder.parent}; wait for it, or end it") from error
+            raise Removed
         first, *self.lines = self._read() or [None]
         if first is None:
             self.append(identity)
@@ -72,3 +76,18 @@ class Journal:
         """All that belongs to the preparation, which is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.close()
+
+
+def _lock(file: BinaryIO, waiting: str, say: Callable[[str], None]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        say(waiting)
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

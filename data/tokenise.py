@@ -19,11 +19,11 @@ from typing import Any, Protocol
 
 from data.assembly import assemble
 from data.encoding import Encoded, make_workers, work
-from data.journal import Journal
+from data.journal import Journal, Removed
 from data.parts import Part
 from data.progress import Progress
 from data.records import Block, Damaged
-from data.token_files import SPLITS
+from data.token_files import SPLITS, read_meta
 from data.tokenizers import make_tokenizer
 from errors import Failure, UsageError
 
@@ -78,7 +78,8 @@ def tokenise(
     about: what else meta.json is to say. fraction: of the documents to hold out, where the source has no
     split of its own. workers: processes; None for one on each core there is. on_error: `skip` leaves bad
     records and damaged files out, counts and names them; `fatal` stops at the first. Raises UsageError or
-    Failure; what has been finished is kept, and the same call goes on from there.
+    Failure; what has been finished is kept, and the same call goes on from there. Where another process is
+    at the same work, it waits for what that one writes, or goes on where it was ended.
     """
     workers = available_cores() if workers is None else workers
     if workers < 1:
@@ -90,9 +91,13 @@ def tokenise(
         raise UsageError(f"the tokeniser {tokenizer_name} has no token for the end of a text")
     meta = {"tokenizer": tokenizer.to_meta(), "end_of_text": tokenizer.end_of_text, **about}
     meta["dtype"] = tokenizer.dtype.name
-    journal = Journal(
-        folder / "parts", {"source": source.identity, "tokenizer": meta["tokenizer"], "fraction": fraction}
-    )
+    identity = {"source": source.identity, "tokenizer": meta["tokenizer"], "fraction": fraction}
+    try:
+        journal = Journal(folder / "parts", identity, say)
+    except Removed:
+        if (written := read_meta(folder)) is None:
+            raise Failure(f"{folder / 'parts'} was deleted while another process worked there") from None
+        return written
     try:
         finished = [line for line in journal.lines if "piece" in line]
         if not any("pieces" in line for line in journal.lines):

@@ -296,16 +296,27 @@ def test_damage_is_found_by_verify_and_reset_deletes_only_what_was_made(tmp_path
     assert "prepare the corpus first" in run("verify", "--data_dir", tmp_path, code=1).stderr
 
 
-def test_two_at_once_do_not_write_the_same_files(tmp_path):
+@pytest.mark.parametrize("killed", [False, True])
+def test_of_two_at_once_the_second_waits(tmp_path, killed):
+    """And goes on where the first was, should that one be killed."""
     archive(tmp_path, monthly(texts(800) * 4, 12))
     flags = command("tokenize", "--data_dir", tmp_path, "--tokenizer", "bytes", "--workers", 1)
-    first = subprocess.Popen(flags, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first = subprocess.Popen(flags, cwd=ROOT, **pipes)
     journal = tmp_path / "openwebtext2-bytes" / "parts" / "journal.jsonl"
     while not journal.exists():
         time.sleep(0.001)
-    refused = tokenize(tmp_path, code=1).stderr
+    first.send_signal(signal.SIGSTOP)
+    second = subprocess.Popen(flags, cwd=ROOT, **pipes, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    line = second.stdout.readline()
+    while "another process is preparing" not in line:
+        assert line, second.communicate()
+        line = second.stdout.readline()
+    first.send_signal(signal.SIGKILL if killed else signal.SIGCONT)
     first.communicate()
-    assert "another process is preparing" in refused and first.returncode == 0
+    assert second.communicate()[1] == "" and second.returncode == 0
+    assert killed or first.returncode == 0
+    run("verify", "--data_dir", tmp_path, "--tokenizer", "bytes")
 
 
 def test_token_files_that_were_brought_are_not_overwritten(tmp_path):
