@@ -171,7 +171,12 @@ def _architecture(add) -> None:
         default=0.0,
         help="rate after embedding, attention and MLP; off in evaluation",
     )
-    add("--compile", action="store_true", help="torch.compile the model: slower to start, then faster")
+    add(
+        "--compile",
+        action="store_true",
+        help="torch.compile the training step: minutes to start, and "
+        "again when capacities are drawn that leave a pass 0 or 1 tokens; then faster",
+    )
     add(
         "--attention",
         type=choice(CHOICES["attention"]),

@@ -228,7 +228,7 @@ def _prepare(
 ) -> None:
     """Have the token files written, unless there are some that were brought."""
     brought = _brought(folder)
-    if brought and source.large and not (folder / "parts").exists():
+    if brought and source.large and not (folder / "parts").exists() and read_meta(folder) is None:
         raise Failure(
             f"{brought[0]} is there without a meta.json: it was brought; move it away to prepare here"
         )

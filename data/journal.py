@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +19,7 @@ NAME = "journal.jsonl"
 
 
 class Removed(Exception):
-    """The process that had the journal has finished what this one waited to do."""
+    """The process that had the journal has finished what this one waited to do, or it was deleted."""
 
 
 class Journal:
@@ -30,26 +31,29 @@ class Journal:
 
     def __init__(self, folder: Path, identity: dict[str, Any], say: Callable[[str], None] = print) -> None:
         self.folder = folder
+        self._file = _opened(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(folder / NAME, "a+b")  # noqa: SIM115  (held as long as the lock)
+            _lock(self._file, f"another process is preparing {folder.parent}: waiting for it", say)
+            removed = not _is_at(self._file, folder / NAME)
         except OSError as error:
-            raise Failure(f"cannot write {folder}: {error.strerror}; choose another --data_dir") from error
-        _lock(self._file, f"another process is preparing {folder.parent}: waiting for it", say)
-        if not _is_at(self._file, folder / NAME):
             self._file.close()
-            raise Removed
+            raise Failure(
+                f"cannot lock {folder / NAME}: {error.strerror}; choose a --data_dir that has locks"
+            ) from error
         first, *self.lines = self._read() or [None]
-        if first is None:
+        if first is None and not removed:
             self.append(identity)
             self.lines.clear()
-        elif first != json.loads(json.dumps(identity)):
+        elif first is not None and first != json.loads(json.dumps(identity)):
             self._file.close()
             differing = ", ".join(sorted(key for key in identity if first.get(key) != identity[key]))
             raise UsageError(
                 f"{folder} holds the beginning of another preparation (of another {differing}): finish that "
                 "one, or delete the folder to begin anew"
             )
+        if removed:
+            self._file.close()
+            raise Removed
 
     def _read(self) -> list[dict[str, Any]]:
         """The whole lines; one that was being written when the power went is cut off."""
@@ -78,11 +82,25 @@ class Journal:
         self.close()
 
 
+def _opened(folder: Path) -> BinaryIO:
+    """Raises Failure where it cannot be."""
+    for attempt in (1, 2):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return open(folder / NAME, "a+b")
+        except FileNotFoundError:  # another process has just finished, and removed the folder
+            if attempt == 2:
+                raise Failure(f"{folder} disappears as soon as it is made") from None
+        except OSError as error:
+            raise Failure(f"cannot write {folder}: {error.strerror}; choose another --data_dir") from error
+
+
 def _lock(file: BinaryIO, waiting: str, say: Callable[[str], None]) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         say(waiting)
+        sys.stdout.flush()  # it may be long, and a job's output is a file
         fcntl.flock(file, fcntl.LOCK_EX)
 
 

@@ -98,6 +98,9 @@ def tokenise(
         if (written := read_meta(folder)) is None:
             raise Failure(f"{folder / 'parts'} was deleted while another process worked there") from None
         return written
+    if not journal.lines and (written := read_meta(folder)) is not None:
+        journal.remove()  # another process finished after the caller had looked
+        return written
     try:
         finished = [line for line in journal.lines if "piece" in line]
         if not any("pieces" in line for line in journal.lines):

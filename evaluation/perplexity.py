@@ -160,7 +160,7 @@ def _score(
         index, loss, counted.sum().item(), (right & counted).sum().item(),
         len(targets), (right | ~counted).all(-1).sum().item(),
         float(output["average_depth"]) * len(targets),
-        [tokens * len(targets) for tokens in output["tokens_per_pass"]],
+        [float(tokens) * len(targets) for tokens in output["tokens_per_pass"]],
         seconds,
     )  # fmt: skip
 

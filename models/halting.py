@@ -53,7 +53,7 @@ class StickBreaking:
         going, fixed = torch.ones_like(never), torch.zeros_like(flat)
         penalty = torch.zeros_like(never[0])
         passes, counts = [], []
-        # Which of the rows are, where they stay among the rows.
+        # Which tokens are frozen; None where those leave the rows.
         frozen = never.new_zeros(len(never), dtype=torch.bool) if torch.compiler.is_compiling() else None
         for repeat in range(1, middle.n_repeat + 1):
             place = rows.within(everyone)

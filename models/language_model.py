@@ -125,9 +125,12 @@ class LanguageModel(nn.Module):
         """
         routing = None
         if self.config.variant.routed:
-            routing = self._routing(length_factors, thresholds, idx.shape[1], cache is not None)
-        compute = (self.training and self.compute_in_training) or self.compute
-        return compute(idx, targets, routing, get_logits, get_predictions, get_routing, cache, lengths)
+            length = idx.shape[1] if lengths is None else max(lengths)
+            routing = self._routing(length_factors, thresholds, length, cache is not None)
+        compute = LanguageModel.compute
+        if self.training and self.compute_in_training is not None:
+            compute = self.compute_in_training
+        return compute(self, idx, targets, routing, get_logits, get_predictions, get_routing, cache, lengths)
 
     def compute(
         self,
@@ -140,7 +143,10 @@ class LanguageModel(nn.Module):
         cache: Cache | None,
         lengths: Sequence[int] | None,
     ) -> dict[str, Any]:
-        """`forward` once capacities have been drawn: what `optim.compiling` compiles, as one graph."""
+        """`forward` once capacities have been drawn: what `optim.compiling` compiles.
+
+        Where it is compiled, stick breaking computes frozen tokens too, and get_routing counts them.
+        """
         config = self.config
         rows, memory = self._rows(idx, cache, lengths)
         x = self._embed(idx, rows)
@@ -241,7 +247,10 @@ class LanguageModel(nn.Module):
         return TopK(tokens_per_pass(length, config.n_repeat, length_factors, rounded))
 
     def _drawn_factors(self) -> list[float]:
-        """From torch's generator on the CPU, which the training loop seeds by step and micro-batch."""
+        """From torch's generator on the CPU, which the training loop seeds by step and micro-batch.
+
+        Before anything else of the forward pass is drawn: a compiled step cannot stop for it.
+        """
         if self.config.n_repeat == 1:
             return []
         return draw_factors(self.config.depth_random_method, torch.rand(self.config.n_repeat - 1).tolist())

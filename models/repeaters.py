@@ -76,7 +76,7 @@ class Repeated:
     exits: representations (*rows.shape, C) to predict from: one, but PonderNet has one after every pass.
     passes: the rows that each pass computed. scores: those of each router, of the rows it saw.
     penalty: what the model adds to its training loss for depth, already weighted per token; a scalar or None.
-    going: of the rows of each pass, how many had not halted, where all were computed all the same; scalars.
+    going: where halted rows were computed too, how many of each pass had not halted, scalars; else empty.
     """
 
     exits: list[Tensor]

@@ -36,7 +36,7 @@ class Routing(Protocol):
 
 
 class TopK:
-    """The highest scores of each sequence, a given fraction of its tokens: how the models are trained.
+    """The highest scores of each sequence, a given number of its tokens: how the models are trained.
 
     Whether a token is among them depends on tokens behind it. This is not causal: it cannot write text token
     by token, and a perplexity measured with it sees a little of the future.
@@ -48,7 +48,7 @@ class TopK:
 
     def choose(self, repeat: int, scores: Tensor, rows: Rows) -> Rows:
         count = self._tokens[repeat]
-        # In a compiled step the question would be a case of its own, to be compiled anew.
+        # A compiled step does not compare: it would need another graph for each answer.
         if not torch.compiler.is_compiling() and count == self._tokens[repeat - 1]:
             return rows.whole()
         if scores.dim() != 2:

@@ -59,9 +59,12 @@ class Sights:
 
         Keys that none of them sees are left out at both ends: before all of a window, and behind them.
         """
-        runs = [slice(start, start + step) for start in range(0, self._query.shape[-1], step)]
-        alike = None if self.causal(number) else number  # causal passes are
-        return self._once((alike, step, dtype), lambda: [self._patch(number, run, dtype) for run in runs])
+        starts = range(0, self._query.shape[-1], step)
+        which = None if self.causal(number) else number  # causal passes have the same patches
+        return self._once(
+            (which, step, dtype),
+            lambda: [self._patch(number, slice(start, start + step), dtype) for start in starts],
+        )
 
     def _patch(self, number: int, run: slice, dtype: torch.dtype) -> Patch | None:
         if self._everything:
@@ -101,7 +104,7 @@ class Sights:
     def _once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """What was made when it was first asked for.
 
-        A compiler makes things once by itself, and would not have a checkpointed stretch leave any behind.
+        A compiler finds by itself what is made twice, and refuses side effects of a checkpointed stretch.
         """
         if torch.compiler.is_compiling():
             return make()

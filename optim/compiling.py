@@ -8,13 +8,14 @@ import torch
 from errors import UsageError
 from models.language_model import LanguageModel
 
-# A drawn number of tokens is a variable of what is compiled; but PyTorch compiles 0 and 1 as cases of their
-# own, and so each pass that may be the first to have as few. Behind this limit a step runs uncompiled.
-MOST_CASES = 64
+# A drawn number of tokens is a variable of what is compiled; but for 0 and 1 PyTorch makes graphs of their
+# own, one for each pass that may be the first with so few. Beyond this limit a step runs uncompiled.
+MOST_GRAPHS = 64
 
 
 def compile_training(model: LanguageModel, device: torch.device) -> None:
-    """From now on `model` trains compiled, in one graph without breaks; it evaluates as it did.
+    """From now on `model` trains compiled, in one graph without breaks (with FSDP in several), and evaluates
+    as before. Sets the limit of graphs for the whole process.
 
     Raises UsageError on a CPU without a C++ compiler, which torch.compile needs there.
     """
@@ -22,5 +23,5 @@ def compile_training(model: LanguageModel, device: torch.device) -> None:
         raise UsageError(
             "--compile on a CPU needs a C++ compiler (g++ or clang++): install one, or leave it out"
         )
-    torch._dynamo.config.recompile_limit = MOST_CASES
-    model.compute_in_training = torch.compile(model.compute)
+    torch._dynamo.config.recompile_limit = MOST_GRAPHS
+    model.compute_in_training = torch.compile(LanguageModel.compute)

@@ -1,6 +1,7 @@
 """Scaling curves: step time and memory over length, repeats and batch, for each way of recomputing.
 
 Every point is a process of its own. A point that does not fit into memory is recorded as one that does not.
+Over length the batch is one sequence.
 """
 
 from functools import partial
@@ -42,10 +43,12 @@ def measure(model: str, axis: str, points: tuple[int, ...], plan: Plan) -> list[
                 size = size._replace(batch=point)
             else:
                 size = size._replace(flags={**size.flags, axis: point})
+            if axis == "sequence_length":
+                size = size._replace(batch=1)
             name = f"{model}, {plan.main_size_name}, {dtype}, {axis} {point}, recompute {way}"
             at = {"model": model, "axis": axis, "point": point, "recompute": way}
             options = {"activation_checkpointing": way}
-            arguments = (model, size, plan.device, dtype, options, plan.pick(5, 2, 1))
+            arguments = (model, size, plan.device, dtype, options, plan.pick(3, 2, 1))
             try:
                 found = apart(time_steps, *arguments, threads=plan.threads)
             except DoesNotFit as error:

@@ -304,10 +304,10 @@ def test_of_two_at_once_the_second_waits(tmp_path, killed):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     first = subprocess.Popen(flags, cwd=ROOT, **pipes)
     journal = tmp_path / "openwebtext2-bytes" / "parts" / "journal.jsonl"
-    while not journal.exists():
+    while not journal.exists() or not journal.stat().st_size:
         time.sleep(0.001)
     first.send_signal(signal.SIGSTOP)
-    second = subprocess.Popen(flags, cwd=ROOT, **pipes, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    second = subprocess.Popen(flags, cwd=ROOT, **pipes)
     line = second.stdout.readline()
     while "another process is preparing" not in line:
         assert line, second.communicate()

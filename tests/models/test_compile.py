@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models.language_model import LanguageModel
 from models.variants import VARIANTS
 from tests.models.reference import RESERVED, make
 
@@ -16,7 +17,9 @@ def steps(model, compiled, **fields):
     network = make(model, depth_embedding="learned", halt_threshold=0.6, **RESERVED, **fields).train()
     if compiled:
         torch._dynamo.reset()
-        network.compute_in_training = torch.compile(network.compute, fullgraph=True, backend="aot_eager")
+        network.compute_in_training = torch.compile(
+            LanguageModel.compute, fullgraph=True, backend="aot_eager"
+        )
     idx = torch.randint(0, 31, (2, 33))
     for step in range(STEPS):
         network.zero_grad()

@@ -276,3 +276,10 @@ def test_a_single_pass_needs_no_decision():
         network = make(model, n_repeat=1).train()
         network(ids, ids)["loss"].backward()
         assert network.eval()(ids)["average_depth"] == 4
+
+
+def test_top_k_of_padded_sequences_counts_the_tokens_that_count():
+    network, idx = make("adm", **RESERVED), torch.randint(0, 31, (2, 9))
+    padded = network(idx, length_factors=[0.7, 0.5], lengths=[5, 5])
+    alone = network(idx[:, :5], length_factors=[0.7, 0.5])
+    assert padded["tokens_per_pass"] == alone["tokens_per_pass"] == [5, 3, 2]
