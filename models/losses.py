@@ -3,6 +3,7 @@
 Shapes: N tokens, C = n_embd, V = vocab_size.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,9 +14,12 @@ from torch.nn import functional as F
 IGNORED = -1  # a target that no loss counts
 
 # Numbers in the logits of a chunk. On a CPU they should stay near its caches, on a GPU keep it busy; but with
-# few tokens to a chunk, adding to the (V, C) gradient of the head would take longer than computing it.
+# few tokens to a chunk its products are slow, and adding up the (V, C) gradient of the head takes long.
 CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**26}
 FEWEST_TOKENS = 256
+# Numbers that are made from them at a time: of a CPU's larger tensors (from 32 MiB) each is new memory, which
+# takes longer to get than to fill.
+PART_NUMBERS = {"cpu": 2**21, "cuda": 2**26}
 
 
 def exact(x: Tensor) -> Tensor:
@@ -30,8 +34,17 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
 
 def chunk_tokens(vocab_size: int, device: torch.device) -> int:
     """How many tokens a chunk has, whatever the number of all."""
-    numbers = CHUNK_NUMBERS.get(device.type, CHUNK_NUMBERS["cpu"])
-    return max(FEWEST_TOKENS, numbers // vocab_size)
+    return max(FEWEST_TOKENS, _numbers(CHUNK_NUMBERS, device) // vocab_size)
+
+
+def _numbers(table: Mapping[str, int], device: torch.device) -> int:
+    return table.get(device.type, table["cpu"])
+
+
+def _parts(count: int, width: int, device: torch.device) -> Iterator[slice]:
+    """`count` rows of `width` numbers, as many at a time as PART_NUMBERS allows."""
+    step = max(1, _numbers(PART_NUMBERS, device) // width)
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 def linear_cross_entropy(
@@ -89,28 +102,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         likeliest = torch.empty_like(targets) if predict else None
         with torch.autocast(x.device.type, enabled=False):
             head = weight.to(product)
+            room = None  # which the chunks share
             for start in range(0, len(x), chunk):
                 part = slice(start, min(start + chunk, len(x)))
-                logits = F.linear(x[part].to(product), head)
-                if predict:
-                    likeliest[part] = logits.argmax(-1)
-                log_p = logits.log_softmax(-1, dtype=work)
-                each[part] = -log_p.gather(1, target[part]).squeeze(1)
-                if not (of_x or of_weight):
-                    continue
-                # d CE / d logits = softmax - one-hot. The tokens' weights meet it as factors of the rows of
-                # the narrow side, x or its gradient, which are C numbers where these are V.
-                slope = log_p.exp_().scatter_add_(1, target[part], -torch.ones_like(log_p[:, :1])).to(product)
+                logits = torch.mm(
+                    x[part].to(product), head.T, out=None if room is None else room[: len(x[part])]
+                )
+                if not torch.compiler.is_compiling():
+                    room = logits if room is None else room
+                slope = logits if of_x or of_weight else None
+                each[part] = _scored(logits, target[part], work, likeliest[part] if predict else None, slope)
+                # The tokens' weights meet the slope as factors of the rows of the narrow side, x or its
+                # gradient, which are C numbers where these are V.
                 if of_x:
                     grad_x[part] = (slope @ head) * scale[part, None]
                 if of_weight:
-                    # A sum over all tokens of the chunk, before loss scaling: too large for float16.
-                    summed = work if product == torch.float16 else product
-                    weighted = (x[part] * scale[part, None]).to(summed)
-                    if summed == work:
-                        grad_weight.addmm_(slope.to(work).T, weighted)
-                    else:
-                        grad_weight += slope.T @ weighted
+                    _add_product(grad_weight, slope, x[part] * scale[part, None])
         each = torch.where(counted, each, 0.0)
         ctx.save_for_backward(grad_x, grad_weight, each)
         ctx.formats = weight.dtype, token_weights.dtype if token_weights is not None else None
@@ -126,3 +133,38 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x = None if grad_x is None else grad_x * grad
         grad_weight = None if grad_weight is None else (grad_weight * grad).to(weight_format)
         return grad_x, grad_weight, None, of_tokens, None, None, None, None
+
+
+def _scored(
+    logits: Tensor, target: Tensor, work: torch.dtype, likeliest: Tensor | None, slope: Tensor | None
+) -> Tensor:
+    """CE of logits (n, V) at target (n, 1), in `work`: (n,).
+
+    likeliest (n,): where to write that. slope: where to write d CE / d logits = softmax - one-hot, which may
+    be the logits' own place.
+    """
+    each = logits.new_empty(len(logits), dtype=work)
+    for part in _parts(*logits.shape, logits.device):
+        these, at = logits[part], target[part]
+        p = these.softmax(-1, dtype=work)
+        # exp(largest - logsumexp) is the largest probability, at least 1 / V: its logarithm is exact.
+        log_sum = these.amax(-1, keepdim=True).to(work) - p.amax(-1, keepdim=True).log()
+        each[part] = (log_sum - these.gather(1, at)).squeeze(1)
+        if likeliest is not None:
+            # Of half precision that is faster, and the same: its numbers are too far apart to become equal.
+            likeliest[part] = (these if these.dtype == work else p).argmax(-1)
+        if slope is not None:
+            slope[part] = p.scatter_add_(1, at, -torch.ones_like(p[:, :1]))
+    return each
+
+
+def _add_product(total: Tensor, slope: Tensor, x: Tensor) -> None:
+    """total (V, C) += slope (n, V).T @ x (n, C)."""
+    # A sum over all tokens of the chunk, before loss scaling: too large for float16.
+    form = total.dtype if slope.dtype == torch.float16 else slope.dtype
+    x = x.to(form)
+    if form == total.dtype:
+        total.addmm_(slope.to(form).T, x)
+        return
+    for part in _parts(*total.shape, total.device):
+        total[part] += torch.mm(slope[:, part].T, x).to(total.dtype)
