@@ -31,11 +31,12 @@ def attend(
     """One softmax over the visible keys of all passes: queries (B, H, n, D) -> (B, H, n, D).
 
     dropout: of probabilities. scale: of scores, None: 1 / sqrt(D). fast: by patches, where that
-    can be done and pays: on CPUs, without dropout, and in a compiled step, where no mask is needed.
+    can be done and pays: on CPUs, without dropout, not in a compiled step.
     """
     scale = queries.shape[-1] ** -0.5 if scale is None else scale
-    compilable = sights.causal_by_pass or not torch.compiler.is_compiling()  # patches read what a mask hides
-    if fast and compilable and not dropout and queries.device.type == "cpu" and _pays(queries, passes):
+    # Compiled, patches would be hundreds of kernels, which takes minutes to compile.
+    fast = fast and not dropout and queries.device.type == "cpu" and not torch.compiler.is_compiling()
+    if fast and _pays(queries, passes):
         return _by_patches(queries, passes, sights, scale)
     return _plain(queries, passes, sights, dropout, scale)
 

@@ -85,11 +85,6 @@ class Sights:
         return Patch(keys, bias, blind if blind.any() else None)
 
     @property
-    def causal_by_pass(self) -> bool:
-        """Whether no pass needs a mask."""
-        return all(map(self.causal, range(len(self._keys))))
-
-    @property
     def all_causal(self) -> bool:
         """Whether all passes, taken together, are one whose i-th key is the last that the i-th query sees."""
         return len(self._keys) == 1 and self.causal(0)
