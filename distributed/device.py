@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from distributed.heap import keep_heap
 from distributed.processes import local_rank
 from errors import UsageError
 
@@ -18,6 +19,8 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if count else "cpu"
     device = torch.device(name)
+    if device.type == "cpu":
+        keep_heap()
     if device.type == "cuda" and (device.index is None or "LOCAL_RANK" in os.environ):
         device = torch.device("cuda", local_rank())
     if device.type == "cuda":
