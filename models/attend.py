@@ -15,6 +15,7 @@ from models.sights import Patch, Sights
 
 # Measured on a CPU: shorter runs of queries leave out more keys, but make the kernel's products too small.
 FEWEST_QUERIES, MOST_RUNS = 32, 16
+SHORT, LONG = 128, 512  # queries
 
 Pass = tuple[Tensor, Tensor]  # keys (B, H, S_i, D), values alike
 
@@ -42,8 +43,13 @@ def attend(
 
 
 def _pays(queries: Tensor, passes: Sequence[Pass]) -> bool:
-    """Not for one pass of a short text, of which there is nothing to leave out."""
-    return len(passes) > 1 or queries.shape[2] >= 2 * FEWEST_QUERIES
+    """As measured on a CPU, forward and backward: for long texts, and shorter ones if there are several.
+
+    Not for one long pass alone, of which PyTorch's kernel leaves out what is hidden by itself.
+    """
+    batch, length = len(queries), queries.shape[2]
+    enough = length >= LONG or (length >= SHORT and batch * length >= 2 * LONG)
+    return enough and (len(passes) > 1 or length < 2 * LONG)
 
 
 def _plain(queries: Tensor, passes: Sequence[Pass], sights: Sights, dropout: float, scale: float) -> Tensor:

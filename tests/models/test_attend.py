@@ -117,15 +117,18 @@ def test_when_it_is_done_by_patches(calls):
     seen, inputs = tensors("same rows")
     run(seen, inputs, False)
     run(seen, inputs, True, dropout=0.1)  # the kernel has none
-    one, two = tensors("same rows")
-    run(Sights(torch.arange(T), [torch.arange(T)]), two[:3], True)
     assert calls == []
-    run(one, two, True)
+    run(seen, inputs, True)
     assert calls == [3]
-    places = torch.arange(2 * module.FEWEST_QUERIES)
-    long = torch.randn(1, 1, len(places), 4)
-    attend(long, [(long, long)], Sights(places, [places]), fast=True)
-    assert calls == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "passes", "expected"),
+    [(1, 512, 2, True), (1, 256, 5, False), (8, 128, 1, True), (64, 64, 3, False), (1, 1024, 1, False),
+     (1, 1024, 2, True), (1, 1, 5, False)],
+)  # fmt: skip
+def test_when_it_pays(patches_pay, batch, length, passes, expected):
+    assert patches_pay(torch.empty(batch, 2, length, 4), [()] * passes) == expected
 
 
 @pytest.mark.parametrize("window", [None, 3])
