@@ -1,23 +1,24 @@
-"""Attention over the keys and values of one or several passes: the plain form, and a faster one.
+"""Attention over the keys and values of one or several passes: the plain form, and faster ones.
 
 Shapes: B batch, H heads, n queries, S_i keys of the i-th pass, D size of a head.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from models.sights import Patch, Sights
+from models.by_patches import by_patches
+from models.by_products import by_products
+from models.sights import Sights
 
-# Measured on a CPU: shorter runs of queries leave out more keys, but make the kernel's products too small.
-FEWEST_QUERIES, MOST_RUNS = 32, 16
+# Measured on a CPU.
 SHORT, LONG = 128, 512  # queries
+FEWEST_SCORES, FEWEST_SCORES_IN_TRAINING = 2**20, 2**16
 
 Pass = tuple[Tensor, Tensor]  # keys (B, H, S_i, D), values alike
+Form = Callable[[Tensor, Sequence[Pass], Sights, float], Tensor]
 
 
 def attend(
@@ -31,25 +32,53 @@ def attend(
 ) -> Tensor:
     """One softmax over the visible keys of all passes: queries (B, H, n, D) -> (B, H, n, D).
 
-    dropout: of probabilities. scale: of scores, None: 1 / sqrt(D). fast: by patches, where that
-    can be done and pays: on CPUs, without dropout, not in a compiled step.
+    dropout: of probabilities. scale: of scores, None: 1 / sqrt(D). fast: by a faster form, where there is one
+    and it pays: on CPUs, without dropout, not in a compiled step.
     """
     scale = queries.shape[-1] ** -0.5 if scale is None else scale
-    # Compiled, patches would be hundreds of kernels, which takes minutes to compile.
-    fast = fast and not dropout and queries.device.type == "cpu" and not torch.compiler.is_compiling()
-    if fast and _pays(queries, passes):
-        return _by_patches(queries, passes, sights, scale)
-    return _plain(queries, passes, sights, dropout, scale)
+    # Compiled, faster forms would be hundreds of kernels, which takes minutes to compile.
+    if not fast or dropout or queries.device.type != "cpu" or torch.compiler.is_compiling():
+        return _plain(queries, passes, sights, dropout, scale)
+    queries, passes = _as_autocast(queries), [(_as_autocast(k), _as_autocast(v)) for k, v in passes]
+    form = faster(queries, passes)
+    if form is None:
+        return _plain(queries, passes, sights, dropout, scale)
+    return form(queries, passes, sights, scale)
 
 
-def _pays(queries: Tensor, passes: Sequence[Pass]) -> bool:
-    """As measured on a CPU, forward and backward: for long texts, and shorter ones if there are several.
+def faster(queries: Tensor, passes: Sequence[Pass]) -> Form | None:
+    """The form that is faster than the plain one on this CPU, if any."""
+    if queries.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return by_products if _products_pay(queries, passes) else None
+    return by_patches if _patches_pay(queries, passes) else None
+
+
+def _products_pay(queries: Tensor, passes: Sequence[Pass]) -> bool:
+    """As measured: from a few hundred thousand scores on; where there is a backward pass, from fewer.
+
+    Not for one long pass alone: see `_patches_pay`.
+    """
+    batch, heads, length, _ = queries.shape
+    scores = batch * heads * length * sum(keys.shape[2] for keys, _ in passes)
+    fewest = FEWEST_SCORES_IN_TRAINING if torch.is_grad_enabled() else FEWEST_SCORES
+    return scores >= fewest and (len(passes) > 1 or length < 2 * LONG)
+
+
+def _patches_pay(queries: Tensor, passes: Sequence[Pass]) -> bool:
+    """As measured, forward and backward: for long texts, and shorter ones if there are several.
 
     Not for one long pass alone, of which PyTorch's kernel leaves out what is hidden by itself.
     """
     batch, length = len(queries), queries.shape[2]
     enough = length >= LONG or (length >= SHORT and batch * length >= 2 * LONG)
     return enough and (len(passes) > 1 or length < 2 * LONG)
+
+
+def _as_autocast(x: Tensor) -> Tensor:
+    """In the format in which autocast would have the plain form's kernel compute."""
+    if not torch.is_autocast_enabled("cpu") or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype("cpu"))
 
 
 def _plain(queries: Tensor, passes: Sequence[Pass], sights: Sights, dropout: float, scale: float) -> Tensor:
@@ -67,109 +96,3 @@ def joined(passes: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         if len(passes) == 1
         else [torch.cat(part, dim=2) for part in zip(*passes, strict=True)]
     )
-
-
-def _by_patches(queries: Tensor, passes: Sequence[Pass], sights: Sights, scale: float) -> Tensor:
-    """A run of queries at a time, to what it sees of each pass: see `_ByPatches`."""
-    tensors = [queries, *(tensor for one in passes for tensor in one)]
-    if torch.is_autocast_enabled("cpu"):  # which does not know the kernel by this name
-        tensors = [_lowered(tensor) for tensor in tensors]
-    step = max(FEWEST_QUERIES, queries.shape[2] // MOST_RUNS)
-    work = torch.promote_types(tensors[0].dtype, torch.float32)
-    patches = [sights.patches(number, step, work) for number in range(len(passes))]
-    return _ByPatches.apply(scale, step, work, patches, *tensors)
-
-
-def _lowered(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype("cpu"))
-
-
-class _ByPatches(torch.autograd.Function):
-    """For queries that see several patches: sum_i exp(L_i - L) times attention to the i-th alone.
-
-    L_i is the logsumexp of its scores, L that of all. Backward the kernel is given the whole's result and L
-    in place of the patch's own: what it then takes for its probabilities, exp(score - L), are those of the
-    whole softmax, so that the gradients of the patch's keys and values come out right at once, and the
-    queries' as a sum over patches.
-
-    PyTorch's kernel for CPUs computes what a mask hides, and for short texts also what is_causal hides: a
-    run of queries is therefore given no more keys than one of them sees. It gains nothing by half precision
-    on the processors that we could measure; so its arithmetic is in float32, and what is kept for the
-    backward pass stays as it was. Keys and values are used where they are: none is copied for later passes.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, scale: float, step: int, work: torch.dtype, patches: Sequence[Sequence[Patch | None]],
-        *tensors: Tensor,
-    ) -> Tensor:  # fmt: skip
-        queries, *kept = [tensor.to(work) for tensor in tensors]
-        y = torch.empty_like(queries)
-        whole = queries.new_empty(queries.shape[:3])
-        for run, seen in _runs(queries, patches, step):
-            found = [
-                torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                    queries[:, :, run], kept[2 * number][:, :, keys], kept[2 * number + 1][:, :, keys],
-                    attn_mask=bias, scale=scale,
-                )
-                for number, (keys, bias, _) in seen
-            ]  # fmt: skip
-            if len(found) == 1:
-                y[:, :, run], whole[:, :, run] = found[0]
-                continue
-            found = [_without(patch.blind, *one) for one, (_, patch) in zip(found, seen, strict=True)]
-            sums = torch.stack([each for _, each in found])
-            whole[:, :, run] = total = sums.logsumexp(0)
-            shares = (sums - total).exp_()[..., None]
-            y[:, :, run] = sum(part * share for (part, _), share in zip(found, shares, strict=True))
-        ctx.settings = scale, step, work, patches
-        y = y.to(tensors[0].dtype)
-        ctx.save_for_backward(*tensors, y, whole)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scale, step, work, patches = ctx.settings
-        *tensors, y, whole = ctx.saved_tensors
-        queries, *kept = [tensor.to(work) for tensor in tensors]
-        grad, y = grad.to(work), y.to(work)
-        of_queries = torch.empty_like(queries)
-        of_kept: list[Tensor | None] = [None] * len(kept)
-        # From the last run to the first: the last sees most keys, and what it gives is added to.
-        for run, seen in reversed(list(_runs(queries, patches, step))):
-            parts = []
-            for number, (keys, bias, _) in seen:
-                at = 2 * number
-                part, *found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                    grad[:, :, run], queries[:, :, run], kept[at][:, :, keys], kept[at + 1][:, :, keys],
-                    y[:, :, run], whole[:, :, run], 0.0, False, attn_mask=bias, scale=scale,
-                )  # fmt: skip
-                parts.append(part)
-                for place, new in enumerate(found, start=at):
-                    if of_kept[place] is None:
-                        if new.shape == kept[place].shape:
-                            of_kept[place] = new
-                            continue
-                        of_kept[place] = torch.zeros_like(kept[place])
-                    of_kept[place][:, :, keys] += new
-            of_queries[:, :, run] = parts[0] if len(parts) == 1 else sum(parts)
-        of_kept = [torch.zeros_like(k) if new is None else new for k, new in zip(kept, of_kept, strict=True)]
-        every = zip((of_queries, *of_kept), tensors, strict=True)
-        return None, None, None, None, *(found.to(tensor.dtype) for found, tensor in every)
-
-
-def _without(blind: Tensor | None, part: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-    """A patch's result without the queries that see nothing there, for which the kernel's sum is 0."""
-    if blind is None:
-        return part, sums
-    return part.masked_fill(blind[..., None], 0.0), sums.masked_fill(blind, -torch.inf)
-
-
-def _runs(
-    queries: Tensor, patches: Sequence[Sequence[Patch | None]], step: int
-) -> Iterator[tuple[slice, list[tuple[int, Patch]]]]:
-    """(which queries, [(which pass, what they see of it)])."""
-    for place, patches_of_run in enumerate(zip(*patches, strict=True)):
-        seen = [(number, patch) for number, patch in enumerate(patches_of_run) if patch is not None]
-        yield slice(place * step, min((place + 1) * step, queries.shape[2])), seen

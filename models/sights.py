@@ -3,7 +3,7 @@
 Shapes: B batch, n rows that ask, S_i rows of the i-th pass, S all of them.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -24,6 +24,18 @@ class Patch(NamedTuple):
     keys: slice
     bias: Tensor | None
     blind: Tensor | None = None
+
+
+class Run(NamedTuple):
+    """What a run of queries sees of all passes: (number of a pass, which of its keys) each.
+
+    bias: what is added to the scores of those keys, one behind the other: (queries, keys) or
+    (B, 1, queries, keys); None: nothing.
+    """
+
+    queries: slice
+    keys: list[tuple[int, slice]]
+    bias: Tensor | None
 
 
 class Sights:
@@ -66,9 +78,21 @@ class Sights:
             lambda: [self._patch(number, slice(start, start + step), dtype) for start in starts],
         )
 
+    def runs(self, step: int, dtype: torch.dtype) -> list[Run]:
+        """All passes, for each run of `step` queries."""
+        return self._once(("runs", step, dtype), lambda: [*self._runs(step, dtype)])
+
+    def _runs(self, step: int, dtype: torch.dtype) -> Iterator[Run]:
+        by_pass = [self.patches(number, step, dtype) for number in range(len(self._keys))]
+        for place, patches in enumerate(zip(*by_pass, strict=True)):
+            seen = [(number, patch) for number, patch in enumerate(patches) if patch is not None]
+            stop = min((place + 1) * step, self._query.shape[-1])
+            keys = [(number, patch.keys) for number, patch in seen]
+            yield Run(slice(place * step, stop), keys, _joined([patch.bias for _, patch in seen]))
+
     def _patch(self, number: int, run: slice, dtype: torch.dtype) -> Patch | None:
         if self._everything:
-            return Patch(slice(None), None)
+            return Patch(slice(0, self._keys[number].shape[-1]), None)
         if self.causal(number):
             end = min(run.stop, self._query.shape[-1])
             form = {"dtype": dtype, "device": self._query.device}
@@ -113,6 +137,18 @@ class Sights:
             batch = max(len(positions) for positions in keys if positions.dim() == 2)
             keys = [positions.expand(batch, -1) for positions in keys]
         return visible(self._query, torch.cat(list(keys), -1), self._window)
+
+
+def _joined(biases: Sequence[Tensor | None]) -> Tensor | None:
+    """One behind the other. Either none of them is None, or all are."""
+    if biases[0] is None:
+        return None
+    for bias in biases:
+        if bias.dim() == 4:
+            lead = (*bias.shape[:2], -1, -1)
+            biases = [bias.expand(lead) for bias in biases]
+            break
+    return torch.cat(list(biases), dim=-1)
 
 
 def visible(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:

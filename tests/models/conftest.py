@@ -1,4 +1,4 @@
-"""Networks here are small: attention by patches is taken although it does not pay."""
+"""Networks here are small: faster forms of attention are taken although they do not pay."""
 
 import pytest
 
@@ -6,8 +6,9 @@ import models.attend
 
 
 @pytest.fixture(autouse=True)
-def patches_pay(monkeypatch):
-    """Returns what really decides."""
-    decides = models.attend._pays
-    monkeypatch.setattr(models.attend, "_pays", lambda queries, passes: True)
+def all_pay(monkeypatch):
+    """Returns what really decides, by the name of the form."""
+    decides = {"patches": models.attend._patches_pay, "products": models.attend._products_pay}
+    for name in decides:
+        monkeypatch.setattr(models.attend, f"_{name}_pay", lambda queries, passes: True)
     return decides

@@ -1,9 +1,10 @@
-"""Attention by patches against attention to all at once: results, gradients, and whole models."""
+"""Faster forms of attention against the plain one: results, gradients, and whole models."""
 
 import pytest
 import torch
 
 from models import attend as module
+from models import by_patches, by_products
 from models.attend import attend
 from models.rows import FAR
 from models.sights import Sights
@@ -54,11 +55,27 @@ def run(seen, inputs, fast, **settings):
 @pytest.fixture(params=[2, 3, 32], ids=lambda count: f"runs of {count}")
 def step(request, monkeypatch):
     """Queries of a run: some that do not divide them, and more than there are."""
-    monkeypatch.setattr(module, "FEWEST_QUERIES", request.param)
+    monkeypatch.setattr(by_patches, "FEWEST_QUERIES", request.param)
+    monkeypatch.setattr(by_products, "SHORT_RUN", request.param)
+    monkeypatch.setattr(by_products, "LONG_RUN", request.param)
+
+
+@pytest.fixture(params=["patches", "products"])
+def form(request, monkeypatch):
+    """Taken whatever the numbers' format; its calls' numbers of passes."""
+    found = []
+    original = {"patches": by_patches.by_patches, "products": by_products.by_products}[request.param]
+
+    def noted(queries, passes, *rest):
+        found.append(len(passes))
+        return original(queries, passes, *rest)
+
+    monkeypatch.setattr(module, "faster", lambda queries, passes: noted)
+    return found
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_against_all_at_once(kind, step):
+def test_against_all_at_once(kind, step, form):
     found = {}
     for fast in (False, True):
         seen, inputs = tensors(kind)
@@ -70,7 +87,7 @@ def test_against_all_at_once(kind, step):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_those_of_the_result(kind, step):
+def test_gradients_are_those_of_the_result(kind, step, form):
     seen, inputs = tensors(kind)
     assert torch.autograd.gradcheck(lambda *inputs: run(seen, inputs, True), inputs)
 
@@ -78,7 +95,7 @@ def test_gradients_are_those_of_the_result(kind, step):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_in_fewer_digits(kind, dtype):
-    """As near to float64 as all at once is, about."""
+    """As near to float64 as all at once is, about, by the form that is chosen."""
     seen, exact = tensors(kind)
     expected = torch.autograd.grad(run(seen, exact, False).square().sum(), exact)
     errors = {}
@@ -91,6 +108,28 @@ def test_in_fewer_digits(kind, dtype):
     assert errors[True] < 3 * errors[False] + 1e-6
 
 
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="the CPU has no bfloat16")
+@pytest.mark.parametrize("spread", [1.0, 3.0, 10.0])
+def test_products_of_few_digits_keep_the_scores_that_count(spread, step):
+    """Rounded like other numbers in bfloat16, scores of 30 would be wrong by an eighth."""
+    torch.manual_seed(0)
+    everywhere = torch.arange(64)
+    seen = Sights(everywhere, [everywhere] * 2)
+    exact = [torch.randn(2, 4, 64, 16) * spread**0.5 for _ in range(3)]  # queries, and keys of two passes
+    exact = [exact[0], exact[1], torch.randn(2, 4, 64, 16), exact[2], torch.randn(2, 4, 64, 16)]
+    exact = [tensor.bfloat16().double().requires_grad_() for tensor in exact]
+    expected = run(seen, exact, False)
+    expected = expected, *torch.autograd.grad(expected.square().sum(), exact)
+    errors = []
+    for fast in (False, True):
+        inputs = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
+        y = run(seen, inputs, fast)
+        found = y, *torch.autograd.grad(y.float().square().sum(), inputs)
+        errors.append([((a - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True)])
+    for ours, plain in zip(errors[1], errors[0], strict=True):
+        assert ours < 2 * plain
+
+
 def test_autocast_decides_the_format():
     seen, inputs = tensors("same rows", dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -99,54 +138,62 @@ def test_autocast_decides_the_format():
     torch.testing.assert_close(*ys, rtol=0.02, atol=0.02)
 
 
-@pytest.fixture
-def calls(monkeypatch):
-    """The numbers of passes of each call that was by patches."""
-    found = []
-    original = module._by_patches
-
-    def by_patches(queries, passes, *rest):
-        found.append(len(passes))
-        return original(queries, passes, *rest)
-
-    monkeypatch.setattr(module, "_by_patches", by_patches)
-    return found
-
-
-def test_when_it_is_done_by_patches(calls):
+def test_when_another_form_is_asked_for(form):
     seen, inputs = tensors("same rows")
     run(seen, inputs, False)
-    run(seen, inputs, True, dropout=0.1)  # the kernel has none
-    assert calls == []
+    run(seen, inputs, True, dropout=0.1)  # they have none
+    assert form == []
     run(seen, inputs, True)
-    assert calls == [3]
+    assert form == [3]
+
+
+def test_which_form(monkeypatch):
+    queries, passes = torch.empty(1, 2, 1, 4), [(torch.empty(1, 2, 1, 4),) * 2]
+    assert module.faster(queries, passes) is by_patches.by_patches
+    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    of_half = by_products.by_products if supported else by_patches.by_patches
+    assert module.faster(queries.bfloat16(), passes) is of_half
+    monkeypatch.undo()  # nothing pays that is so small
+    assert module.faster(queries, passes) is module.faster(queries.bfloat16(), passes) is None
 
 
 @pytest.mark.parametrize(
-    ("batch", "length", "passes", "expected"),
-    [(1, 512, 2, True), (1, 256, 5, False), (8, 128, 1, True), (64, 64, 3, False), (1, 1024, 1, False),
-     (1, 1024, 2, True), (1, 1, 5, False)],
+    ("batch", "length", "passes", "patches", "products"),
+    [(1, 512, 2, True, True), (1, 256, 5, False, True), (8, 128, 2, True, True), (64, 64, 3, False, True),
+     (1, 1024, 1, False, False), (1, 1024, 2, True, True), (1, 1, 5, False, False),
+     (1, 256, 1, False, False)],
 )  # fmt: skip
-def test_when_it_pays(patches_pay, batch, length, passes, expected):
-    assert patches_pay(torch.empty(batch, 2, length, 4), [()] * passes) == expected
+def test_when_it_pays(all_pay, batch, length, passes, patches, products):
+    queries = torch.empty(batch, 2, length, 4)
+    given = queries, [(queries, queries)] * passes
+    assert all_pay["patches"](*given) == patches
+    with torch.no_grad():
+        assert all_pay["products"](*given) == products
+
+
+def test_products_pay_earlier_where_there_is_a_backward_pass(all_pay):
+    queries = torch.empty(1, 8, 128, 4)
+    assert all_pay["products"](queries, [(queries, queries)])
+    with torch.no_grad():
+        assert not all_pay["products"](queries, [(queries, queries)])
 
 
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
-def test_models(variant, window, calls, step):
+def test_models(variant, window, form, step):
     """Loss and all gradients, with tokens that leave early where there are such."""
     idx = torch.randint(0, 31, (2, 9), generator=torch.Generator().manual_seed(2))
     settings = {"attention_window_length": window, "training_length_factor": [0.7, 0.4], **RESERVED}
     found = []
     for kind in ("plain", "fast"):
-        calls.clear()
+        form.clear()
         network = make(variant.name, attention=kind, depth_embedding="learned", **settings).train()
         torch.manual_seed(5)
         loss = network(idx, idx.roll(-1, 1))["loss"]
         loss.backward()
         found.append((loss, {name: part.grad for name, part in network.named_parameters()}))
     across = variant.repeater in ("cross_repeat", "mixture_of_repeats")
-    assert {2, 3} <= set(calls) if across else set(calls) <= {1}
+    assert {2, 3} <= set(form) if across else set(form) <= {1}
     (plain, reference), (fast, gradients) = found
     torch.testing.assert_close(fast, plain, rtol=1e-12, atol=0)
     for name, gradient in gradients.items():
@@ -154,7 +201,7 @@ def test_models(variant, window, calls, step):
 
 
 @pytest.mark.parametrize("model", ["cotformer", "mla"])
-def test_keys_and_values_are_not_copied_for_later_passes(model):
+def test_keys_and_values_are_not_copied_for_later_passes(model, form):
     """What backward needs of 5 passes is about 5 keys and values, not 1 + 2 + ... + 5."""
 
     def kept(kind):
