@@ -54,14 +54,11 @@ def faster(queries: Tensor, passes: Sequence[Pass]) -> Form | None:
 
 
 def _products_pay(queries: Tensor, passes: Sequence[Pass]) -> bool:
-    """As measured: from a few hundred thousand scores on; where there is a backward pass, from fewer.
-
-    Not for one long pass alone: see `_patches_pay`.
-    """
+    """As measured: from a million scores on; where there is a backward pass, from fewer."""
     batch, heads, length, _ = queries.shape
     scores = batch * heads * length * sum(keys.shape[2] for keys, _ in passes)
     fewest = FEWEST_SCORES_IN_TRAINING if torch.is_grad_enabled() else FEWEST_SCORES
-    return scores >= fewest and (len(passes) > 1 or length < 2 * LONG)
+    return scores >= fewest
 
 
 def _patches_pay(queries: Tensor, passes: Sequence[Pass]) -> bool:

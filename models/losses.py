@@ -32,9 +32,19 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
     return F.cross_entropy(exact(logits), targets, ignore_index=IGNORED, reduction=reduction)
 
 
-def chunk_tokens(vocab_size: int, device: torch.device) -> int:
-    """How many tokens a chunk has, whatever the number of all."""
-    return max(FEWEST_TOKENS, _numbers(CHUNK_NUMBERS, device) // vocab_size)
+def chunk_tokens(vocab_size: int, device: torch.device, product: torch.dtype) -> int:
+    """How many tokens a chunk has, whatever the number of all. product: the format of its logits."""
+    # In float32 larger products are faster; in training that is too little for the memory that they take.
+    fewest = FEWEST_TOKENS * (1 if torch.is_grad_enabled() or product.itemsize < 4 else 2)
+    return max(fewest, _numbers(CHUNK_NUMBERS, device) // vocab_size)
+
+
+def product_format(x: Tensor, weight: Tensor) -> torch.dtype:
+    """Of x @ weight.T, as F.linear computes it: autocast decides."""
+    product = torch.promote_types(x.dtype, weight.dtype)
+    if torch.is_autocast_enabled(x.device.type) and product != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return product
 
 
 def _numbers(table: Mapping[str, int], device: torch.device) -> int:
@@ -62,14 +72,12 @@ def linear_cross_entropy(
     weight and token_weights (once); every token's CE (N,), which has none: in nats, in float32 at least; and,
     if asked to predict, every token's likeliest id (N,), else None.
 
-    As in F.linear, autocast decides the format of the matrix products; the gradients of the chunks add up in
-    float32 at least. What is kept for the backward pass is these gradients, of the size of x and weight.
+    The format of the matrix products is `product_format`; the gradients of the chunks add up in float32 at
+    least. What is kept for the backward pass is these gradients, of the size of x and weight.
     """
+    product = product_format(x, weight)
     if chunk is None:
-        chunk = chunk_tokens(len(weight), x.device)
-    product = torch.promote_types(x.dtype, weight.dtype)
-    if torch.is_autocast_enabled(x.device.type) and product != torch.float64:
-        product = torch.get_autocast_dtype(x.device.type)
+        chunk = chunk_tokens(len(weight), x.device, product)
     recording = torch.is_grad_enabled()  # inside the function it never is
     return _LinearCrossEntropy.apply(x, weight, targets, token_weights, chunk, product, recording, predict)
 
@@ -147,12 +155,16 @@ def _scored(
     for part in _parts(*logits.shape, logits.device):
         these, at = logits[part], target[part]
         p = these.softmax(-1, dtype=work)
-        # exp(largest - logsumexp) is the largest probability, at least 1 / V: its logarithm is exact.
-        log_sum = these.amax(-1, keepdim=True).to(work) - p.amax(-1, keepdim=True).log()
-        each[part] = (log_sum - these.gather(1, at)).squeeze(1)
-        if likeliest is not None:
+        if likeliest is None:
+            score, chance = these.amax(-1, keepdim=True), p.amax(-1, keepdim=True)
+        else:
             # Of half precision that is faster, and the same: its numbers are too far apart to become equal.
-            likeliest[part] = (these if these.dtype == work else p).argmax(-1)
+            best = (these if these.dtype == work else p).argmax(-1, keepdim=True)
+            likeliest[part] = best.squeeze(1)
+            score, chance = these.gather(1, best), p.gather(1, best)
+        # exp(score - logsumexp) is the largest probability, at least 1 / V: its logarithm is exact.
+        log_sum = score.to(work) - chance.log()
+        each[part] = (log_sum - these.gather(1, at)).squeeze(1)
         if slope is not None:
             slope[part] = p.scatter_add_(1, at, -torch.ones_like(p[:, :1]))
     return each

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.config import ModelConfig
 from models.halting import halting_distribution, ponder_divergence, sampled_exits
-from models.losses import IGNORED, chunk_tokens, cross_entropy, exact, linear_cross_entropy
+from models.losses import IGNORED, chunk_tokens, cross_entropy, exact, linear_cross_entropy, product_format
 
 
 class Scored(NamedTuple):
@@ -130,7 +130,8 @@ class ExpectedExit:
 def _likeliest(p: Tensor, exits: Sequence[Tensor], head: nn.Linear) -> Tensor:
     """Of the expectation, a chunk of tokens at a time: p (R, B, T), R times (B, T, C) -> ids (B, T)."""
     flat, parts = [x.flatten(0, -2) for x in exits], []
-    step = max(1, chunk_tokens(head.out_features, p.device) // len(exits))
+    chunk = chunk_tokens(head.out_features, p.device, product_format(flat[0], head.weight))
+    step = max(1, chunk // len(exits))
     for start in range(0, len(flat[0]), step):
         part = slice(start, start + step)
         parts.append(_mixed(p.flatten(1)[:, part], [exact(head(x[part])) for x in flat]).argmax(-1))
