@@ -11,10 +11,10 @@ from typing import Any
 from bench import machine
 from bench.baseline import difference
 from bench.parts import PARTS
-from bench.plan import MODELS, QUICK_MODELS, SIZES, Plan, Row
+from bench.plan import DEFAULT_SIZES, MODELS, QUICK_MODELS, SIZES, Done, Plan
 from bench.processes import terminated_like_interrupted
-from bench.results import RESULTS, require_writable
-from bench.suite import run
+from bench.results import RESULTS, begun, require_writable
+from bench.suite import flat, run
 from errors import UsageError, run_script, unknown
 from files import write_json
 from models.variants import find_variant
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--sizes",
         nargs="+",
         metavar="SIZE",
-        help="of floor, train, eval, prefill and decode (default: baseline nano)",
+        help="of train and eval (default: baseline nano), floor, prefill and decode (default: baseline)",
     )
     add("--dtypes", nargs="+", metavar="DTYPE", help="float32, bfloat16 (default: both)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -47,13 +47,18 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--repeats",
         type=int,
-        help="of what takes turns (default: 15; 3 with --quick, 1 with --tiny); baseline, scaling, "
+        help="of what takes turns (default: 7; 3 with --quick, 1 with --tiny); baseline, scaling, "
         "ddp, startup, tokeniser and paper have their own",
     )
     add("--baseline", metavar="FILE", help="the released code's measurements, for the part baseline")
-    add("--figure", type=Path, help="draw the part scaling into this .png, .pdf or .svg")
-    add("--json", type=Path, help="write the result here (default: bench/results/<machine>-<commit>.json, "
-        "of a whole run only)")  # fmt: skip
+    add("--figure", type=Path, help="draw the part scaling into this .png, .pdf or .svg (default: "
+        "a .png beside the result, of a whole run only)")  # fmt: skip
+    add(
+        "--json",
+        type=Path,
+        help="write the result here after each case, and go on with what was cut off, by the same command, "
+        "code and machine (default: bench/results/<machine>-<commit>.json, of a whole run only)",
+    )
     return parser
 
 
@@ -68,12 +73,11 @@ def make_plan(args: argparse.Namespace) -> Plan:
         if name not in PARTS:
             raise UsageError(unknown(f"--only {name}: there is no such part", name, PARTS))
     models = tuple(find_variant(name).alias for name in args.models or ())
-    defaults = {"full": ("baseline", "nano"), "quick": ("nano",), "tiny": ("tiny",)}
     for flag, given, allowed in (("--sizes", args.sizes, SIZES), ("--dtypes", args.dtypes, DTYPES)):
         for name in given or ():
             if name not in allowed:
                 raise UsageError(unknown(f"{flag} {name} is unknown", name, allowed))
-    repeats = {"full": 15, "quick": 3, "tiny": 1}[effort] if args.repeats is None else args.repeats
+    repeats = {"full": 7, "quick": 3, "tiny": 1}[effort] if args.repeats is None else args.repeats
     for flag, number in (("--repeats", repeats), ("--threads", args.threads)):
         if number is not None and number < 1:
             raise UsageError(f"{flag} {number} must be at least 1")
@@ -84,7 +88,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
 
     return Plan(
         models=models or (MODELS if effort == "full" else QUICK_MODELS),
-        sizes=tuple(args.sizes or defaults[effort]),
+        sizes=tuple(args.sizes or DEFAULT_SIZES[effort]),
         dtypes=tuple(args.dtypes or DTYPES),
         device=str(device),
         threads=args.threads,
@@ -105,10 +109,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UsageError(f"--figure {args.figure}: the suffix must be one of {', '.join(FORMATS)}")
     command = shlex.join(["python", "-m", "bench", *(sys.argv[1:] if argv is None else argv)])
     where = machine.describe(plan, command)
-    path = args.json
-    if path is None and not (args.quick or args.tiny or args.models or args.sizes or args.dtypes):
-        path = RESULTS / machine.file_name(where) if set(args.only) == set(PARTS) else None
-    for place in filter(None, (path, args.figure)):
+    path, figure = args.json, args.figure
+    chosen = args.quick or args.tiny or args.models or args.sizes or args.dtypes or args.repeats
+    if path is None and not chosen and set(args.only) == set(PARTS):
+        path = RESULTS / machine.file_name(where)
+        figure = figure or path.with_suffix(".png")
+    for place in filter(None, (path, figure)):
         require_writable(place)
     print(
         f"{where['gpu'] or where['cpu']}, {where['cores']} cores, {where['threads']} threads, "
@@ -116,19 +122,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     baseline_note(args, where)
 
-    def keep(rows: list[Row], complete: bool = False) -> None:
+    done = begun(path, where)
+    if done:
+        print(f"going on with {path}: {len(done)} cases are measured")
+
+    def keep(done: Done, complete: bool = False) -> None:
         if path is not None:
-            write_json(path, {"machine": where, "complete": complete, "rows": rows})
+            cases = [[*case, len(rows)] for case, rows in done.items()]
+            write_json(path, {"machine": where, "complete": complete, "cases": cases, "rows": flat(done)})
 
     with terminated_like_interrupted():
-        rows = run(args.only, plan, keep)
-    keep(rows, complete=True)
+        done = run(args.only, plan, keep, done)
+    keep(done, complete=True)
     if path is not None:
         print(f"\nwritten to {path}")
-    if args.figure:
+    if figure:
         from bench.parts.scaling import draw
 
-        draw(rows, args.figure)
+        draw(flat(done), figure)
 
 
 def baseline_note(args: argparse.Namespace, where: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from models.variants import VARIANTS, find_variant
 
 T = TypeVar("T")
 Row = dict[str, Any]
+Done = dict[tuple[str, str], list[Row]]  # rows of each case, by part and name
 
 # Its twin without a difference to measure.
 MODELS = tuple(variant.alias for variant in VARIANTS if variant.alias != "adaptive_but_macs")
@@ -19,6 +20,7 @@ PAPER: Mapping[str, Any] = {
     "n_layer": 24, "n_layer_begin": 2, "n_layer_end": 1, "n_repeat": 5, "n_embd": 768, "n_head": 12,
     "vocab_size": 50304, "sequence_length": 256, "iterations": 40_000,
 }  # fmt: skip
+DEFAULT_SIZES = {"full": ("baseline", "nano"), "quick": ("nano",), "tiny": ("tiny",)}
 MODEL_FIELDS = tuple(name for name in PAPER if name != "iterations")
 
 
@@ -78,6 +80,11 @@ class Plan:
     effort: str
     run_dtype: str
     baseline: str | None = None
+
+    @property
+    def main_sizes(self) -> tuple[str, ...]:
+        """Of the parts that look at one size, if several were not asked for."""
+        return (self.main_size_name,) if self.sizes == DEFAULT_SIZES.get(self.effort) else self.sizes
 
     @property
     def cuda(self) -> bool:

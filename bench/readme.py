@@ -11,9 +11,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench.plan import Row
 from bench.results import newest
 from bench.rows import number
-from bench.timing import QUARTILES_FROM
 from errors import Failure, UsageError, run_script
 from files import write_atomically
 
@@ -21,15 +21,14 @@ README = Path(__file__).parents[1] / "README.md"
 BEGIN = "<!-- speed: made by `python -m bench.readme` -->"
 END = "<!-- end of speed -->"
 NOT_YET = "Not measured yet: `make bench` measures, `python -m bench.readme` then fills this in."
-PARTS = (
-    "train", "eval", "capacities", "precision", "prefill", "decode", "budgets", "loader", "tokeniser",
-    "checkpoint", "startup", "scaling", "ddp", "baseline", "paper",
-)  # fmt: skip
-NOTABLE = (  # of the details: those that say what the part is for
-    "deviation", "float32_over_bfloat16", "recomputed_over_cached", "realised", "dataloader_over_ours",
-    "tiktoken_over_ours", "speed_while_writing", "over_one_process", "released_over_ours",
-    "largest_micro_batch", "model_flop_utilisation", "hours_of_40k_steps",
-)  # fmt: skip
+FORMATS = ("float32", "bfloat16")
+PHASES = {"train": "a training step", "eval": "a batch of evaluation"}
+# Of each other part: which detail of its rows says what the part is for.
+TOLD = {
+    "budgets": "realised", "loader": "dataloader_over_ours", "tokeniser": "tiktoken_over_ours",
+    "checkpoint": "speed_while_writing", "startup": None, "ddp": "over_one_process",
+    "baseline": "released_over_ours", "paper": "model_flop_utilisation",
+}  # fmt: skip
 
 
 def block(results: Sequence[dict[str, Any]]) -> str:
@@ -38,48 +37,110 @@ def block(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _section(result: dict[str, Any]) -> str:
-    machine = result["machine"]
+    machine, rows = result["machine"], [row for row in result["rows"] if row["value"]]
     where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
-    commit = (machine["commit"] or "unknown")[:8]
+    title = (
+        f"{where}, torch {machine['torch']}, {machine['date'][:10]}, commit "
+        f"{(machine['commit'] or 'unknown')[:8]}: medians."
+    )
+    tables = [_phase_table(phase, rows) for phase in PHASES]
+    tables += [_floor_table(rows), _writing_table(rows), _capacities_table(rows), _other_table(rows)]
+    return "\n\n".join([title, *filter(None, tables)])
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Markdown; empty where there are no lines."""
+    if not lines:
+        return ""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
+
+
+def _by_format(rows: Sequence[Row], part: str, ending: str = "") -> dict[str, dict[str, Row]]:
+    """Rows of a part by what stands before the number format in their names, and by that."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        for dtype in FORMATS:
+            before, between, _ = row["name"].partition(f", {dtype}{ending}")
+            if row["part"] == part and between:
+                found.setdefault(before, {})[dtype] = row
+    return found
+
+
+def _phase_table(phase: str, rows: Sequence[Row]) -> str:
+    head = [PHASES[phase]]
+    head += [f"{dtype}: {what}" for dtype in FORMATS for what in ("s", "plain / ours", "MiB (plain)")]
+    lines = []
+    for name, by_format in _by_format(rows, phase).items():
+        cells = [name]
+        for dtype in FORMATS:
+            row = by_format.get(dtype)
+            if row is None:
+                cells += ["", "", ""]
+                continue
+            memory = f"{number(row['memory_mib'])} ({number(row['plain_memory_mib'])})"
+            cells += [number(row["value"]["median"]), f"{row['ratio']['median']:.2f}", memory]
+        lines.append(cells)
+    return _table(head, lines)
+
+
+def _floor_table(rows: Sequence[Row]) -> str:
+    """over_kernels: see `bench.kernels`."""
+    details = ("over_floor", "kernels_over_floor", "over_kernels")
+    said = ("over its floor", "PyTorch's kernels alone over it", "step over these kernels")
     lines = [
-        f"{where}, torch {machine['torch']}, {machine['date'][:10]}, commit {commit}: medians and quartiles "
-        f"(of fewer than {QUARTILES_FROM} runs: extremes).",
-        "",
-        "| part | what | | from, to | plain / ours | MiB (plain) | |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        [
+            name,
+            *(
+                f"{by[dtype]['details'][key]:.2f}" if dtype in by else ""
+                for dtype in FORMATS
+                for key in details
+            ),
+        ]
+        for name, by in _by_format(rows, "floor", ", whole step").items()
     ]
-    lines += [_line(row) for row in result["rows"] if row["part"] in PARTS and row["value"]]
-    floor = [row for row in result["rows"] if row["part"] == "floor" and "over_floor" in row["details"]]
-    whole = [row for row in floor if row["name"].endswith("whole step")]
-    if whole:
-        lines += [
-            "",
-            "| training step over its floor | seconds | floor | ratio |",
-            "| --- | --- | --- | --- |",
-        ]
-        lines += [
-            f"| {row['name'].removesuffix(', whole step')} | {number(row['value']['median'])} "
-            f"| {number(row['details']['floor_s'])} | {row['details']['over_floor']:.2f} |"
-            for row in whole
-        ]
-    return "\n".join(lines)
+    return _table(["a training step", *(f"{dtype}: {one}" for dtype in FORMATS for one in said)], lines)
 
 
-def _line(row: dict[str, Any]) -> str:
-    value, ratio = row["value"], row["ratio"]
-    memory = "" if row["memory_mib"] is None else number(row["memory_mib"])
-    if row["plain_memory_mib"] is not None:
-        memory += f" ({number(row['plain_memory_mib'])})"
-    cells = [
-        row["part"],
-        row["name"],
-        f"{number(value['median'])} {row['unit']}",
-        f"{number(value['low'])} to {number(value['high'])}",
-        f"{ratio['median']:.2f}" if ratio else "",
-        memory,
-        ", ".join(f"{name} {number(row['details'][name])}" for name in NOTABLE if name in row["details"]),
-    ]  # fmt: skip
-    return f"| {' | '.join(cells)} |"
+def _writing_table(rows: Sequence[Row]) -> str:
+    head = ["writing", "tokens/s", "plain / ours", "without the cache / ours"]
+    lines = []
+    for row in rows:
+        if row["part"] in ("prefill", "decode"):
+            cached = row["details"].get("recomputed_over_cached")
+            name = f"{row['part']}, {row['name']}"
+            cells = [name, number(row["value"]["median"]), f"{row['ratio']['median']:.2f}"]
+            lines.append([*cells, "" if cached is None else f"{cached:.1f}"])
+    return _table(head, lines)
+
+
+def _capacities_table(rows: Sequence[Row]) -> str:
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row["part"] == "capacities":
+            name, _, factor = row["name"].rpartition(", factor ")
+            found.setdefault(name, []).append(f"{100 * row['details']['deviation']:+.0f} % at {factor}")
+    return _table(
+        ["time against MACs", "by capacity"], [[name, ", ".join(all_)] for name, all_ in found.items()]
+    )
+
+
+def _other_table(rows: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        if row["part"] not in TOLD or (row["part"] == "startup" and not _shown(row["name"])):
+            continue
+        told = TOLD[row["part"]]
+        value = row["details"].get(told)
+        said = "" if value is None else f"{told.replace('_', ' ')} {number(value)}"
+        memory = "" if row["memory_mib"] is None else number(row["memory_mib"])
+        cells = [row["part"], row["name"], f"{number(row['value']['median'])} {row['unit']}", memory, said]
+        lines.append(cells)
+    return _table(["part", "what", "", "MiB", ""], lines)
+
+
+def _shown(script: str) -> bool:
+    """Of all scripts' --help that of main.py alone."""
+    return script.startswith("main.py")
 
 
 def replaced(text: str, results: Sequence[dict[str, Any]]) -> str:

@@ -2,9 +2,11 @@
 
 import json
 import tempfile
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from bench.plan import Done
 from errors import UsageError
 
 RESULTS = Path(__file__).parent / "results"
@@ -36,6 +38,23 @@ def is_result(content: Any) -> bool:
     if not content["machine"].keys() >= MACHINE_FIELDS or not isinstance(content.get("rows"), list):
         return False
     return all(isinstance(row, dict) and row.keys() >= ROW_FIELDS for row in content["rows"])
+
+
+def begun(path: Path | None, machine: dict[str, Any]) -> Done:
+    """What a run that was cut off has measured, by part and name of the case, on the same machine by the same
+    command, versions, and code; nothing where that is not committed. Cases that failed are left out.
+    """
+    if path is None or not path.exists() or (machine["commit"] or "-dirty").endswith("-dirty"):
+        return {}
+    content = _json(path)
+    same = ("cpu", "gpu", "cores", "threads", "torch", "python", "commit", "effort", "command")
+    if not is_result(content) or content.get("complete", True) or "cases" not in content:
+        return {}
+    if any(content["machine"].get(name) != machine[name] for name in same):
+        return {}
+    rows = iter(content["rows"])
+    done = {(part, name): [*islice(rows, count)] for part, name, count in content["cases"]}
+    return {case: rows for case, rows in done.items() if all(row["value"] for row in rows)}
 
 
 def newest(folder: Path = RESULTS) -> list[dict[str, Any]]:

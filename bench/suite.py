@@ -7,16 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 
 from bench.parts import PARTS, maker
-from bench.plan import Case, Plan, Row
+from bench.plan import Case, Done, Plan, Row
 from bench.rows import line, missing
 from errors import Failure
 
 
-def run(parts: Sequence[str], plan: Plan, keep: Callable[[list[Row]], object]) -> list[Row]:
+def flat(done: Done) -> list[Row]:
+    return [one for rows in done.values() for one in rows]
+
+
+def run(parts: Sequence[str], plan: Plan, keep: Callable[[Done], object], before: Done | None = None) -> Done:
     """Measure everything, printing rows as they come and, to stderr, how long the rest will take.
 
-    keep: is given all rows so far after each case. A case that fails leaves a row that says why, and the
-    others go on; where all fail, Failure.
+    keep: is given all so far after each case. before: what need not be measured again. A case that fails
+    leaves a row that says why, and the others go on; where all fail, Failure.
     """
     cases: list[tuple[str, Case]] = []
     for part in dict.fromkeys(parts):
@@ -24,7 +28,8 @@ def run(parts: Sequence[str], plan: Plan, keep: Callable[[list[Row]], object]) -
         cases += [(part, case) for case in made]
         if not made:
             print(f"{part}: nothing to measure here (its models are not chosen, or it needs a GPU)")
-    rows: list[Row] = []
+    done: Done = dict(before or {})
+    cases = [(part, case) for part, case in cases if (part, case.name) not in done]
     spent: dict[str, list[float]] = {}
     started, last = time.perf_counter(), None
     for number, (part, case) in enumerate(cases, start=1):
@@ -35,8 +40,8 @@ def run(parts: Sequence[str], plan: Plan, keep: Callable[[list[Row]], object]) -
         found = measured(part, case)
         for one in found:
             print(line(one), flush=True)
-        rows += found
-        keep(rows)
+        done[part, case.name] = found
+        keep(done)
         now = time.perf_counter()
         spent.setdefault(part, []).append(now - begun)
         left = remaining([name for name, _ in cases[number:]], spent)
@@ -44,9 +49,10 @@ def run(parts: Sequence[str], plan: Plan, keep: Callable[[list[Row]], object]) -
             f"  [{number} of {len(cases)}, {clock(now - started)}, about {clock(left)} left]",
             file=sys.stderr, flush=True,
         )  # fmt: skip
+    rows = flat(done)
     if rows and all(one["value"] is None for one in rows):
         raise Failure(f"nothing could be measured: {rows[0]['details']['why']}")
-    return rows
+    return done
 
 
 def measured(part: str, case: Case) -> list[Row]:

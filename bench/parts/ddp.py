@@ -26,7 +26,7 @@ def tokens_per_second(model: str, processes: int, plan: Plan, data_dir: str) -> 
     size = plan.main_size
     # One's batch is a multiple of both numbers of processes, and the text is in bytes.
     sizes = {**size.flags, "vocab_size": 320, "batch_size": size.batch, "acc_steps": 2}
-    iterations, every = plan.pick((60, 10), (12, 4), (4, 2))
+    iterations, every = plan.pick((40, 10), (12, 4), (4, 2))
     with tempfile.TemporaryDirectory() as folder:
         flags = {
             **sizes, "model": model, "dataset": "pydoc", "data_dir": data_dir,

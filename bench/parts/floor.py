@@ -5,6 +5,7 @@ from functools import partial
 from bench.builds import TrainingStep, build, full_depth, precision_of, waiter
 from bench.floor import PARTS, floors, part_flops
 from bench.isolated import apart
+from bench.kernels import kernels_alone
 from bench.machine_rates import copy, matrix_rate, memory_rate, product, product_flops
 from bench.part_times import Marks, timed_parts
 from bench.plan import SIZES, Case, Plan, Row, Size, model_config
@@ -18,9 +19,10 @@ WARM_UP = 2
 def time_parts(
     model: str, size: Size, device: str, dtype: str, shape: tuple[int, int, int], effort: str, repeats: int
 ) -> dict:
-    """The unmarked step, the marked one, a product of `shape` and a copy of memory in turn.
+    """The step, one with marks, its kernels alone, a product of `shape`, a copy of memory: in turn.
 
-    seconds: of each part in each round. flops_per_s, bytes_per_s: in each round. parameters: their number.
+    seconds: of each part in each round. kernels: their seconds, flops_per_s, bytes_per_s: in each round.
+    parameters: their number.
     """
     precision = precision_of(device, dtype)
     factors = full_depth(size)
@@ -33,13 +35,15 @@ def time_parts(
     works = [
         plain,
         lambda: found.append(timed_parts(marked, marks)),
+        kernels_alone(model, size, precision),
         product(shape, precision, dtype),
         copying,
     ]  # fmt: skip
-    whole, _, products, copies = in_turn(works, repeats, WARM_UP, waiter(precision))
+    whole, _, kernels, products, copies = in_turn(works, repeats, WARM_UP, waiter(precision))
     parts = {name: [one.get(name, 0.0) for one in found[WARM_UP:]] for name in ORDER[:-1]}
     return {
         "seconds": {**parts, "whole step": whole},
+        "kernels": kernels,
         "flops_per_s": [product_flops(shape) / taken for taken in products],
         "bytes_per_s": [traffic / taken for taken in copies],
         "parameters": plain.model.parameter_count(),
@@ -69,6 +73,10 @@ def measure(model: str, size_name: str, dtype: str, rates: "Rates", plan: Plan) 
         if all(floor):
             over = ratio(floor, seconds)
             details |= {"over_floor": over.median, "over_low": over.low, "over_high": over.high}
+        if part == "whole step":
+            details["kernels_alone_s"] = spread(found["kernels"]).median
+            details["over_kernels"] = ratio(found["kernels"], seconds).median
+            details["kernels_over_floor"] = ratio(floor, found["kernels"]).median
         rows.append(row("floor", f"{model}, {size_name}, {dtype}, {part}", "s", spread(seconds), **details))
     return rows
 
@@ -104,7 +112,7 @@ def measure_memory(plan: Plan) -> list[Row]:
 def cases(plan: Plan) -> list[Case]:
     rates = Rates(plan)
     made = [Case("memory bandwidth", partial(measure_memory, plan))]
-    for size in plan.sizes:
+    for size in plan.main_sizes:
         for dtype in plan.dtypes:
             name = f"matrix products, {size}, {dtype}"
             made.append(Case(name, partial(measure_rates, size, dtype, rates)))

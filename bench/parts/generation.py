@@ -18,7 +18,7 @@ from distributed import Precision
 from models.generation import generate
 
 PROMPT = 16
-LONG_MODELS = ("standard", "ln_cotformer", "adm")  # also over the longest text, which takes minutes uncached
+LONG_MODELS = ("standard", "ln_cotformer", "adm")  # also over longer texts, which take minutes uncached
 
 Work = Callable[[], object]
 Options = Mapping[str, str]
@@ -121,9 +121,9 @@ def prefill(plan: Plan) -> list[Case]:
             f"{model}, {size}, {dtype}, {length} tokens",
             partial(measure_prefill, model, size, dtype, length, plan),
         )
-        for size in plan.sizes
+        for size in plan.main_sizes
         for model in plan.models
-        for dtype in plan.dtypes
+        for dtype in [plan.run_dtype]
         for length in plan.pick((256, 1024), (256,), (8,))
     ]
 
@@ -135,8 +135,8 @@ def decode(plan: Plan) -> list[Case]:
             f"{model}, {size}, {dtype}, {tokens} tokens",
             partial(measure_decode, model, size, dtype, tokens, plan),
         )
-        for size in plan.sizes
+        for size in plan.main_sizes
         for model in plan.models
         for tokens in plan.pick((64, 256, 1024), (32,), (4,))
-        if tokens < 1024 or model in LONG_MODELS
+        if tokens <= 64 or model in LONG_MODELS
     ]

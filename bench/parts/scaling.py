@@ -1,4 +1,5 @@
-"""Scaling curves: step time and memory over length, repeats and batch, for each way of recomputing.
+"""Scaling curves: step time and memory over length, repeats and batch; of one model for all ways of
+recomputing.
 
 Every point is a process of its own. A point that does not fit into memory is recorded as one that does not.
 Over length the batch is one sequence.
@@ -15,8 +16,9 @@ from bench.rows import missing, row
 from bench.timing import in_turn, spread
 from errors import Failure
 
-MODELS = ("standard", "but", "cotformer", "ln_cotformer")
+MODELS = ("standard", "but", "cotformer")
 RECOMPUTING = ("none", "repeat", "block")  # --activation_checkpointing
+RECOMPUTED = "cotformer"  # the model that is measured with all of them
 
 
 def axes(plan: Plan) -> dict[str, tuple[int, ...]]:
@@ -36,7 +38,7 @@ def time_steps(model: str, size: Size, device: str, dtype: str, options: dict[st
 
 def measure(model: str, axis: str, points: tuple[int, ...], plan: Plan) -> list[Row]:
     rows, dtype = [], plan.run_dtype
-    for way in RECOMPUTING:
+    for way in RECOMPUTING if model == RECOMPUTED else RECOMPUTING[:1]:
         for point in points:
             size = plan.main_size
             if axis == "batch":

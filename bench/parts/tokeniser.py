@@ -150,7 +150,7 @@ def cases(plan: Plan) -> list[Case]:
     if not hasattr(os, "sched_setaffinity"):  # cores cannot be shared out
         return found
     for workers in plan.pick((1, 2), (2,), (1,)):
-        for megabytes in plan.pick((50.0, 500.0), (5.0,), (0.2,)):
+        for megabytes in plan.pick((50.0, 250.0), (5.0,), (0.2,)):
             if workers <= len(os.sched_getaffinity(0)):
                 name = f"{workers} workers, {megabytes:g} MB"
                 found.append(Case(name, partial(measure, workers, megabytes, plan)))

@@ -31,8 +31,9 @@ def test_the_newest_result_becomes_the_table(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(new))
     made = replaced(f"before\n{BEGIN}\nold\n{END}\nafter\n", newest(tmp_path))
     assert made.startswith(f"before\n{BEGIN}\nExample CPU, 2 cores") and made.endswith(f"{END}\nafter\n")
-    assert "| train | adm, nano, float32 | 2 s | 2 to 2 | 2.00 | 50.0 (100) |  |" in made
-    assert "| adm, nano, float32 | 2 | 0.5 | 2.00 |" in made
+    assert "| adm, nano | 2 | 2.00 | 50.0 (100) |  |  |  |" in made  # nothing in bfloat16
+    assert "| adm, nano | 4.00 | 1.60 | 2.50 |  |  |  |" in made
+    assert "| loader | batches | 5 batches/s |  | dataloader over ours 29.0 |" in made
     assert "old" not in made and "2026-02-03" in made
     assert replaced(made, newest(tmp_path)) == made
 
@@ -45,7 +46,7 @@ def test_a_gpu_stands_beside_the_cpu(tmp_path):
     assert [(one["machine"]["date"], one["machine"]["gpu"]) for one in found] == [
         ("2026-02-02", None), ("2026-02-03", "Example GPU"),
     ]  # fmt: skip
-    assert block(found).count("| part |") == 2
+    assert block(found).count("| part |") == 2 and "Example GPU, torch" in block(found)
 
 
 def test_files_that_are_no_results(tmp_path):

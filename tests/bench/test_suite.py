@@ -16,7 +16,8 @@ from bench.parts import PARTS, maker
 from bench.parts.paper import at_largest, hours, largest
 from bench.parts.released import read
 from bench.plan import MODELS, Case, Plan
-from bench.rows import row
+from bench.results import begun
+from bench.rows import missing, row
 from bench.timing import spread
 from errors import Failure, UsageError
 from models.capacities import draw_factors
@@ -92,8 +93,9 @@ def test_a_case_that_fails_is_a_row_and_what_was_measured_is_kept(monkeypatch, c
     made = [Case("bad", bad), Case("good", good)]
     monkeypatch.setattr("bench.suite.maker", lambda part: lambda plan: made)
     kept = []
-    rows = suite.run(["eval"], PLAN, lambda so_far: kept.append(len(so_far)))
-    assert kept == [1, 2] and rows[0]["details"]["why"] == "ZeroDivisionError: as asked"
+    done = suite.run(["eval"], PLAN, lambda so_far: kept.append(len(so_far)))
+    assert kept == [1, 2]
+    assert done["eval", "bad"][0]["details"]["why"] == "ZeroDivisionError: as asked"
     assert "not measured: ZeroDivisionError" in capsys.readouterr().out
     made.pop()
     with pytest.raises(Failure, match="nothing could be measured"):
@@ -108,8 +110,8 @@ WITH_MEMORY = ("prefill", "decode", "scaling", "budgets", "checkpoint", "baselin
 
 def test_parts_that_take_seconds():
     """Not those that start commands, nor the loader, which prepares a corpus."""
-    rows = suite.run(OF_ADM, replace(PLAN, models=("adm",)), lambda rows: None)
-    rows += suite.run(["scaling"], replace(PLAN, models=("but",)), lambda rows: None)
+    done = suite.run(OF_ADM, replace(PLAN, models=("adm",)), lambda done: None)
+    rows = suite.flat(suite.run(["scaling"], replace(PLAN, models=("but",)), lambda done: None, done))
     assert {one["part"] for one in rows} == {*OF_ADM, "scaling"}
     assert all(one["value"] and one["value"]["median"] > 0 for one in rows), rows
     names = [(one["part"], one["name"]) for one in rows]
@@ -125,6 +127,50 @@ def test_parts_that_take_seconds():
             found = one["details"]
             assert found["flops"] > 0 and found["gflop_per_s"] > 0
             assert 0 < found["over_low"] <= found["over_floor"] <= found["over_high"]
+            assert found["kernels_alone_s"] > 0 and found["over_kernels"] > 0
+
+
+MACHINE = {
+    "cpu": "X", "gpu": None, "cores": 2, "threads": 2, "torch": "2.13.0", "python": "3.11.7", "date": "",
+    "commit": "a" * 40, "effort": "full", "command": "python -m bench",
+}  # fmt: skip
+
+
+def test_what_was_cut_off_goes_on(tmp_path, monkeypatch):
+    """Without the cases that are measured; with those that failed."""
+    path = tmp_path / "cut.json"
+    good = [row("eval", name, "s", spread([1.0])) for name in ("one", "two")]
+    rows = [*good, missing("eval", "bad", "as asked")]
+    cut = {"machine": MACHINE, "complete": False, "rows": rows}
+    path.write_text(json.dumps({**cut, "cases": [["eval", "good", 2], ["eval", "bad", 1]]}))
+    before = begun(path, {**MACHINE, "date": "later"})
+    assert before == {("eval", "good"): good}
+    called = []
+    made = [Case(name, lambda name=name: called.append(name) or [good[0]]) for name in ("good", "bad")]
+    monkeypatch.setattr("bench.suite.maker", lambda part: lambda plan: made)
+    assert suite.flat(suite.run(["eval"], PLAN, lambda done: None, before)) == [*good, good[0]]
+    assert called == ["bad"]
+
+
+@pytest.mark.parametrize("change", [{"commit": "b" * 40}, {"cpu": "Y"}, {"command": "other"}])
+def test_what_another_run_measured_is_measured_anew(tmp_path, change):
+    path = tmp_path / "cut.json"
+    rows = [row("eval", "one", "s", spread([1.0]))]
+    machine = {**MACHINE, **change}
+    content = {"machine": machine, "complete": False, "cases": [["eval", "good", 1]], "rows": rows}
+    path.write_text(json.dumps(content))
+    assert begun(path, MACHINE) == {} == begun(None, MACHINE) == begun(tmp_path / "none.json", MACHINE)
+    path.write_text(json.dumps({**content, "machine": MACHINE, "complete": True}))
+    assert begun(path, MACHINE) == {}
+
+
+def test_code_that_is_not_committed_is_measured_anew(tmp_path):
+    path = tmp_path / "cut.json"
+    machine = {**MACHINE, "commit": f"{'a' * 40}-dirty"}
+    rows = [row("eval", "one", "s", spread([1.0]))]
+    content = {"machine": machine, "complete": False, "cases": [["eval", "good", 1]], "rows": rows}
+    path.write_text(json.dumps(content))
+    assert begun(path, machine) == {}
 
 
 def test_the_number_format_of_a_run(monkeypatch):
