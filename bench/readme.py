@@ -25,9 +25,9 @@ FORMATS = ("float32", "bfloat16")
 PHASES = {"train": "a training step", "eval": "a batch of evaluation"}
 # Of each other part: which detail of its rows says what the part is for.
 TOLD = {
-    "budgets": "realised", "loader": "dataloader_over_ours", "tokeniser": "tiktoken_over_ours",
-    "checkpoint": "speed_while_writing", "startup": None, "ddp": "over_one_process",
-    "baseline": "released_over_ours", "paper": "model_flop_utilisation",
+    "precision": "plain_float32_over_bfloat16", "budgets": "realised", "loader": "dataloader_over_ours",
+    "tokeniser": "tiktoken_over_ours", "checkpoint": "speed_while_writing", "startup": None,
+    "ddp": "over_one_process", "baseline": "released_over_ours", "paper": "model_flop_utilisation",
 }  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def _capacities_table(rows: Sequence[Row]) -> str:
 def _other_table(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
-        if row["part"] not in TOLD or (row["part"] == "startup" and not _shown(row["name"])):
+        if row["part"] not in TOLD or not _shown(row):
             continue
         told = TOLD[row["part"]]
         value = row["details"].get(told)
@@ -138,9 +138,11 @@ def _other_table(rows: Sequence[Row]) -> str:
     return _table(["part", "what", "", "MiB", ""], lines)
 
 
-def _shown(script: str) -> bool:
-    """Of all scripts' --help that of main.py alone."""
-    return script.startswith("main.py")
+def _shown(row: Row) -> bool:
+    """Of all scripts' --help that of main.py alone, and of number formats their comparison."""
+    if row["part"] == "precision":
+        return "plain_float32_over_bfloat16" in row["details"]
+    return row["part"] != "startup" or row["name"].startswith("main.py")
 
 
 def replaced(text: str, results: Sequence[dict[str, Any]]) -> str:
