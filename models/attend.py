@@ -4,6 +4,7 @@ Shapes: B batch, H heads, n queries, S_i keys of the i-th pass, D size of a head
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -39,18 +40,24 @@ def attend(
     # Compiled, faster forms would be hundreds of kernels, which takes minutes to compile.
     if not fast or dropout or queries.device.type != "cpu" or torch.compiler.is_compiling():
         return _plain(queries, passes, sights, dropout, scale)
-    queries, passes = _as_autocast(queries), [(_as_autocast(k), _as_autocast(v)) for k, v in passes]
-    form = faster(queries, passes)
+    work = _format(queries)
+    form = faster(queries, passes, work)
     if form is None:
         return _plain(queries, passes, sights, dropout, scale)
-    return form(queries, passes, sights, scale)
+    return form(queries.to(work), [(k.to(work), v.to(work)) for k, v in passes], sights, scale)
 
 
-def faster(queries: Tensor, passes: Sequence[Pass]) -> Form | None:
-    """The form that is faster than the plain one on this CPU, if any."""
-    if queries.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+def faster(queries: Tensor, passes: Sequence[Pass], work: torch.dtype) -> Form | None:
+    """The form that is faster in the format `work` than the plain one on this CPU, if any."""
+    if work == torch.bfloat16 and _multiplies_bfloat16():
         return by_products if _products_pay(queries, passes) else None
     return by_patches if _patches_pay(queries, passes) else None
+
+
+@cache
+def _multiplies_bfloat16() -> bool:
+    """Whether oneDNN, which has the products, does that here."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _products_pay(queries: Tensor, passes: Sequence[Pass]) -> bool:
@@ -71,11 +78,11 @@ def _patches_pay(queries: Tensor, passes: Sequence[Pass]) -> bool:
     return enough and (len(passes) > 1 or length < 2 * LONG)
 
 
-def _as_autocast(x: Tensor) -> Tensor:
-    """In the format in which autocast would have the plain form's kernel compute."""
-    if not torch.is_autocast_enabled("cpu") or x.dtype == torch.float64:
-        return x
-    return x.to(torch.get_autocast_dtype("cpu"))
+def _format(queries: Tensor) -> torch.dtype:
+    """In which autocast would have the plain form's kernel compute."""
+    if not torch.is_autocast_enabled("cpu") or queries.dtype == torch.float64:
+        return queries.dtype
+    return torch.get_autocast_dtype("cpu")
 
 
 def _plain(queries: Tensor, passes: Sequence[Pass], sights: Sights, dropout: float, scale: float) -> Tensor:

@@ -70,7 +70,7 @@ def form(request, monkeypatch):
         found.append(len(passes))
         return original(queries, passes, *rest)
 
-    monkeypatch.setattr(module, "faster", lambda queries, passes: noted)
+    monkeypatch.setattr(module, "faster", lambda queries, passes, work: noted)
     return found
 
 
@@ -108,7 +108,7 @@ def test_in_fewer_digits(kind, dtype):
     assert errors[True] < 3 * errors[False] + 1e-6
 
 
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="the CPU has no bfloat16")
+@pytest.mark.skipif(not module._multiplies_bfloat16(), reason="the CPU has no bfloat16")
 @pytest.mark.parametrize("spread", [1.0, 3.0, 10.0])
 def test_products_of_few_digits_keep_the_scores_that_count(spread, step):
     """Rounded like other numbers in bfloat16, scores of 30 would be wrong by an eighth."""
@@ -149,12 +149,12 @@ def test_when_another_form_is_asked_for(form):
 
 def test_which_form(monkeypatch):
     queries, passes = torch.empty(1, 2, 1, 4), [(torch.empty(1, 2, 1, 4),) * 2]
-    assert module.faster(queries, passes) is by_patches.by_patches
-    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    of_half = by_products.by_products if supported else by_patches.by_patches
-    assert module.faster(queries.bfloat16(), passes) is of_half
+    assert module.faster(queries, passes, torch.float32) is by_patches.by_patches
+    of_half = by_products.by_products if module._multiplies_bfloat16() else by_patches.by_patches
+    assert module.faster(queries, passes, torch.bfloat16) is of_half
     monkeypatch.undo()  # nothing pays that is so small
-    assert module.faster(queries, passes) is module.faster(queries.bfloat16(), passes) is None
+    assert module.faster(queries, passes, torch.float32) is None
+    assert module.faster(queries, passes, torch.bfloat16) is None
 
 
 @pytest.mark.parametrize(
