@@ -181,8 +181,8 @@ def _architecture(add) -> None:
         "--attention",
         type=choice(CHOICES["attention"]),
         default="fast",
-        help="fast: on CPUs, for a run of queries at a time, to the keys that one of them sees (in bfloat16 by "
-        "matrix products); plain: to all keys at once, with a mask. The same result, up to rounding",
+        help="fast: on CPUs, for a run of queries at a time, to the keys that one of them sees (in bfloat16 "
+        "by matrix products); plain: to all keys at once, with a mask. The same result, up to rounding",
     )
     add(
         "--loss",
