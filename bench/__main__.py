@@ -11,7 +11,7 @@ from typing import Any
 from bench import machine
 from bench.baseline import difference
 from bench.parts import PARTS
-from bench.plan import DEFAULT_SIZES, MODELS, QUICK_MODELS, SIZES, Done, Plan
+from bench.plan import DEFAULT_SIZES, DTYPES, MODELS, QUICK_MODELS, SIZES, Done, Plan
 from bench.processes import terminated_like_interrupted
 from bench.results import RESULTS, begun, require_writable
 from bench.suite import flat, run
@@ -19,7 +19,6 @@ from errors import UsageError, run_script, unknown
 from files import write_json
 from models.variants import find_variant
 
-DTYPES = ("float32", "bfloat16")
 EPILOG = "parts:\n" + "\n".join(f"  {name:12} {about}" for name, (_, about) in PARTS.items())
 EPILOG += "\n\nsizes:\n" + "\n".join(f"  {name:12} {size.about}" for name, size in SIZES.items())
 
@@ -47,12 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--repeats",
         type=int,
-        help="of what takes turns (default: 7; 3 with --quick, 1 with --tiny); baseline, scaling, "
+        help="of what takes turns (default: 5; 3 with --quick, 1 with --tiny); baseline, scaling, "
         "ddp, startup, tokeniser and paper have their own",
     )
     add("--baseline", metavar="FILE", help="the released code's measurements, for the part baseline")
     add("--figure", type=Path, help="draw the part scaling into this .png, .pdf or .svg (default: "
-        "a .png beside the result, of a whole run only)")  # fmt: skip
+        "a .png beside the result, where that has its default name)")  # fmt: skip
     add(
         "--json",
         type=Path,
@@ -77,7 +76,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         for name in given or ():
             if name not in allowed:
                 raise UsageError(unknown(f"{flag} {name} is unknown", name, allowed))
-    repeats = {"full": 7, "quick": 3, "tiny": 1}[effort] if args.repeats is None else args.repeats
+    repeats = {"full": 5, "quick": 3, "tiny": 1}[effort] if args.repeats is None else args.repeats
     for flag, number in (("--repeats", repeats), ("--threads", args.threads)):
         if number is not None and number < 1:
             raise UsageError(f"{flag} {number} must be at least 1")
@@ -96,6 +95,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         effort=effort,
         run_dtype=args.dtypes[-1] if args.dtypes else run_dtype(device),
         baseline=args.baseline,
+        sizes_chosen=args.sizes is not None,
     )
 
 

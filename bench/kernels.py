@@ -1,11 +1,12 @@
 """The heavy kernels of a training step alone: what would be left if all around them took no time.
 
-The floor (`bench.floor`) takes arithmetic at the rate of the fastest product, and softmax as free. No step
-that calls PyTorch's kernels comes nearer to it than these kernels do by themselves.
+The floor (`bench.floor`) takes arithmetic at the rate of the fastest product, and softmax as free. A step of
+the plain path comes no nearer to it than its kernels do by themselves; ours only by calling others.
 """
 
 from collections.abc import Callable
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.builds import PLAIN, TrainingStep, build, full_depth
@@ -42,7 +43,8 @@ def kernels_alone(model: str, size: Size, precision: Precision) -> Callable[[], 
         step()
 
     def work() -> None:
-        for call in noted.calls:
-            call()
+        with torch.no_grad():
+            for call in noted.calls:
+                call()
 
     return work

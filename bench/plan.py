@@ -20,6 +20,7 @@ PAPER: Mapping[str, Any] = {
     "n_layer": 24, "n_layer_begin": 2, "n_layer_end": 1, "n_repeat": 5, "n_embd": 768, "n_head": 12,
     "vocab_size": 50304, "sequence_length": 256, "iterations": 40_000,
 }  # fmt: skip
+DTYPES = ("float32", "bfloat16")
 DEFAULT_SIZES = {"full": ("baseline", "nano"), "quick": ("nano",), "tiny": ("tiny",)}
 MODEL_FIELDS = tuple(name for name in PAPER if name != "iterations")
 
@@ -69,6 +70,7 @@ class Plan:
     """effort: full, quick or tiny. threads: None for torch's default. baseline: the released code's file.
 
     run_dtype: of the parts that look at one number format only: what a run would choose on this device.
+    sizes_chosen: whether `sizes` were asked for by name.
     """
 
     models: tuple[str, ...]
@@ -80,11 +82,12 @@ class Plan:
     effort: str
     run_dtype: str
     baseline: str | None = None
+    sizes_chosen: bool = False
 
     @property
     def main_sizes(self) -> tuple[str, ...]:
-        """Of the parts that look at one size, if several were not asked for."""
-        return (self.main_size_name,) if self.sizes == DEFAULT_SIZES.get(self.effort) else self.sizes
+        """Of the parts that look at one size where none is asked for."""
+        return self.sizes if self.sizes_chosen else (self.main_size_name,)
 
     @property
     def cuda(self) -> bool:

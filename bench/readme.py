@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.plan import Row
+from bench.plan import DTYPES, Row
 from bench.results import newest
 from bench.rows import number
 from errors import Failure, UsageError, run_script
@@ -21,7 +21,6 @@ README = Path(__file__).parents[1] / "README.md"
 BEGIN = "<!-- speed: made by `python -m bench.readme` -->"
 END = "<!-- end of speed -->"
 NOT_YET = "Not measured yet: `make bench` measures, `python -m bench.readme` then fills this in."
-FORMATS = ("float32", "bfloat16")
 PHASES = {"train": "a training step", "eval": "a batch of evaluation"}
 # Of each other part: which detail of its rows says what the part is for.
 TOLD = {
@@ -59,7 +58,7 @@ def _by_format(rows: Sequence[Row], part: str, ending: str = "") -> dict[str, di
     """Rows of a part by what stands before the number format in their names, and by that."""
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
-        for dtype in FORMATS:
+        for dtype in DTYPES:
             before, between, _ = row["name"].partition(f", {dtype}{ending}")
             if row["part"] == part and between:
                 found.setdefault(before, {})[dtype] = row
@@ -68,11 +67,11 @@ def _by_format(rows: Sequence[Row], part: str, ending: str = "") -> dict[str, di
 
 def _phase_table(phase: str, rows: Sequence[Row]) -> str:
     head = [PHASES[phase]]
-    head += [f"{dtype}: {what}" for dtype in FORMATS for what in ("s", "plain / ours", "MiB (plain)")]
+    head += [f"{dtype}: {what}" for dtype in DTYPES for what in ("s", "plain / ours", "MiB (plain)")]
     lines = []
     for name, by_format in _by_format(rows, phase).items():
         cells = [name]
-        for dtype in FORMATS:
+        for dtype in DTYPES:
             row = by_format.get(dtype)
             if row is None:
                 cells += ["", "", ""]
@@ -84,21 +83,14 @@ def _phase_table(phase: str, rows: Sequence[Row]) -> str:
 
 
 def _floor_table(rows: Sequence[Row]) -> str:
-    """over_kernels: see `bench.kernels`."""
+    """over_kernels: see `bench.kernels`. A number is missing where a floor is 0, and in older results."""
     details = ("over_floor", "kernels_over_floor", "over_kernels")
-    said = ("over its floor", "PyTorch's kernels alone over it", "step over these kernels")
-    lines = [
-        [
-            name,
-            *(
-                f"{by[dtype]['details'][key]:.2f}" if dtype in by else ""
-                for dtype in FORMATS
-                for key in details
-            ),
-        ]
-        for name, by in _by_format(rows, "floor", ", whole step").items()
-    ]
-    return _table(["a training step", *(f"{dtype}: {one}" for dtype in FORMATS for one in said)], lines)
+    said = ("over its floor", "plain path's kernels alone over it", "step over these kernels")
+    lines = []
+    for name, by_format in _by_format(rows, "floor", ", whole step").items():
+        found = [by_format.get(dtype, {}).get("details", {}).get(key) for dtype in DTYPES for key in details]
+        lines.append([name, *("" if value is None else f"{value:.2f}" for value in found)])
+    return _table(["a training step", *(f"{dtype}: {one}" for dtype in DTYPES for one in said)], lines)
 
 
 def _writing_table(rows: Sequence[Row]) -> str:

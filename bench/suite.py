@@ -29,7 +29,7 @@ def run(parts: Sequence[str], plan: Plan, keep: Callable[[Done], object], before
         if not made:
             print(f"{part}: nothing to measure here (its models are not chosen, or it needs a GPU)")
     done: Done = dict(before or {})
-    cases = [(part, case) for part, case in cases if (part, case.name) not in done]
+    planned, cases = cases, [(part, case) for part, case in cases if (part, case.name) not in done]
     spent: dict[str, list[float]] = {}
     started, last = time.perf_counter(), None
     for number, (part, case) in enumerate(cases, start=1):
@@ -49,6 +49,7 @@ def run(parts: Sequence[str], plan: Plan, keep: Callable[[Done], object], before
             f"  [{number} of {len(cases)}, {clock(now - started)}, about {clock(left)} left]",
             file=sys.stderr, flush=True,
         )  # fmt: skip
+    done = {(part, case.name): done[part, case.name] for part, case in planned}
     rows = flat(done)
     if rows and all(one["value"] is None for one in rows):
         raise Failure(f"nothing could be measured: {rows[0]['details']['why']}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from errors import UsageError
+from hardware import cpu_multiplies_bfloat16
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,3 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     if device.type == "cpu" and dtype == torch.bfloat16 and not cpu_multiplies_bfloat16():
         return Precision(device, torch.float32, "float32: this processor does not multiply bfloat16")
     return Precision(device, dtype, str(dtype).removeprefix("torch."))
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether the processor has AMX or AVX512-BF16."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

@@ -4,18 +4,19 @@ Shapes: B batch, H heads, n queries, S_i keys of the i-th pass, D size of a head
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hardware import cpu_multiplies_bfloat16
 from models.by_patches import by_patches
 from models.by_products import by_products
 from models.sights import Sights
 
 # Measured on a CPU.
 SHORT, LONG = 128, 512  # queries
+FEWEST_QUERIES = 16
 FEWEST_SCORES, FEWEST_SCORES_IN_TRAINING = 2**20, 2**16
 
 Pass = tuple[Tensor, Tensor]  # keys (B, H, S_i, D), values alike
@@ -49,23 +50,20 @@ def attend(
 
 def faster(queries: Tensor, passes: Sequence[Pass], work: torch.dtype) -> Form | None:
     """The form that is faster in the format `work` than the plain one on this CPU, if any."""
-    if work == torch.bfloat16 and _multiplies_bfloat16():
+    if work == torch.bfloat16 and cpu_multiplies_bfloat16() and torch.backends.mkldnn.is_available():
         return by_products if _products_pay(queries, passes) else None
     return by_patches if _patches_pay(queries, passes) else None
 
 
-@cache
-def _multiplies_bfloat16() -> bool:
-    """Whether oneDNN, which has the products, does that here."""
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 def _products_pay(queries: Tensor, passes: Sequence[Pass]) -> bool:
-    """As measured: from a million scores on; where there is a backward pass, from fewer."""
+    """As measured: from a million scores on; where there is a backward pass, from fewer.
+
+    Not for a few queries, as in decoding, for which keys and values would be copied and little is computed.
+    """
     batch, heads, length, _ = queries.shape
     scores = batch * heads * length * sum(keys.shape[2] for keys, _ in passes)
     fewest = FEWEST_SCORES_IN_TRAINING if torch.is_grad_enabled() else FEWEST_SCORES
-    return scores >= fewest
+    return length >= FEWEST_QUERIES and scores >= fewest
 
 
 def _patches_pay(queries: Tensor, passes: Sequence[Pass]) -> bool:

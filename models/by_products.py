@@ -33,48 +33,52 @@ class _ByProducts(torch.autograd.Function):
     A product in half precision rounds its result: a score of 20 to the next eighth. What counts are the
     scores near a query's highest, and softmax does not mind a number taken off all of them. So the highest is
     found first, and scores are made again less that: the product adds up in float32, and what it rounds is
-    then small where it counts. Backward has that number, and makes scores once.
+    then small where it counts. Backward has that number, and makes scores once. The gradients of the
+    probabilities, too, matter only in how they differ from their mean, which is that of y times y: it is
+    taken off them in the product.
     """
 
     @staticmethod
     def forward(ctx: Any, scale: float, runs: Sequence[Run], *tensors: Tensor) -> Tensor:
         queries, *kept = tensors
-        y = queries.new_empty(*queries.shape[:3], kept[1].shape[-1])
+        batch, heads, length, _ = queries.shape
+        # In the layout that the projection behind attention takes without a copy.
+        y = queries.new_empty(batch, length, heads, kept[1].shape[-1]).transpose(1, 2)
         half = torch.finfo(queries.dtype).bits < 32
-        highest = queries.new_empty(*queries.shape[:3], 1) if half else None
-        with torch.autocast("cpu", enabled=False):
-            for run in runs:
-                asking, keys, values = _of_run(run, queries, kept)
-                if half:
-                    scores = _scores(run, asking, keys, None, scale)
-                    highest[:, :, run.queries] = scores.amax(-1, keepdim=True).unflatten(0, y.shape[:2])
-                p = _scores(run, asking, keys, highest, scale).softmax(-1)
-                y[:, :, run.queries] = torch.bmm(p, _flat(values)).unflatten(0, y.shape[:2])
+        highest = queries.new_empty(batch, heads, length, 1) if half else None
+        for run in runs:
+            asking, keys, values = _of_run(run, queries, kept)
+            if half:
+                scores = _sums(run.bias, None, asking, keys, scale)
+                highest[:, :, run.queries] = scores.amax(-1, keepdim=True).unflatten(0, y.shape[:2])
+            p = _sums(run.bias, _part(highest, run), asking, keys, scale).softmax(-1)
+            y[:, :, run.queries] = torch.bmm(p, _flat(values)).unflatten(0, y.shape[:2])
         ctx.settings = scale, runs
-        ctx.save_for_backward(highest, *tensors)
+        ctx.save_for_backward(highest, y, *tensors)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scale, runs = ctx.settings
-        highest, queries, *kept = ctx.saved_tensors
+        highest, y, queries, *kept = ctx.saved_tensors
+        mean = None if highest is None else (grad * y).sum(-1, keepdim=True)
         of_queries = torch.empty_like(queries)
-        sums = _Sums(kept, len(runs))
+        gradients = _Gradients(kept, len(runs))
         for run in runs:
             asking, keys, values = _of_run(run, queries, kept)
-            of_y = _flat(grad[:, :, run.queries])
-            p = _scores(run, asking, keys, highest, scale).softmax(-1)
-            of_values = torch.bmm(p.mT, of_y)
-            of_p = torch.bmm(of_y, _flat(values).mT)
+            of_y = grad[:, :, run.queries].contiguous()
+            p = _sums(run.bias, _part(highest, run), asking, keys, scale).softmax(-1)
+            of_values = torch.bmm(p.mT, _flat(of_y)).unflatten(0, y.shape[:2])
+            of_p = _sums(None, _part(mean, run), of_y, values)
             of_scores = torch.ops.aten._softmax_backward_data(of_p, p, -1, p.dtype)
             of_queries[:, :, run.queries] = _scaled(of_scores, keys, scale)
-            sums.add(run, (_scaled(of_scores.mT, asking, scale), of_values.unflatten(0, grad.shape[:2])))
-        return None, None, of_queries, *sums.take()
+            gradients.add(run, (_scaled(of_scores.mT, asking, scale), of_values))
+        return None, None, of_queries, *gradients.take()
 
 
-class _Sums:
-    """The gradients of keys and values, which many runs see: added up in float32 at least."""
+class _Gradients:
+    """Those of keys and values, which many runs see: added up in float32 at least."""
 
     def __init__(self, kept: Sequence[Tensor], n_runs: int) -> None:
         self._kept, self._alone = kept, n_runs == 1
@@ -116,16 +120,24 @@ def _of_run(run: Run, queries: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, 
     return queries[:, :, run.queries].contiguous(), keys, values
 
 
-def _scores(run: Run, asking: Tensor, keys: Tensor, highest: Tensor | None, scale: float) -> Tensor:
-    """(B * H, q, k), less `highest` of the query, (B, H, n, 1), where that is given."""
-    bias = asking.new_zeros(()) if run.bias is None else run.bias
+def _part(x: Tensor | None, run: Run) -> Tensor | None:
+    return None if x is None else x[:, :, run.queries]
+
+
+def _sums(
+    bias: Tensor | None, less: Tensor | None, asking: Tensor, keys: Tensor, scale: float = 1.0
+) -> Tensor:
+    """bias - less + scale * asking @ keys^T, added up before anything is rounded: (B * H, q, k).
+
+    less: (B, H, q, 1). asking (B, H, q, D), keys (B, H, k, D).
+    """
     shape = *asking.shape[:3], keys.shape[2]
-    if highest is None:
-        scores = bias.expand(shape).clone(memory_format=torch.contiguous_format)
-    else:
-        scores = (bias - highest[:, :, run.queries]).expand(shape).contiguous()
-    # Added up before anything is rounded.
-    return _flat(scores).baddbmm_(_flat(asking), _flat(keys).mT, alpha=scale)
+    sums = asking.new_zeros(()) if bias is None else bias
+    if less is not None:
+        sums = sums - less
+    if less is None or sums.shape != shape:  # it is not memory of our own, of that size
+        sums = sums.expand(shape).clone(memory_format=torch.contiguous_format)
+    return _flat(sums).baddbmm_(_flat(asking), _flat(keys).mT, alpha=scale)
 
 
 def _scaled(scores: Tensor, of: Tensor, scale: float) -> Tensor:

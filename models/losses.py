@@ -158,7 +158,8 @@ def _scored(
         if likeliest is None:
             score, chance = these.amax(-1, keepdim=True), p.amax(-1, keepdim=True)
         else:
-            # Of half precision that is faster, and the same: its numbers are too far apart to become equal.
+            # Of half precision that is faster, and the same: its numbers, but those next to 0, are too far
+            # apart to become equal.
             best = (these if these.dtype == work else p).argmax(-1, keepdim=True)
             likeliest[part] = best.squeeze(1)
             score, chance = these.gather(1, best), p.gather(1, best)

@@ -141,8 +141,8 @@ class Sights:
 
 def _joined(biases: Sequence[Tensor | None]) -> Tensor | None:
     """One behind the other. Either none of them is None, or all are."""
-    if biases[0] is None:
-        return None
+    if biases[0] is None or len(biases) == 1:
+        return biases[0]
     for bias in biases:
         if bias.dim() == 4:
             lead = (*bias.shape[:2], -1, -1)

@@ -67,6 +67,6 @@ def cases(plan: Plan) -> list[Case]:
 
         if torch.cuda.device_count() < 2:  # two processes need a GPU each
             return []
-    models = plan.chosen(("standard", "ln_cotformer")) or plan.models[:1]
+    models = plan.chosen(("ln_cotformer",)) or plan.models[:1]
     models = models if plan.effort == "full" else models[-1:]
     return [Case(model, partial(measure, model, plan)) for model in models]

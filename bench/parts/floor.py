@@ -13,7 +13,7 @@ from bench.rows import row
 from bench.timing import in_turn, ratio, spread
 
 ORDER = (*PARTS, "optimiser", "whole step")
-WARM_UP = 2
+WARM_UP = 1
 
 
 def time_parts(

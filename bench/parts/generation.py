@@ -116,6 +116,7 @@ def measure_decode(model: str, size_name: str, dtype: str, tokens: int, plan: Pl
 
 
 def prefill(plan: Plan) -> list[Case]:
+    dtype = plan.run_dtype
     return [
         Case(
             f"{model}, {size}, {dtype}, {length} tokens",
@@ -123,7 +124,6 @@ def prefill(plan: Plan) -> list[Case]:
         )
         for size in plan.main_sizes
         for model in plan.models
-        for dtype in [plan.run_dtype]
         for length in plan.pick((256, 1024), (256,), (8,))
     ]
 

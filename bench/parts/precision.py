@@ -11,11 +11,11 @@ import torch
 from bench.builds import PLAIN, precision_of, waiter
 from bench.isolated import apart
 from bench.parts.steps import STEPS
-from bench.plan import Case, Plan, Row, Size
+from bench.plan import DTYPES, Case, Plan, Row, Size
 from bench.rows import row
 from bench.timing import in_turn, ratio, spread
 
-DTYPES = ("float32", "bfloat16")
+MODELS = ("standard", "cotformer", "ln_cotformer", "adm")
 
 
 def time_product(device: str, width: int, repeats: int):
@@ -53,7 +53,7 @@ def cases(plan: Plan) -> list[Case]:
     product = f"matrix product, {width} x {width}"
     made = [Case(product, partial(measure, product, time_product, (plan.device, width), plan))]
     for kind in STEPS:
-        for model in plan.models:
+        for model in plan.chosen(MODELS) or plan.models[:1]:
             arguments = (kind, model, plan.main_size, plan.device)
             name = f"{kind}, {model}, {plan.main_size_name}"
             made.append(Case(name, partial(measure, name, time_in_turn, arguments, plan)))

@@ -22,3 +22,18 @@ def result(step, rate, memory, commit="0123456789abcdef", **machine):
                 kernels_over_floor=1.6, over_kernels=2.5),
         ],
     }  # fmt: skip
+
+
+# Of parts that the README shows in tables of their own, or leaves out of them.
+OTHERS = [
+    row("prefill", "adm, nano, bfloat16, 256 tokens", "tokens/s", spread([900.0]),
+        ratio=spread([1.1])),
+    row("decode", "adm, nano, bfloat16, 64 tokens", "tokens/s", spread([90.0]), ratio=spread([0.9]),
+        recomputed_over_cached=7.0),
+    row("capacities", "adm, eval, nano, float32, factor 1", "s", spread([1.0]), deviation=0.0),
+    row("capacities", "adm, eval, nano, float32, factor 0", "s", spread([0.5]), deviation=-0.126),
+    row("precision", "matrix product, bfloat16", "s", spread([1.0]), float32_over_bfloat16=4.0),
+    row("precision", "train, adm, nano, bfloat16", "s", spread([1.0]),
+        plain_float32_over_bfloat16=3.0),
+    row("startup", "main.py --help", "s", spread([0.1])),
+]  # fmt: skip

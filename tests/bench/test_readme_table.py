@@ -7,7 +7,7 @@ import pytest
 from bench.readme import BEGIN, END, NOT_YET, README, block, replaced
 from bench.results import newest
 from errors import Failure, UsageError
-from tests.bench.results import result
+from tests.bench.results import OTHERS, result
 
 
 def test_the_readme_holds_the_table_of_the_newest_result():
@@ -27,12 +27,18 @@ def test_before_anything_was_measured(tmp_path):
 
 def test_the_newest_result_becomes_the_table(tmp_path):
     old, new = result([1.0], [5.0], 50.0), result([2.0], [5.0], 50.0, date="2026-02-03T00:00:00+00:00")
+    new["rows"] += OTHERS
     (tmp_path / "z.json").write_text(json.dumps(old))
     (tmp_path / "a.json").write_text(json.dumps(new))
     made = replaced(f"before\n{BEGIN}\nold\n{END}\nafter\n", newest(tmp_path))
     assert made.startswith(f"before\n{BEGIN}\nExample CPU, 2 cores") and made.endswith(f"{END}\nafter\n")
     assert "| adm, nano | 2 | 2.00 | 50.0 (100) |  |  |  |" in made  # nothing in bfloat16
     assert "| adm, nano | 4.00 | 1.60 | 2.50 |  |  |  |" in made
+    assert "| prefill, adm, nano, bfloat16, 256 tokens | 900 | 1.10 |  |" in made
+    assert "| decode, adm, nano, bfloat16, 64 tokens | 90.0 | 0.90 | 7.0 |" in made
+    assert "| adm, eval, nano, float32 | +0 % at 1, -13 % at 0 |" in made
+    assert "| startup | main.py --help | 0.1 s |  |  |" in made and "only at" not in made
+    assert "plain float32 over bfloat16 3" in made and "matrix product" not in made
     assert "| loader | batches | 5 batches/s |  | dataloader over ours 29.0 |" in made
     assert "old" not in made and "2026-02-03" in made
     assert replaced(made, newest(tmp_path)) == made

@@ -43,6 +43,8 @@ def test_training_and_evaluation_through_the_command_line(tmp_path):
     assert [(row["part"], row["name"]) for row in result["rows"]] == [
         ("train", "adm, tiny, float32"), ("eval", "adm, tiny, float32"),
     ]  # fmt: skip
+    assert result["complete"]
+    assert result["cases"] == [["train", "adm, tiny, float32", 1], ["eval", "adm, tiny, float32", 1]]
     for one in result["rows"]:
         assert one["value"]["runs"] == 2 and 0 < one["value"]["low"] <= one["value"]["high"]
         assert 0 < one["memory_mib"] < 2000
@@ -111,7 +113,7 @@ WITH_MEMORY = ("prefill", "decode", "scaling", "budgets", "checkpoint", "baselin
 def test_parts_that_take_seconds():
     """Not those that start commands, nor the loader, which prepares a corpus."""
     done = suite.run(OF_ADM, replace(PLAN, models=("adm",)), lambda done: None)
-    rows = suite.flat(suite.run(["scaling"], replace(PLAN, models=("but",)), lambda done: None, done))
+    rows = suite.flat(done | suite.run(["scaling"], replace(PLAN, models=("but",)), lambda done: None))
     assert {one["part"] for one in rows} == {*OF_ADM, "scaling"}
     assert all(one["value"] and one["value"]["median"] > 0 for one in rows), rows
     names = [(one["part"], one["name"]) for one in rows]
@@ -146,10 +148,11 @@ def test_what_was_cut_off_goes_on(tmp_path, monkeypatch):
     before = begun(path, {**MACHINE, "date": "later"})
     assert before == {("eval", "good"): good}
     called = []
-    made = [Case(name, lambda name=name: called.append(name) or [good[0]]) for name in ("good", "bad")]
+    made = [Case(name, lambda name=name: called.append(name) or [good[0]]) for name in ("bad", "good")]
     monkeypatch.setattr("bench.suite.maker", lambda part: lambda plan: made)
-    assert suite.flat(suite.run(["eval"], PLAN, lambda done: None, before)) == [*good, good[0]]
-    assert called == ["bad"]
+    done = suite.run(["eval"], PLAN, lambda done: None, before)
+    assert called == ["bad"] and list(done) == [("eval", "bad"), ("eval", "good")]
+    assert suite.flat(done) == [good[0], *good]
 
 
 @pytest.mark.parametrize("change", [{"commit": "b" * 40}, {"cpu": "Y"}, {"command": "other"}])
@@ -178,6 +181,15 @@ def test_the_number_format_of_a_run(monkeypatch):
     assert run_dtype(torch.device("cpu")) == "float32"
     monkeypatch.setattr("distributed.precision.cpu_multiplies_bfloat16", lambda: True)
     assert run_dtype(torch.device("cpu")) == "bfloat16"
+
+
+def test_sizes_that_are_asked_for_are_measured_by_all():
+    chosen = replace(PLAN, effort="full", sizes=("baseline", "nano"), models=("adm",))
+    for part in ("floor", "prefill", "decode"):
+        for given in (False, True):
+            names = [case.name for case in maker(part)(replace(chosen, sizes_chosen=given))]
+            assert any("baseline" in name for name in names)
+            assert any("nano" in name for name in names) == given
 
 
 def test_quick_measures_the_released_protocol_at_a_small_size():

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from distributed import choose_device, choose_precision
-from distributed.precision import cpu_multiplies_bfloat16
 from errors import UsageError
+from hardware import cpu_multiplies_bfloat16
 
 CPU = torch.device("cpu")
 

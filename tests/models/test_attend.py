@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hardware import cpu_multiplies_bfloat16
 from models import attend as module
 from models import by_patches, by_products
 from models.attend import attend
@@ -94,8 +95,8 @@ def test_gradients_are_those_of_the_result(kind, step, form):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_in_fewer_digits(kind, dtype):
-    """As near to float64 as all at once is, about, by the form that is chosen."""
+def test_in_fewer_digits(kind, dtype, form, step):
+    """As near to float64 as all at once is, about, whichever form is taken."""
     seen, exact = tensors(kind)
     expected = torch.autograd.grad(run(seen, exact, False).square().sum(), exact)
     errors = {}
@@ -108,15 +109,17 @@ def test_in_fewer_digits(kind, dtype):
     assert errors[True] < 3 * errors[False] + 1e-6
 
 
-@pytest.mark.skipif(not module._multiplies_bfloat16(), reason="the CPU has no bfloat16")
-@pytest.mark.parametrize("spread", [1.0, 3.0, 10.0])
-def test_products_of_few_digits_keep_the_scores_that_count(spread, step):
-    """Rounded like other numbers in bfloat16, scores of 30 would be wrong by an eighth."""
+@pytest.mark.skipif(not cpu_multiplies_bfloat16(), reason="the CPU has no bfloat16")
+@pytest.mark.parametrize(("spread", "offset"), [(1.0, 0.0), (3.0, 0.0), (10.0, 0.0), (1.0, 30.0)])
+def test_products_of_few_digits_keep_what_counts(spread, offset, step):
+    """Rounded like other numbers in bfloat16, scores of 30 would be wrong by an eighth, and so would be the
+    gradients of probabilities where all values have 30 in common."""
     torch.manual_seed(0)
     everywhere = torch.arange(64)
     seen = Sights(everywhere, [everywhere] * 2)
     exact = [torch.randn(2, 4, 64, 16) * spread**0.5 for _ in range(3)]  # queries, and keys of two passes
-    exact = [exact[0], exact[1], torch.randn(2, 4, 64, 16), exact[2], torch.randn(2, 4, 64, 16)]
+    values = [torch.randn(2, 4, 64, 16) + offset for _ in range(2)]
+    exact = [exact[0], exact[1], values[0], exact[2], values[1]]
     exact = [tensor.bfloat16().double().requires_grad_() for tensor in exact]
     expected = run(seen, exact, False)
     expected = expected, *torch.autograd.grad(expected.square().sum(), exact)
@@ -150,7 +153,7 @@ def test_when_another_form_is_asked_for(form):
 def test_which_form(monkeypatch):
     queries, passes = torch.empty(1, 2, 1, 4), [(torch.empty(1, 2, 1, 4),) * 2]
     assert module.faster(queries, passes, torch.float32) is by_patches.by_patches
-    of_half = by_products.by_products if module._multiplies_bfloat16() else by_patches.by_patches
+    of_half = by_products.by_products if cpu_multiplies_bfloat16() else by_patches.by_patches
     assert module.faster(queries, passes, torch.bfloat16) is of_half
     monkeypatch.undo()  # nothing pays that is so small
     assert module.faster(queries, passes, torch.float32) is None
@@ -159,7 +162,8 @@ def test_which_form(monkeypatch):
 
 @pytest.mark.parametrize(
     ("batch", "length", "passes", "patches", "products"),
-    [(1, 512, 2, True, True), (4, 192, 5, False, True), (16, 128, 2, True, True), (64, 64, 3, False, True),
+    [(1, 512, 2, True, True), (4, 192, 5, False, True), (16, 128, 2, True, True),
+     (8, 128, 1, True, False), (64, 64, 3, False, True),
      (1, 1024, 1, False, True), (1, 1024, 2, True, True), (1, 1, 5, False, False),
      (1, 4096, 1, False, True), (1, 256, 1, False, False)],
 )  # fmt: skip
@@ -169,6 +173,11 @@ def test_when_it_pays(all_pay, batch, length, passes, patches, products):
     assert all_pay["patches"](*given) == patches
     with torch.no_grad():
         assert all_pay["products"](*given) == products
+
+
+def test_products_do_not_pay_for_single_queries(all_pay):
+    query, keys = torch.empty(64, 8, 1, 4), torch.empty(64, 8, 8192, 4)
+    assert not all_pay["products"](query, [(keys, keys)])
 
 
 def test_products_pay_earlier_where_there_is_a_backward_pass(all_pay):

@@ -76,7 +76,11 @@ def test_under_autocast(dtype):
     with torch.autocast("cpu", dtype):
         plain = (cross_entropy(torch.nn.functional.linear(x, weight), targets, "none") * token_weights).sum()
         total, each, _ = linear_cross_entropy(x, weight, targets, token_weights, 3)
+        predicting = linear_cross_entropy(x, weight, targets, token_weights, 3, predict=True)
+        likeliest = torch.nn.functional.linear(x, weight).argmax(-1)
     assert total.dtype == each.dtype == torch.float32
+    torch.testing.assert_close(predicting[:2], (total, each), rtol=1e-6, atol=1e-6)
+    assert torch.equal(predicting[2], likeliest)
     assert total.item() == pytest.approx(plain.item(), rel=1e-5)
     scale = 2.0**12  # the loss scaling of float16
     ours = torch.autograd.grad(scale * total, inputs)
@@ -202,19 +206,21 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("model", ["base", "ln_cotformer", "adm", "pondernet", "pause"])
 def test_no_tensor_has_the_size_of_the_logits(model, chunks_of_three):
-    """Forward and backward. What is largest instead: six tokens' logits, and for many tokens attention's
-    scores, which are not at issue here."""
-    largest = {}
+    """Forward and backward. What is largest instead: in training the head's gradient, in evaluation six
+    tokens' logits, and for many tokens attention's scores, which are not at issue here."""
+    largest, evaluated = {}, {}
     for loss, network in both(model, vocab_size=1009, n_repeat=2, n_embd=4, n_pause=1, dropout=0.1).items():
         for length in (8, 32):
             idx = torch.randint(0, 1009, (1, length))
             with Largest() as seen:
                 scored(network, idx, idx)
-                with torch.no_grad():
-                    network.eval()(idx, idx, get_predictions=True)
-            network.train()
             largest[loss, length] = seen.elements
+            with Largest() as seen, torch.no_grad():
+                network.eval()(idx, idx, get_predictions=True)
+            evaluated[loss, length] = seen.elements
+            network.train()
     for length in (8, 32):
-        assert largest["plain", length] >= length * 1009
-    assert largest["chunked", 8] == 6 * 1009
+        assert min(largest["plain", length], evaluated["plain", length]) >= length * 1009
+    assert largest["chunked", 8] == 1009 * 4 and evaluated["chunked", 8] == 6 * 1009
+    assert evaluated["chunked", 32] <= 2 * 64 * 64
     assert largest["chunked", 32] <= 2 * 64 * 64 < 0.3 * 32 * 1009

@@ -166,7 +166,7 @@ def test_compile(scripts, tmp_path):
 
 def test_float32_and_bfloat16(scripts):
     done = scripts.train("--dtype torch.bfloat16")
-    from distributed.precision import cpu_multiplies_bfloat16
+    from hardware import cpu_multiplies_bfloat16
 
     assert (
         "computed in bfloat16" if cpu_multiplies_bfloat16() else "computed in float32: this"
