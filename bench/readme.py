@@ -21,6 +21,7 @@ README = Path(__file__).parents[1] / "README.md"
 BEGIN = "<!-- speed: made by `python -m bench.readme` -->"
 END = "<!-- end of speed -->"
 NOT_YET = "Not measured yet: `make bench` measures, `python -m bench.readme` then fills this in."
+FOLDED = "<details><summary>Tables of all models and parts</summary>"  # they are long
 PHASES = {"train": "a training step", "eval": "a batch of evaluation"}
 # Of each other part: which detail of its rows says what the part is for.
 TOLD = {
@@ -44,7 +45,7 @@ def _section(result: dict[str, Any]) -> str:
     )
     tables = [_phase_table(phase, rows) for phase in PHASES]
     tables += [_floor_table(rows), _writing_table(rows), _capacities_table(rows), _other_table(rows)]
-    return "\n\n".join([title, *filter(None, tables)])
+    return "\n\n".join([title, FOLDED, *filter(None, tables), "</details>"])
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

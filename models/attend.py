@@ -15,7 +15,7 @@ from models.by_products import by_products
 from models.sights import Sights
 
 # Measured on a CPU.
-SHORT, LONG = 128, 512  # queries
+SHORT, LONG = 256, 512  # queries
 FEWEST_QUERIES = 16
 FEWEST_SCORES, FEWEST_SCORES_IN_TRAINING = 2**20, 2**16
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.config import ModelConfig
 from models.halting import halting_distribution, ponder_divergence, sampled_exits
@@ -93,12 +94,13 @@ class ExpectedExit:
         exits = [model.transformer.ln_f(x) for x in exits]
         logits = likeliest = None
         if self._chunked and not get_logits:
-            # One call for all exits: the weight's gradient is then one tensor, not one for each of them.
-            x = torch.cat([x.flatten(0, -2) for x in exits])
-            every = targets.flatten().repeat(len(exits))
-            total, *_ = linear_cross_entropy(x, model.lm_head.weight, every, p.flatten())
             if get_predictions:
-                likeliest = _likeliest(p, exits, model.lm_head)
+                total, likeliest = _expected(p, exits, model.lm_head, targets)
+            if torch.is_grad_enabled() or not get_predictions:
+                # One call for all exits: the weight's gradient is then one tensor, not one for each of them.
+                x = torch.cat([x.flatten(0, -2) for x in exits])
+                every = targets.flatten().repeat(len(exits))
+                total, *_ = linear_cross_entropy(x, model.lm_head.weight, every, p.flatten())
         else:
             by_pass = [exact(model.lm_head(x)) for x in exits]
             if get_logits or get_predictions:
@@ -127,15 +129,20 @@ class ExpectedExit:
 
 
 @torch.no_grad()
-def _likeliest(p: Tensor, exits: Sequence[Tensor], head: nn.Linear) -> Tensor:
-    """Of the expectation, a chunk of tokens at a time: p (R, B, T), R times (B, T, C) -> ids (B, T)."""
-    flat, parts = [x.flatten(0, -2) for x in exits], []
-    chunk = chunk_tokens(head.out_features, p.device, product_format(flat[0], head.weight))
-    step = max(1, chunk // len(exits))
-    for start in range(0, len(flat[0]), step):
-        part = slice(start, start + step)
-        parts.append(_mixed(p.flatten(1)[:, part], [exact(head(x[part])) for x in flat]).argmax(-1))
-    return torch.cat(parts).view(p.shape[1:])
+def _expected(p: Tensor, exits: Sequence[Tensor], head: nn.Linear, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """sum over passes and tokens of p_r * CE_r, and the expectation's likeliest ids (B, T), from one look at
+    the logits of a chunk of tokens. p (R, B, T), R times (B, T, C), targets (B, T)."""
+    flat, each, total, parts = [x.flatten(0, -2) for x in exits], targets.flatten(), p.new_zeros(()), []
+    step = chunk_tokens(head.out_features, p.device, product_format(flat[0], head.weight))
+    for start in range(0, len(each), step):
+        part, mixture = slice(start, start + step), 0.0
+        for chance, x in zip(p.flatten(1)[:, part], flat, strict=True):
+            logs = exact(head(x[part])).log_softmax(-1)
+            nats = F.nll_loss(logs, each[part], ignore_index=IGNORED, reduction="none")
+            total += (chance * nats).sum()
+            mixture = mixture + chance[:, None] * logs.exp_()
+        parts.append(mixture.argmax(-1))
+    return total, torch.cat(parts).view(targets.shape)
 
 
 def _mixed(p: Tensor, by_pass: Sequence[Tensor]) -> Tensor:

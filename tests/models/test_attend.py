@@ -162,8 +162,8 @@ def test_which_form(monkeypatch):
 
 @pytest.mark.parametrize(
     ("batch", "length", "passes", "patches", "products"),
-    [(1, 512, 2, True, True), (4, 192, 5, False, True), (16, 128, 2, True, True),
-     (8, 128, 1, True, False), (64, 64, 3, False, True),
+    [(1, 512, 2, True, True), (4, 192, 5, False, True), (16, 128, 2, False, True),
+     (4, 256, 1, True, False), (64, 64, 3, False, True),
      (1, 1024, 1, False, True), (1, 1024, 2, True, True), (1, 1, 5, False, False),
      (1, 4096, 1, False, True), (1, 256, 1, False, False)],
 )  # fmt: skip
