@@ -24,9 +24,9 @@ def main() -> None:
         raise UsageError(
             "give the capacities that thresholds are to meet: --budget 0.5, or --eval_length_factor"
         )
-    from optim.restore import restore
-    from studies.calibration import compute_fraction
-    from studies.routing import RouteFinder
+    from evaluation.calibration import compute_fraction
+    from evaluation.restore import restore
+    from evaluation.routing import RouteFinder
 
     run = restore(Path(own.checkpoint), given)
     routes = RouteFinder(run)

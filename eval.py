@@ -17,12 +17,12 @@ def main() -> None:
     own, given = config.parse_with_run(None, add_flags, __doc__)
     from tqdm import tqdm
 
-    from evaluation.perplexity import Evaluation, evaluate
     from evaluation.report import describe, describe_task, summarise, summary_path
+    from evaluation.restore import restore
+    from evaluation.routing import RouteFinder
     from files import write_json
     from models.macs import CONVENTIONS, macs_of_passes
-    from optim.restore import restore
-    from studies.routing import RouteFinder
+    from optim.validation import Evaluation, evaluate
 
     run = restore(Path(own.checkpoint), given)
     args = run.args

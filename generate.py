@@ -63,10 +63,10 @@ def main() -> None:
     own, given = config.parse_with_run(None, add_flags, __doc__)
     check(own)
     from evaluation.depth_colours import ansi, ansi_legend, page
+    from evaluation.restore import restore
+    from evaluation.routing import RouteFinder
     from evaluation.text import Cost, stream_texts
     from files import write_atomically
-    from optim.restore import restore
-    from studies.routing import RouteFinder
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

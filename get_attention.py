@@ -19,7 +19,7 @@ def main() -> None:
     own, given = command.parse(add_flags, __doc__)
     from analysis import last_attention
     from analysis.attention_file import choose_heads, describe, write_attention
-    from studies.routing import RouteFinder
+    from evaluation.routing import RouteFinder
 
     analysis = command.begin(own, given, NAME, command.ACROSS_REPEATS, command="get_attention.py")
     run, config = analysis.run, analysis.run.model.config

@@ -26,8 +26,8 @@ def main() -> None:
     for budget in own.budget:
         if not 0.0 < budget <= 1.0:
             raise UsageError(f"--budget {budget:g}: a fraction of full compute is above 0 and at most 1")
-    from optim.restore import restore
-    from studies.compute_sweep import measure
+    from evaluation.compute_sweep import measure
+    from evaluation.restore import restore
 
     run = restore(Path(own.checkpoint), given)
     print(run.describe())

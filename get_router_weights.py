@@ -19,8 +19,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     own, given = config.parse_with_run(None, add_flags, __doc__)
-    from optim.restore import restore
-    from studies.router_weights import describe, extract
+    from evaluation.restore import restore
+    from evaluation.router_weights import describe, extract
 
     run = restore(Path(own.checkpoint), given)
     print(run.describe())

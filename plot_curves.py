@@ -4,7 +4,7 @@ from pathlib import Path
 
 from config.parser import Parser
 from errors import run_script
-from evaluation.figures import check_labels, draw_curves
+from plots.style import check_labels, draw_curves
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from config.parser import Parser
 from errors import run_script
-from evaluation.figures import FIGURE_HELP, check_labels
+from plots.style import FIGURE_HELP, check_labels
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from config.parser import Parser
 from errors import UsageError, run_script
-from evaluation.figures import FIGURE_HELP, check_labels, check_numbers
+from plots.style import FIGURE_HELP, check_labels, check_numbers
 
 
 def sweep_file(path: Path) -> Path:
@@ -32,8 +32,8 @@ def main() -> None:
     )
     args = parser.parse(None)
     labels = check_labels(args.runs, args.labels, args.output)
-    from studies.compute_sweep import read_sweep
-    from studies.figures import draw_fronts
+    from evaluation.compute_sweep import read_sweep
+    from plots.routing import draw_fronts
 
     files = [sweep_file(run) for run in args.runs]
     check_numbers(args.output, files)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from config.parser import Parser
 from errors import UsageError, run_script
-from evaluation.figures import FIGURE_HELP, check_labels, check_numbers
+from plots.style import FIGURE_HELP, check_labels, check_numbers
 
 
 def weights_files(path: Path) -> list[Path]:
@@ -38,8 +38,8 @@ def main() -> None:
     files = [file for run in args.runs for file in weights_files(run)]
     labels = check_labels(files, args.labels, args.output)
     check_numbers(args.output, files)
-    from studies.figures import draw_scores
-    from studies.router_weights import read_weights
+    from evaluation.router_weights import read_weights
+    from plots.routing import draw_scores
 
     scores = {}
     for label, file in zip(labels, files, strict=True):

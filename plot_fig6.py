@@ -9,7 +9,7 @@ from pathlib import Path
 
 from config.parser import Parser
 from errors import UsageError, run_script
-from evaluation.figures import FIGURE_HELP, check_labels, check_numbers
+from plots.style import FIGURE_HELP, check_labels, check_numbers
 
 
 def attention_file(path: Path) -> Path:

@@ -13,8 +13,8 @@ import numpy as np
 
 from analysis.figures import shades
 from errors import Failure, UsageError
-from evaluation.figures import new_figure, save_with_numbers
 from files import write_atomically, write_json
+from plots.style import new_figure, save_with_numbers
 
 ARRAY = "attention"
 AVERAGE = (

@@ -15,7 +15,7 @@ from models.variants import find_variant
 if TYPE_CHECKING:
     from data import Corpus
     from data.batches import EvaluationBatches
-    from optim.restore import Restored
+    from evaluation.restore import Restored
 
 KNOWN = ("base", "but", "cotformer", "ln_cotformer", "adm", "adaptive_but")
 # Keys of `models.language_model.REPEATERS`.
@@ -80,7 +80,7 @@ def begin(
     name: of the files. repeaters, attentions: the kinds that will do. command: what refuses the others; None:
     analysis.<name>. Raises UsageError where the model will not do.
     """
-    from optim.restore import restore
+    from evaluation.restore import restore
 
     folder = own.output_dir
     if folder is not None and folder.exists() and not folder.is_dir():

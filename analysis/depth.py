@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from analysis.streaming import GroupedMeans
 from distributed import Precision
 from errors import Failure
+from models.heads import IGNORED
 from models.language_model import LanguageModel
-from models.readout import IGNORED
 
 CHUNK = 2**25  # logits held in full precision at once
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.figures import COLOURS, new_figure, save
+from plots.style import COLOURS, new_figure, save
 
 _SHOWN = {"keys": "keys", "values": "values", "joint": "[keys; values]"}
 

@@ -3,7 +3,7 @@
 Each function is a context: inside it `see` is called on the way, outside the model is as it was. What is
 called may compute in float64: autocast is off. Nothing is kept between forward passes but counters.
 
-Shapes: B batch, H heads, D head size, C = n_embd; *rows.shape as in `models.rows`.
+Shapes: B batch, H heads, D head size, C = n_embd; *rows.shape as in `models.active_tokens`.
 """
 
 from collections import Counter
@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.active_tokens import Rows
 from models.block import Block
 from models.key_values import Store, View, Visible
 from models.language_model import LanguageModel
 from models.positions import rotate
-from models.rows import Rows
 
 
 class Layer(NamedTuple):

@@ -38,8 +38,8 @@ def main() -> None:
 
     from analysis import compression, figures
     from analysis.cache_statistics import gather
+    from evaluation.routing import RouteFinder
     from files import write_atomically, write_json
-    from studies.routing import RouteFinder
 
     analysis = command.begin(own, given, "kv_compression")
     run = analysis.run

@@ -15,10 +15,10 @@ from analysis.hooks import Layer, watch_blocks, watch_passes
 from analysis.streaming import GroupedMeans
 from distributed import Precision
 from errors import Failure
+from models.active_tokens import Rows
+from models.heads import IGNORED
 from models.key_values import ForwardMemory
 from models.language_model import LanguageModel
-from models.readout import IGNORED
-from models.rows import Rows
 
 # loss: cross entropy, nats per token. accuracy: the target is the likeliest token. agreement: the likeliest
 # token is that of the whole model. divergence: KL(whole model || this depth), nats.

@@ -22,8 +22,8 @@ def main() -> None:
     own, given = command.parse(add_flags, __doc__)
     from analysis import figures
     from analysis.lens import MEASURES, look
+    from evaluation.routing import RouteFinder
     from files import write_json
-    from studies.routing import RouteFinder
 
     analysis = command.begin(own, given, "logit_lens", attentions=("mha", "mla"))
     run = analysis.run

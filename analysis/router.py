@@ -56,8 +56,8 @@ def main() -> None:
     check(own)
     from analysis import depth, router_figures
     from data.batches import spread_batches
+    from evaluation.routing import RouteFinder
     from files import write_json
-    from studies.routing import RouteFinder
 
     analysis = command.begin(own, given, "router", command.ROUTED, ("mha", "mla"))
     run, config = analysis.run, analysis.run.model.config

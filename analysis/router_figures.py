@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.figures import both_formats, shades
-from evaluation.figures import COLOURS, new_figure
+from plots.style import COLOURS, new_figure
 
 _SECTIONS = {
     "by_frequency": "count of the token in training text",

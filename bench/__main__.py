@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     plan = make_plan(args)
     if args.figure:
-        from evaluation.figures import FORMATS
+        from plots.style import FORMATS
 
         if args.figure.suffix not in FORMATS:
             raise UsageError(f"--figure {args.figure}: the suffix must be one of {', '.join(FORMATS)}")

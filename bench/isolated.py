@@ -20,7 +20,7 @@ from errors import Failure
 # torch imports _dynamo when the first optimiser is made: 80 MiB that are not the step's.
 PRELOADED = (
     "torch", "torch._dynamo", "models.language_model", "optim.optimizers", "distributed",
-    "evaluation.perplexity",
+    "optim.validation",
 )  # fmt: skip
 LIMIT_S = 3600.0  # far above the longest case, minutes: only what hangs takes so long
 CPU_REFUSED = "can't allocate memory"  # in the message of torch's allocator, a RuntimeError

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from distributed.alarm import Alarm
+from distributed.failure_watch import Alarm
 from errors import Failure, UsageError
 
 # What gloo and NCCL say when a process has gone, or is late.

@@ -20,8 +20,8 @@ from errors import Failure, UsageError, run_script
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-    from optim.restore import Restored
-    from studies.routing import Route
+    from evaluation.restore import Restored
+    from evaluation.routing import Route
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +118,7 @@ def _first_line(error: BaseException) -> str:
 
 def find_route(run: "Restored", budget: list[float] | None) -> "Route":
     """Thresholds for the budget, else those of the flags."""
-    from studies.routing import RouteFinder
+    from evaluation.routing import RouteFinder
 
     finder = RouteFinder(run)
     return finder.from_flags() if budget is None else finder.from_budget(budget)
@@ -132,8 +132,8 @@ def main() -> None:
     from lm_eval.utils import handle_non_serializable, make_table
 
     from evaluation.harness import Harness
+    from evaluation.restore import restore
     from files import write_json
-    from optim.restore import restore
 
     # Likelihoods are causal or they are none: see Harness.
     run = restore(Path(own.checkpoint), {**given, "routing": "threshold"})

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from evaluation.perplexity import Evaluation
+from optim.validation import Evaluation
 
 
 def summarise(result: Evaluation, **about: Any) -> dict[str, Any]:

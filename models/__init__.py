@@ -67,6 +67,6 @@ def import_original_state_dict(state_dict: "Mapping[str, Tensor]", args: Any) ->
 
     Raises UsageError when the weights contradict one another.
     """
-    from models.original import import_original
+    from models.import_released import import_original
 
     return import_original(state_dict, ModelConfig.from_args(args))

@@ -1,6 +1,6 @@
 """Multi-head attention, and what every kind of attention is given.
 
-Shapes: *rows.shape as in `models.rows`, C = n_embd, H = n_head, D = C / H.
+Shapes: *rows.shape as in `models.active_tokens`, C = n_embd, H = n_head, D = C / H.
 """
 
 from typing import NamedTuple
@@ -8,11 +8,11 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.attend import attend
+from models.active_tokens import Rows
+from models.attention_op import attend
 from models.config import ModelConfig
 from models.key_values import Store
 from models.positions import rotate
-from models.rows import Rows
 
 
 class Context(NamedTuple):

@@ -1,6 +1,6 @@
 """The pre-norm block that every variant is built from: a kind of attention, an MLP, their norms.
 
-Shapes: *rows.shape as in `models.rows`, C = n_embd.
+Shapes: *rows.shape as in `models.active_tokens`, C = n_embd.
 """
 
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.active_tokens import Rows
 from models.attention import Context, MultiHeadAttention
 from models.checkpointing import pays, recomputed
 from models.config import ModelConfig
 from models.key_values import Store
 from models.latent_attention import LatentAttention
-from models.rows import Rows
 
 ATTENTIONS = {"mha": MultiHeadAttention, "mla": LatentAttention}
 

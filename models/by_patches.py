@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.sights import Patch, Sights
+from models.masks import Patch, Sights
 
 # Measured on a CPU: shorter runs of queries leave out more keys, but make the kernel's products too small.
 FEWEST_QUERIES, MOST_RUNS = 32, 16

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.sights import Run, Sights
+from models.masks import Run, Sights
 
 # Queries of a run, as measured: shorter runs leave out more keys, longer ones have larger products.
 SHORT_RUN, LONG_RUN = 128, 256

@@ -13,9 +13,9 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from models.active_tokens import FAR, Rows
 from models.key_values import Store, View
-from models.rows import FAR, Rows
-from models.sights import Sights
+from models.masks import Sights
 
 
 class Cache:

@@ -4,7 +4,7 @@ A stretch of the network that is computed again has to be a function of its inpu
 values to stores, and a store would have them twice: so the stretch works with what the stores held when it
 began (`key_values.Past`), and gives its own keys and values back beside its result; the stores get them once.
 
-Shapes: *rows.shape as in `models.rows`, C = n_embd.
+Shapes: *rows.shape as in `models.active_tokens`, C = n_embd.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from models.active_tokens import Rows
 from models.key_values import ForwardStore, Past, Store, View
-from models.rows import Rows
 
 
 def recomputed(

@@ -1,6 +1,6 @@
 """Halting by a learned distribution over passes: stick breaking and PonderNet (paper, Appendix D).
 
-Shapes: *rows.shape as in `models.rows`, B batch, T tokens, C = n_embd, R = n_repeat.
+Shapes: *rows.shape as in `models.active_tokens`, B batch, T tokens, C = n_embd, R = n_repeat.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.active_tokens import Rows
 from models.attention import Context
 from models.config import ModelConfig
 from models.key_values import Memory, Store
 from models.mixture_of_repeats import put
 from models.repeaters import Middle, Repeated
-from models.rows import Rows
 
 
 class HaltingGate(nn.Module):

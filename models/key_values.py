@@ -15,9 +15,9 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from models.attend import joined
-from models.rows import Rows
-from models.sights import Sights
+from models.active_tokens import Rows
+from models.attention_op import joined
+from models.masks import Sights
 
 
 class Visible(NamedTuple):

@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.active_tokens import Grid, Rows
 from models.block import Block, layer_norm
 from models.cache import Cache
 from models.capacities import check_factors, draw_factors, tokens_per_pass
 from models.config import ModelConfig
 from models.depth_embedding import DEPTH_EMBEDDINGS
 from models.halting import HaltingGate, StickBreaking
+from models.heads import ExpectedExit, LastExit
 from models.key_values import ForwardMemory, Memory
 from models.mixture_of_repeats import MixtureOfRepeats, RoutedUniversal
 from models.pause import PauseTokens
 from models.positions import POSITIONS
-from models.readout import ExpectedExit, LastExit
 from models.repeaters import AfterPass, CrossRepeat, Middle, Once, Repeated, Universal
 from models.routing import Router, Routing, Threshold, TopK
-from models.rows import Grid, Rows
 
 REPEATERS = {
     "once": Once,

@@ -1,19 +1,19 @@
 """Multi-Head Latent Attention (DeepSeek-AI 2024, DeepSeek-V2, Section 2.1, arXiv:2405.04434).
 
-Shapes: *rows.shape as in `models.rows`, B batch, n rows of a pass, S visible tokens, C = n_embd, H = n_head,
-L = kv_lora_rank, E = qk_rope_head_dim.
+Shapes: *rows.shape as in `models.active_tokens`, B batch, n rows of a pass, S visible tokens, C = n_embd,
+H = n_head, L = kv_lora_rank, E = qk_rope_head_dim.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.attend import attend
+from models.active_tokens import Rows
 from models.attention import Context
+from models.attention_op import attend
 from models.config import ModelConfig
 from models.key_values import Store, Visible
 from models.positions import rotate
-from models.rows import Rows
 
 
 class LatentAttention(nn.Module):

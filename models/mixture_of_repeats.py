@@ -3,7 +3,7 @@
 A token that goes on with score s ends the next pass as (1 - s) * x_in + s * ln_mid(pass(x_in)), where x_in is
 what it was before the depth embedding. One that does not keeps its representation: it is its final one.
 
-Shapes: *rows.shape as in `models.rows`, C = n_embd, R = n_repeat.
+Shapes: *rows.shape as in `models.active_tokens`, C = n_embd, R = n_repeat.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from models.active_tokens import Rows, latest
 from models.attention import Context
 from models.key_values import Memory, Store
 from models.repeaters import Middle, Repeated
-from models.rows import Rows, latest
 
 
 class MixtureOfRepeats:

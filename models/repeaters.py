@@ -5,7 +5,7 @@ together with what that cost. It owns no weights: it works on the parts that the
 every parameter keeps the name it has in the published checkpoints. Those that let tokens stop early stand in
 `models.mixture_of_repeats` and `models.halting`.
 
-Shapes: *rows.shape as in `models.rows`, C = n_embd, R = n_repeat.
+Shapes: *rows.shape as in `models.active_tokens`, C = n_embd, R = n_repeat.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from models.active_tokens import Rows
 from models.checkpointing import pays, recomputed
 from models.key_values import Memory, Store
 from models.routing import Routing
-from models.rows import Rows
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Who goes on: the two ways to decide which tokens take the next pass.
 
-Shapes: *rows.shape as in `models.rows`, R = n_repeat.
+Shapes: *rows.shape as in `models.active_tokens`, R = n_repeat.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.active_tokens import Rows
 from models.config import ModelConfig
-from models.rows import Rows
 
 
 class Router(nn.Module):

@@ -11,10 +11,10 @@ from data.batches import contiguous_batches, validation_subset
 from distributed import Precision
 from distributed.parallel import Alone
 from errors import Failure
-from evaluation.perplexity import Evaluation, evaluate
 from evaluation.text import write_text
 from optim.config import TrainConfig
 from optim.randomness import derive_seed
+from optim.validation import Evaluation, evaluate
 
 SAMPLE_TOKENS = 64
 EVAL_BATCHES = 24  # of an intermediate evaluation

@@ -21,8 +21,8 @@ def main() -> None:
     own, given = config.parse_with_run(None, add_flags, __doc__)
     if own.output.exists():
         raise UsageError(f"--output {own.output} exists; give another name, or move it away")
+    from evaluation.restore import restore
     from models import pretrained
-    from optim.restore import restore
     from provenance import git_commit
 
     run = restore(Path(own.checkpoint), given)

@@ -16,6 +16,7 @@ from distributed import Processes, choose_device, choose_precision
 from distributed.parallel import choose_parallel
 from distributed.share import Share
 from errors import Failure, UsageError
+from evaluation.restore import open_corpus_of
 from optim import checkpoint, run_folder
 from optim.compiling import compile_training
 from optim.config import TrainConfig
@@ -25,7 +26,6 @@ from optim.lock import RunLock
 from optim.metrics import MetricsFile
 from optim.progress import Progress
 from optim.randomness import seed_torch
-from optim.restore import open_corpus_of
 from optim.resume import extension, find_start
 from optim.saver import Saver
 from optim.state import TrainState

@@ -9,8 +9,8 @@ from typing import Any
 
 import config
 from config.experiments import BY_NAME, EXPERIMENTS
-from evaluation.figures import COLOURS, new_figure, save_with_numbers
 from models import count_macs
+from plots.style import COLOURS, new_figure, save_with_numbers
 from reproduction.plan import Run
 from reproduction.report import gather
 from reproduction.statistics import mean

@@ -5,12 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from evaluation.figures import COLOURS, new_figure, save_with_numbers
+from plots.routing import draw_fronts
+from plots.style import COLOURS, new_figure, save_with_numbers
 from reproduction.figures import draw_figure_2, figure_2
 from reproduction.plan import Run
 from reproduction.report import Finding, Line
 from reproduction.statistics import Mean
-from studies.figures import draw_fronts
 
 VERDICTS = {"holds": COLOURS[2], "contradicted": COLOURS[1]}
 

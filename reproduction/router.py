@@ -6,7 +6,7 @@ from typing import Any
 
 from reproduction.statistics import Scores
 
-FIXED = "fixed depth"  # a series of studies.compute_sweep
+FIXED = "fixed depth"  # a series of evaluation.compute_sweep
 OF = ("dataset", "split", "sequence_length", "batch_size", "sample_size")  # what says which text it was
 
 

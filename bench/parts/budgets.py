@@ -15,9 +15,9 @@ from bench.isolated import apart
 from bench.plan import Case, Plan, Row, Size
 from bench.rows import row
 from bench.timing import in_turn, rate, ratio
+from evaluation.calibration import capacities_at, cascade, find_thresholds, router_scores, threshold_for
 from models.language_model import LanguageModel
 from models.macs import macs_of_passes
-from studies.calibration import capacities_at, cascade, find_thresholds, router_scores, threshold_for
 
 BUDGETS = (1.0, 0.8, 0.65, 0.5)
 MODELS = ("adm", "adaptive_but")

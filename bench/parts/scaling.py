@@ -78,7 +78,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
     path: its suffix (.png, .pdf, .svg) decides the format. Raises Failure where there is nothing to draw.
     """
-    from evaluation.figures import COLOURS, new_figure, save
+    from plots.style import COLOURS, new_figure, save
 
     points = [one for one in rows if one["part"] == "scaling" and one["value"]]
     if not points:

@@ -13,7 +13,7 @@ from bench.plan import SIZES, Case, Plan, Row, Size
 from bench.rows import row
 from bench.timing import in_turn, ratio, spread
 from distributed import Precision
-from evaluation.perplexity import evaluate
+from optim.validation import evaluate
 
 Options = Mapping[str, Any]
 

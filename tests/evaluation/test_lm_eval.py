@@ -12,10 +12,10 @@ import torch
 from data.tokenizers import Bytes, Characters
 from distributed import choose_precision
 from errors import UsageError
+from evaluation.restore import restore
 from evaluation.text import write_text
 from models import ModelConfig
 from models.language_model import LanguageModel
-from optim.restore import restore
 from tests.conftest import ROOT
 
 PRECISION = choose_precision("float32", torch.device("cpu"))

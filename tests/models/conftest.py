@@ -2,13 +2,13 @@
 
 import pytest
 
-import models.attend
+import models.attention_op
 
 
 @pytest.fixture(autouse=True)
 def all_pay(monkeypatch):
     """Returns what really decides, by the name of the form."""
-    decides = {"patches": models.attend._patches_pay, "products": models.attend._products_pay}
+    decides = {"patches": models.attention_op._patches_pay, "products": models.attention_op._products_pay}
     for name in decides:
-        monkeypatch.setattr(models.attend, f"_{name}_pay", lambda queries, passes: True)
+        monkeypatch.setattr(models.attention_op, f"_{name}_pay", lambda queries, passes: True)
     return decides

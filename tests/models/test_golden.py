@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 import models
+from models.active_tokens import Rows
 from models.block import Block
 from models.generation import generate
-from models.rows import Rows
 from optim.config import TrainConfig
 from optim.optimizers import make_optimizer, parameter_groups
 from optim.schedules import make_schedule

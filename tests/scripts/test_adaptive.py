@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation.restore import restore
 from models.generation import generate as model_generate
 from optim import checkpoint
-from optim.restore import restore
 from tests.conftest import ROOT, TEXT, Scripts
 
 SIZES = "--n_layer 3 --n_layer_end 1 --n_repeat 3 --depth_embedding linear_learned --lr 3e-3 --iterations 30"

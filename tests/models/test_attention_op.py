@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from hardware import cpu_multiplies_bfloat16
-from models import attend as module
+from models import attention_op as module
 from models import by_patches, by_products
-from models.attend import attend
-from models.rows import FAR
-from models.sights import Sights
+from models.active_tokens import FAR
+from models.attention_op import attend
+from models.masks import Sights
 from models.variants import VARIANTS
 from tests.models.reference import RESERVED, make
 

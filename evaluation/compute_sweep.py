@@ -13,14 +13,14 @@ from tqdm import tqdm
 
 from data.batches import EvaluationBatches
 from errors import Failure, UsageError
-from evaluation.perplexity import evaluate
+from evaluation.calibration import capacities_at, threshold_for
 from evaluation.report import summarise
+from evaluation.restore import Restored
+from evaluation.router_weights import extract, identity, read_weights, require_routers, weights_path
+from evaluation.routing import RouteFinder, by_topk
 from files import write_json
 from models.macs import CONVENTIONS, macs_of_passes
-from optim.restore import Restored
-from studies.calibration import capacities_at, threshold_for
-from studies.router_weights import extract, identity, read_weights, require_routers, weights_path
-from studies.routing import RouteFinder, by_topk
+from optim.validation import evaluate
 
 # Of the published figure: capacities are the fractions of tokens whose cascaded score is at least 1 -
 # threshold.

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from hardware import cpu_multiplies_bfloat16
 from models.by_patches import by_patches
 from models.by_products import by_products
-from models.sights import Sights
+from models.masks import Sights
 
 # Measured on a CPU.
 SHORT, LONG = 256, 512  # queries

@@ -7,8 +7,8 @@ from typing import Any
 from data import Corpus
 from data.batches import EvaluationBatches, validation_subset
 from errors import Failure, UsageError
-from optim.restore import Restored
-from studies.calibration import NOBODY, CalibrationFile, calibrate, require_possible
+from evaluation.calibration import NOBODY, CalibrationFile, calibrate, require_possible
+from evaluation.restore import Restored
 
 CALIBRATION_TOKENS = 2**16
 CALIBRATION_SEED = 0

@@ -17,7 +17,7 @@ from data.batches import EvaluationBatches
 from data.windows import Batch
 from distributed import Precision, Processes
 from errors import Failure
-from models.readout import IGNORED
+from models.heads import IGNORED
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import numpy as np
 import config
 from config.experiments import find_experiment
 from errors import UsageError
-from evaluation.figures import COLOURS, new_figure, save_with_numbers
+from evaluation.compute_sweep import SERIES
 from models import count_macs
-from studies.compute_sweep import SERIES
+from plots.style import COLOURS, new_figure, save_with_numbers
 
 _STYLES = dict(zip(SERIES, (("-", "o"), ("--", "s"), (":", "^")), strict=True))
 

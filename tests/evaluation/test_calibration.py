@@ -8,7 +8,7 @@ import torch
 
 from distributed import choose_precision
 from errors import Failure, UsageError
-from studies.calibration import (
+from evaluation.calibration import (
     NOBODY,
     Calibration,
     CalibrationFile,

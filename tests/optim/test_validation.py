@@ -8,7 +8,7 @@ from torch import nn
 
 from distributed import choose_precision
 from errors import Failure
-from evaluation.perplexity import Evaluation, evaluate, to_perplexity
+from optim.validation import Evaluation, evaluate, to_perplexity
 
 FLOAT32 = choose_precision("torch.float32", torch.device("cpu"))
 

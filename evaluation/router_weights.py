@@ -16,9 +16,9 @@ import torch
 from tqdm import tqdm
 
 from errors import Failure, UsageError
+from evaluation.calibration import cascade, router_scores, routers_digest
+from evaluation.restore import Restored
 from files import write_atomically, write_json
-from optim.restore import Restored
-from studies.calibration import cascade, router_scores, routers_digest
 
 KINDS = {
     "raw": "the score that each router gives a token",

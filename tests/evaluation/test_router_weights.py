@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from errors import Failure, UsageError
-from studies.compute_sweep import SWEEP, SweepFile, points, read_sweep, sweep_capacities
-from studies.figures import draw_fronts, draw_scores, published_anchors
-from studies.router_weights import KINDS, position_cascade, read_weights
+from evaluation.compute_sweep import SWEEP, SweepFile, points, read_sweep, sweep_capacities
+from evaluation.router_weights import KINDS, position_cascade, read_weights
+from plots.routing import draw_fronts, draw_scores, published_anchors
 
 
 def test_the_position_cascade_mixes_tokens_and_the_token_cascade_does_not():

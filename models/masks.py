@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from models.rows import FAR
+from models.active_tokens import FAR
 
 Made = TypeVar("Made")
 
