@@ -4,7 +4,7 @@ from pathlib import Path
 
 from config.parser import Parser
 from errors import run_script
-from plots.style import check_labels, draw_curves
+from plots.style import check_labels
 
 
 def main() -> None:
@@ -17,8 +17,9 @@ def main() -> None:
     args = parser.parse(None)
     labels = check_labels(args.runs, args.labels, args.output)
     from optim.metrics import read_metrics
+    from plots import curves
 
-    draw_curves({label: read_metrics(run) for label, run in zip(labels, args.runs, strict=True)}, args.output)
+    curves.draw({label: read_metrics(run) for label, run in zip(labels, args.runs, strict=True)}, args.output)
     print(f"written: {args.output}")
 
 

@@ -25,7 +25,8 @@ def main() -> None:
     )
     args = parser.parse(None)
     check_labels([], [], args.output)
-    from reproduction.figures import draw_figure_2, figure_2, figure_2_rows
+    from plots import figure2
+    from reproduction.figures import figure_2, figure_2_rows
     from reproduction.plan import make_plan
 
     flags = ["--results_base_folder", args.results_base_folder]
@@ -35,7 +36,7 @@ def main() -> None:
             f"none of its rows has been trained under {args.results_base_folder}: python reproduce.py run "
             f"table1 figure2 --scale {args.scale} trains them; --published draws the paper's points"
         )
-    print(draw_figure_2(points, args.output, args.published, same_size=args.scale == "paper"))
+    print(figure2.draw(points, args.output, args.published, same_size=args.scale == "paper"))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ def main() -> None:
     )
     args = parser.parse(None)
     check_labels([], [], args.output)
-    from reproduction.figures import draw_figure_3, figure_3
+    from plots import figure3
+    from reproduction.figures import figure_3
 
-    print(draw_figure_3(figure_3(), args.output))
+    print(figure3.draw(figure_3(), args.output))
 
 
 if __name__ == "__main__":

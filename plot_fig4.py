@@ -33,12 +33,13 @@ def main() -> None:
     args = parser.parse(None)
     labels = check_labels(args.runs, args.labels, args.output)
     from evaluation.compute_sweep import read_sweep
-    from plots.routing import draw_fronts
+    from plots import figure4
+    from reproduction.figures import published_anchors
 
     files = [sweep_file(run) for run in args.runs]
     check_numbers(args.output, files)
     sweeps = {label: read_sweep(file) for label, file in zip(labels, files, strict=True)}
-    print(draw_fronts(sweeps, args.output, args.published))
+    print(figure4.draw(sweeps, args.output, published_anchors() if args.published else ()))
 
 
 if __name__ == "__main__":

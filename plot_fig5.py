@@ -39,7 +39,7 @@ def main() -> None:
     labels = check_labels(files, args.labels, args.output)
     check_numbers(args.output, files)
     from evaluation.router_weights import read_weights
-    from plots.routing import draw_scores
+    from plots import figure5
 
     scores = {}
     for label, file in zip(labels, files, strict=True):
@@ -49,7 +49,7 @@ def main() -> None:
             raise UsageError(f"--router {args.router}: {file} has routers 1 to {count}")
         scores[label] = arrays[args.kind][:, (args.router or count) - 1]
     which = "last router" if args.router is None else f"router {args.router}"
-    print(draw_scores(scores, args.output, f"{args.kind.replace('_', ' ')} score of the {which}"))
+    print(figure5.draw(scores, args.output, f"{args.kind.replace('_', ' ')} score of the {which}"))
 
 
 if __name__ == "__main__":

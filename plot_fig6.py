@@ -32,12 +32,13 @@ def main() -> None:
     parser.add_argument("--heads", type=int, nargs="+", help="which, from 0; None: all that were written")
     args = parser.parse(None)
     check_labels([args.run], None, args.output)
-    from analysis.attention_file import choose_heads, draw_attention, read_attention
+    from analysis.attention_file import choose_heads, read_attention
+    from plots import figure6
 
     file = attention_file(args.run)
     check_numbers(args.output, [file])
     attention, about = read_attention(file)
-    print(draw_attention(attention, about, choose_heads(about["heads"], args.heads), args.output))
+    print(figure6.draw(attention, about, choose_heads(about["heads"], args.heads), args.output))
 
 
 if __name__ == "__main__":

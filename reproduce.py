@@ -103,7 +103,7 @@ def report(args: Namespace) -> None:
 
         write_atomically(args.output, lambda file: file.write(text.encode()))
     if args.figures:
-        from reproduction.report_figures import draw_report
+        from reproduction.figures import draw_report
 
         print(f"written: {', '.join(map(str, draw_report(runs, lines, findings, args.figures)))}")
 

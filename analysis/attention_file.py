@@ -1,4 +1,4 @@
-"""attention_<checkpoint>.json and .npz: what get_attention.py writes, and its picture (Figure 6).
+"""attention_<checkpoint>.json and .npz: what get_attention.py writes, and plot_fig6.py draws.
 
 Shapes: H heads that were chosen, R passes, T tokens of a window.
 """
@@ -11,17 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from analysis.figures import shades
 from errors import Failure, UsageError
 from files import write_atomically, write_json
-from plots.style import new_figure, save_with_numbers
 
 ARRAY = "attention"
 AVERAGE = (
     "attention[head, repeat, token]: the probability with which the last token of a window looks, in its "
     "last repeat, at a token's key of a repeat, in one softmax over all of them; the mean over windows"
 )
-COLUMNS = 3  # panels beside one another
 
 
 def write_attention(path: Path, about: dict[str, Any], attention: np.ndarray) -> dict[str, Any]:
@@ -83,36 +80,3 @@ def describe(content: dict[str, Any]) -> str:
     for head, shares in content["by_repeat"].items():
         lines.append(f"{head:>4}  " + "".join(f"{share:9.4f}" for share in shares))
     return "\n".join(lines)
-
-
-def draw_attention(attention: np.ndarray, about: dict[str, Any], heads: Sequence[int], path: Path) -> str:
-    """A panel for each of the heads: attention over token positions, a curve for each repeat.
-
-    Returns what was written.
-    """
-    columns = min(COLUMNS, len(heads))
-    rows = -(-len(heads) // columns)
-    figure, grid = new_figure(
-        rows, columns, figsize=(1 + 3.8 * columns, 0.9 + 2.6 * rows), sharex=True, sharey=True, squeeze=False
-    )
-    n_repeat = about["n_repeat"]
-    numbers = {"layer": about["layer"], "attention_by_head_repeat_token": {}}
-    positions = np.arange(attention.shape[-1])
-    for axes, head in zip(grid.flat, heads, strict=False):
-        of_head = attention[about["heads"].index(head)]
-        numbers["attention_by_head_repeat_token"][head] = of_head.tolist()
-        for repeat, (colour, values) in enumerate(zip(shades(n_repeat), of_head, strict=True), start=1):
-            share = np.where(values > 0, values, np.nan)  # what is not visible is not drawn
-            axes.plot(positions, share, color=colour, linewidth=1, label=f"keys of repeat {repeat}")
-        axes.set_title(f"head {head}", fontsize="medium")
-        axes.set_yscale("log")
-        axes.grid(alpha=0.3)
-    for axes in grid.flat[len(heads) :]:
-        axes.set_visible(False)
-    figure.supxlabel("token position in the window (the last one asks)", fontsize="medium")
-    figure.supylabel(f"mean attention, middle layer {about['layer']}", fontsize="medium")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", fontsize="small", ncols=min(3 * columns, n_repeat)
-    )
-    return save_with_numbers(figure, path, numbers)

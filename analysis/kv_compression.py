@@ -36,10 +36,11 @@ def main() -> None:
         raise UsageError(f"--ranks {min(own.ranks)}: a latent has at least one number")
     import numpy as np
 
-    from analysis import compression, figures
+    from analysis import compression
     from analysis.cache_statistics import gather
     from evaluation.routing import RouteFinder
     from files import write_atomically, write_json
+    from plots import kv_compression
 
     analysis = command.begin(own, given, "kv_compression")
     run = analysis.run
@@ -76,7 +77,7 @@ def main() -> None:
     arrays = {name: np.array(values) for name, values in spectra.items()}
     write_atomically(analysis.path(".npz"), lambda file: np.savez_compressed(file, **arrays))
     write_json(analysis.path(".json"), content)
-    drawn = figures.draw_compression(content, spectra, analysis.path(""))
+    drawn = kv_compression.draw(content, spectra, analysis.path(""))
     print(_table(latents))
     print(f"written: {analysis.path('.json')}, {analysis.path('.npz').name}, {', '.join(drawn)}")
 

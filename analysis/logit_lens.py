@@ -20,10 +20,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     own, given = command.parse(add_flags, __doc__)
-    from analysis import figures
     from analysis.lens import MEASURES, look
     from evaluation.routing import RouteFinder
     from files import write_json
+    from plots import logit_lens
 
     analysis = command.begin(own, given, "logit_lens", attentions=("mha", "mla"))
     run = analysis.run
@@ -44,7 +44,7 @@ def main() -> None:
     )
     content = analysis.about(**route.about, through_end_blocks=not own.no_end_blocks, depths=depths)
     write_json(analysis.path(".json"), content)
-    drawn = figures.draw_lens(content, analysis.path(""))
+    drawn = logit_lens.draw(content, analysis.path(""))
     width = max(len(name) for name in depths)
     print("  ".join([" " * width, *(f"{name:>10}" for name in MEASURES)]))
     for name, measured in depths.items():

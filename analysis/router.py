@@ -54,10 +54,11 @@ def check(own: Namespace) -> None:
 def main() -> None:
     own, given = command.parse(add_flags, __doc__)
     check(own)
-    from analysis import depth, router_figures
+    from analysis import depth
     from data.batches import spread_batches
     from evaluation.routing import RouteFinder
     from files import write_json
+    from plots import router
 
     analysis = command.begin(own, given, "router", command.ROUTED, ("mha", "mla"))
     run, config = analysis.run, analysis.run.model.config
@@ -91,7 +92,7 @@ def main() -> None:
         **depth.summarise(found, counts, own.bins, own.types, own.min_count, bytes_of),
     )
     write_json(analysis.path(".json"), content)
-    drawn = router_figures.draw_depth(content, analysis.path(""))
+    drawn = router.draw(content, analysis.path(""))
     print("\n".join(table(content)))
     print(f"written: {analysis.path('.json')}, {', '.join(drawn)}")
 

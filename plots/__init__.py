@@ -1,1 +1,1 @@
-"""What is done with a trained model that routes: thresholds, router scores, perplexity over compute."""
+"""Figures: numbers in, files out. `style` is what they share; every other module draws one figure."""

@@ -1,4 +1,4 @@
-"""The figures of the analyses; each is written as .png and .pdf."""
+"""Figures of the KV cache's compressibility: spectra, effective ranks, energy kept by latents, entropy."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,33 +6,34 @@ from typing import Any
 
 import numpy as np
 
-from plots.style import COLOURS, new_figure, save
+from plots.style import COLOURS, new_figure, save_both_formats, shades
 
 _SHOWN = {"keys": "keys", "values": "values", "joint": "[keys; values]"}
 
 
-def both_formats(figure: Any, stem: Path) -> list[str]:
-    """Write the figure beside `stem`; the names of the files."""
-    paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".pdf")]
-    save(figure, *paths)
-    return [path.name for path in paths]
+def draw(content: dict[str, Any], spectra: dict[str, Sequence[float]], stem: Path) -> list[str]:
+    """Draw four figures as .png and .pdf; returns the names of the files.
 
+    <stem>_spectra: singular values of weights and of data. <stem>_ranks: effective ranks. <stem>_energy_kept:
+    energy that latents of each rank keep. <stem>_entropy: attention entropy.
 
-def shades(count: int) -> list[Any]:
-    """Colours of things that have an order: dark to light."""
-    from matplotlib import colormaps
+    Args:
+        content: the .json of `python -m analysis.kv_compression`.
+        spectra: the .npz, singular values by name.
 
-    return [colormaps["viridis"](0.9 * index / max(1, count - 1)) for index in range(count)]
-
-
-def draw_compression(content: dict[str, Any], spectra: dict[str, Sequence[float]], stem: Path) -> list[str]:
-    """Spectra, effective ranks, energy kept by latents, entropy. content: the .json. spectra: the .npz."""
-    return [
-        *both_formats(_spectra(content, spectra), stem.with_name(f"{stem.name}_spectra")),
-        *both_formats(_ranks(content), stem.with_name(f"{stem.name}_ranks")),
-        *both_formats(_kept(content), stem.with_name(f"{stem.name}_energy_kept")),
-        *both_formats(_entropy(content), stem.with_name(f"{stem.name}_entropy")),
-    ]
+    Raises:
+        Failure: a file cannot be written.
+    """
+    figures = {
+        "spectra": _spectra(content, spectra),
+        "ranks": _ranks(content),
+        "energy_kept": _kept(content),
+        "entropy": _entropy(content),
+    }
+    names = []
+    for name, figure in figures.items():
+        names += save_both_formats(figure, stem.with_name(f"{stem.name}_{name}"))
+    return names
 
 
 def _layers(content: dict[str, Any]) -> list[str]:
@@ -40,7 +41,7 @@ def _layers(content: dict[str, Any]) -> list[str]:
 
 
 def _spectra(content: dict[str, Any], spectra: dict[str, Sequence[float]]) -> Any:
-    """Rows: weights, data of the last pass by layer, data by pass of the layer in the middle."""
+    """Singular values. Rows: weights; data of the last pass, by layer; data of the central layer, by pass."""
     layers = _layers(content)
     repeats = {layer: _passes(content, layer) for layer in layers}
     inner = [layer for layer in layers if len(repeats[layer]) > 1]
@@ -69,7 +70,7 @@ def _spectra(content: dict[str, Any], spectra: dict[str, Sequence[float]]) -> An
     for axes in grid[:, 0]:
         axes.set_ylabel("singular value / largest")
     for axes in grid[-1]:
-        axes.set_xlabel("number of the singular value")
+        axes.set_xlabel("index of the singular value")
     columns = 1 + (len(layers) - 1) // 12
     grid[0, 2].legend(fontsize=6, ncols=columns, loc="upper left", bbox_to_anchor=(1, 1))
     if inner:
@@ -78,9 +79,8 @@ def _spectra(content: dict[str, Any], spectra: dict[str, Sequence[float]]) -> An
 
 
 def _spectrum(axes: Any, values: Sequence[float], **style: Any) -> None:
-    """What rounding leaves where the rank is not full is not drawn."""
     values = np.asarray(values) / values[0]
-    values = values[values > 1e-7]
+    values = values[values > 1e-7]  # below is rounding error of matrices without full rank
     axes.plot(np.arange(1, len(values) + 1), values, linewidth=1, **style)
 
 
@@ -89,7 +89,10 @@ def _passes(content: dict[str, Any], layer: str) -> list[int]:
 
 
 def _ranks(content: dict[str, Any]) -> Any:
-    """Effective ranks (second moment) over layers, a line for each pass; columns: what of, rows: levels."""
+    """Effective ranks (second moment) over layers, a line for each pass.
+
+    Columns: keys, values, both. Rows: shares of the energy.
+    """
     layers, n_repeat = _layers(content), content["n_repeat"]
     levels = list(content["weights"][0]["keys"])
     figure, grid = new_figure(len(levels), 3, figsize=(11, 7.5), sharex=True, sharey="row")
@@ -129,7 +132,7 @@ def _name_layers(row: Sequence[Any], layers: Sequence[str]) -> None:
 
 
 def _kept(content: dict[str, Any]) -> Any:
-    """Energy that latents keep over their size: mean over layers, and each layer for the shared one."""
+    """Energy that latents keep over their rank: means over layers; of the shared latent, each layer too."""
     latents = content["latents"]
     full = latents["full_cache_bytes_per_token"]
     ranks = [entry["rank"] for entry in latents["ranks"]]
@@ -138,7 +141,7 @@ def _kept(content: dict[str, Any]) -> Any:
         "shared": "one shared by the repeats of a layer",
         "shared_keys": "... its keys",
         "shared_values": "... its values",
-        "stacked": "one latent for all repeats, of as many numbers together",
+        "stacked": "one latent for all repeats, of the same total size",
     }
     figure, axes = new_figure(1, 1, figsize=(8, 5))
     layers = list(latents["ranks"][0]["energy_kept"])
@@ -161,23 +164,25 @@ def _kept(content: dict[str, Any]) -> Any:
         axes.plot(
             ranks, rows.mean(1), styles.get(name, "-"), marker="o", ms=4, color=colour, label=series[name]
         )
-    axes.plot([], [], color="gray", alpha=0.5, linewidth=1, label="single layers, shared (dark: first)")
+    axes.plot(
+        [], [], color="gray", alpha=0.5, linewidth=1, label="single layers, shared latent (dark: first layer)"
+    )
     axes.set_xscale("log")
     axes.set_xticks(ranks, [f"{r}\n{100 * r / (2 * content['n_embd']):.3g} %" for r in ranks])
     axes.minorticks_off()
     axes.set_xlabel(
-        f"numbers of a latent by layer and repeat; % of the full cache, {full:,.0f} bytes a token"
+        f"rank of the latent, per layer and repeat; % of the full cache, {full:,.0f} bytes per token"
     )
-    axes.set_ylabel("energy kept: thick, mean over layers")
+    axes.set_ylabel("energy kept (thick: mean over layers)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     return figure
 
 
 def _entropy(content: dict[str, Any]) -> Any:
-    """Heat maps, layers by repeats."""
+    """Attention entropy as heat maps, layers by repeats."""
     layers, n_repeat = _layers(content), content["n_repeat"]
-    titles = {"entropy": "attention entropy, nats", "normalised": "over log of the visible keys"}
+    titles = {"entropy": "attention entropy, nats", "normalised": "divided by log(number of visible keys)"}
     size = (3.2 + 1.3 * n_repeat, 1.5 + 0.32 * len(layers))
     figure, grid = new_figure(1, 2, figsize=(max(6.5, size[0]), max(3.0, size[1])), sharey=True)
     for axes, (name, title) in zip(grid, titles.items(), strict=True):
@@ -197,30 +202,3 @@ def _entropy(content: dict[str, Any]) -> Any:
         figure.colorbar(image, ax=axes)
     grid[0].set_yticks(range(len(layers)), layers, fontsize="small")
     return figure
-
-
-def draw_lens(content: dict[str, Any], stem: Path) -> list[str]:
-    """Loss, accuracy, agreement and divergence over depth. content: the .json."""
-    depths = content["depths"]
-    titles = {
-        "loss": "loss, nats per token",
-        "accuracy": "accuracy",
-        "agreement": "same likeliest token as the whole model",
-        "divergence": "KL(whole model || this depth), nats",
-    }
-    figure, grid = new_figure(2, 2, figsize=(max(8.0, 4 + 0.35 * len(depths)), 6.5), sharex=True)
-    places = range(len(depths))
-    after_pass = [place for place, name in enumerate(depths) if name.startswith("repeat")]
-    for axes, (name, title) in zip(grid.flat, titles.items(), strict=True):
-        values = [measured[name] for measured in depths.values()]
-        axes.plot(places, values, marker=".", color=COLOURS[5], label="after a block")
-        axes.plot(
-            after_pass, [values[place] for place in after_pass], "o", color=COLOURS[0], label="after a repeat"
-        )
-        axes.set_title(title, fontsize="medium")
-        axes.grid(alpha=0.3)
-    for axes in grid[-1]:
-        axes.set_xticks(places, list(depths), rotation=90 if len(depths) > 6 else 0, fontsize="small")
-    if len(after_pass) < len(depths):
-        grid[0, 0].legend(fontsize="small")
-    return both_formats(figure, stem)

@@ -1,10 +1,9 @@
-"""The figures of `analysis.router`."""
+"""Figures of router behaviour: depth and scores by kind of token, and the deepest token types."""
 
 from pathlib import Path
 from typing import Any
 
-from analysis.figures import both_formats, shades
-from plots.style import COLOURS, new_figure
+from plots.style import COLOURS, new_figure, save_both_formats, shades
 
 _SECTIONS = {
     "by_frequency": "count of the token in training text",
@@ -13,11 +12,21 @@ _SECTIONS = {
 }
 
 
-def draw_depth(content: dict[str, Any], stem: Path) -> list[str]:
-    """Depth and scores by bins, and the deepest and least deep types. content: the .json."""
-    drawn = both_formats(_by_bins(content), stem)
+def draw(content: dict[str, Any], stem: Path) -> list[str]:
+    """Draw <stem>: depth and scores by bins; and <stem>_types: the deepest and the least deep token types.
+
+    Args:
+        content: the .json of `python -m analysis.router`.
+
+    Returns:
+        The names of the .png and .pdf files.
+
+    Raises:
+        Failure: a file cannot be written.
+    """
+    drawn = save_both_formats(_by_bins(content), stem)
     if content["deepest"]:
-        drawn += both_formats(_types(content), stem.with_name(f"{stem.name}_types"))
+        drawn += save_both_formats(_types(content), stem.with_name(f"{stem.name}_types"))
     return drawn
 
 
@@ -26,7 +35,7 @@ def _scores(content: dict[str, Any]) -> list[str]:
 
 
 def _by_bins(content: dict[str, Any]) -> Any:
-    """Columns: bins of what. Rows: depth, unless all tokens are alike in it; scores."""
+    """Columns: bins of frequency, position and loss. Rows: depth, unless all tokens share one; scores."""
     rows = ["scores"] if content["alike_in_depth"] else ["depth", "scores"]
     figure, grid = new_figure(
         len(rows), 3, figsize=(11.5, 1.6 + 2.7 * len(rows)), sharey="row", sharex="col", squeeze=False
@@ -52,8 +61,8 @@ def _by_bins(content: dict[str, Any]) -> Any:
         axes.set_yscale("log")
         _ticks(axes.yaxis)
     if "depth" in rows:
-        grid[0, 0].set_ylabel("mean passes taken\n(dashed: of all tokens)")
-    grid[-1, 0].set_ylabel("mean score, of tokens\nthat the router saw")
+        grid[0, 0].set_ylabel("mean passes taken\n(dashed: all tokens)")
+    grid[-1, 0].set_ylabel("mean score of tokens\nthat the router scored")
     for axes in grid.flat:
         axes.grid(alpha=0.3, which="both" if axes in grid[-1] else "major")
     handles, labels = grid[-1, 0].get_legend_handles_labels()
@@ -62,7 +71,7 @@ def _by_bins(content: dict[str, Any]) -> Any:
 
 
 def _types(content: dict[str, Any]) -> Any:
-    """What types are ranked by, for both ends."""
+    """The quantity that token types are ranked by, for both ends of the ranking."""
     ranked = content["types_ranked_by"]
     ends = {"deepest": "deepest", "least_deep": "least deep"}
     if ranked != "depth":
@@ -86,14 +95,14 @@ def _types(content: dict[str, Any]) -> Any:
         axes.invert_yaxis()
         axes.set_title(f"{title}: token, occurrences", fontsize="medium")
         what = "passes taken" if ranked == "depth" else "lowest score of a token"
-        axes.set_xlabel(f"{what}, mean (dashed: of all tokens)")
+        axes.set_xlabel(f"{what}, mean (dashed: all tokens)")
         axes.grid(axis="x", alpha=0.3, which="both")
         axes.grid(axis="y", alpha=0.3)
     return figure
 
 
 def _ticks(axis: Any) -> None:
-    """Of a logarithmic axis that spans a few powers of ten: 0.05 rather than 5 x 10^-2."""
+    """Label a logarithmic axis that spans few powers of ten with 0.05 rather than 5 x 10^-2."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))

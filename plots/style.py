@@ -1,4 +1,4 @@
-"""Figures: what they share, and that of a run's curves."""
+"""Style of the figures: colours, axes without a window, checks of flags, and the files written for each."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,14 +10,30 @@ from files import write_atomically, write_json
 from models.variants import VARIANTS
 
 FORMATS = (".png", ".pdf", ".svg")
-FIGURE_HELP = "a .png, .pdf or .svg file; .png, .pdf and the numbers as .json are written beside it"
+FIGURE_HELP = "a .png, .pdf or .svg file; .png, .pdf and the numbers as .json are written next to it"
 
-# Colours that stay apart for colour-blind readers (Okabe and Ito), each run one of them.
+# Okabe and Ito's palette, which colour-blind readers can tell apart: one colour for each run or series.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
 
+def colours(count: int) -> list[str]:
+    """`count` colours of the palette, from its start again when there are more."""
+    return [COLOURS[index % len(COLOURS)] for index in range(count)]
+
+
+def shades(count: int) -> list[Any]:
+    """`count` RGBA colours from dark to light, for ordered series such as passes or layers."""
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](0.9 * index / max(1, count - 1)) for index in range(count)]
+
+
 def check_labels(runs: Sequence[Path], labels: Sequence[str] | None, output: Path) -> list[str]:
-    """One name for each run, made from its folders if none are given. Raises UsageError where impossible."""
+    """Returns one label for each run; by default model and folder.
+
+    Raises:
+        UsageError: labels that are too few, too many or equal, or an output file of another format.
+    """
     if output.suffix not in FORMATS:
         raise UsageError(f"--output {output}: the suffix must be one of {', '.join(FORMATS)}")
     if labels is None:
@@ -29,17 +45,17 @@ def check_labels(runs: Sequence[Path], labels: Sequence[str] | None, output: Pat
 
 
 def check_numbers(output: Path, inputs: Sequence[Path]) -> None:
-    """Raises UsageError where a figure's numbers would take the place of the file that it is drawn from."""
+    """Raises UsageError if the figure's .json would replace the .json of one of its inputs."""
     for path in inputs:
         if path.with_suffix(".json").resolve() == output.with_suffix(".json").resolve():
             raise UsageError(
-                f"--output {output}: the figure's numbers would go to {output.with_suffix('.json').name}, "
-                "which belongs to what it is drawn from; give another name"
+                f"--output {output}: the figure's numbers would replace {output.with_suffix('.json').name}, "
+                "which it is drawn from; give another name"
             )
 
 
 def new_figure(rows: int, columns: int, **settings: Any) -> tuple[Any, Any]:
-    """matplotlib's figure and axes, without a window: this also runs where there is no screen."""
+    """Returns matplotlib's figure and axes; needs no screen. settings: arguments of `pyplot.subplots`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -49,9 +65,10 @@ def new_figure(rows: int, columns: int, **settings: Any) -> tuple[Any, Any]:
 
 
 def save(figure: Any, *paths: Path) -> None:
-    """Write the figure, each file whole; its suffix decides the format. The figure's memory is given back.
+    """Write the figure to each path, in the format of its suffix, and free its memory.
 
-    Raises Failure where one cannot be written.
+    Raises:
+        Failure: a file cannot be written.
     """
     from matplotlib import pyplot
 
@@ -60,50 +77,19 @@ def save(figure: Any, *paths: Path) -> None:
     pyplot.close(figure)
 
 
-def save_with_numbers(figure: Any, path: Path, numbers: Any) -> str:
-    """Write a figure of the paper as .png and .pdf, and in the path's own format, and its numbers as .json.
+def save_both_formats(figure: Any, stem: Path) -> list[str]:
+    """Write <stem>.png and <stem>.pdf; returns their names. Raises Failure if one cannot be written."""
+    paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".pdf")]
+    save(figure, *paths)
+    return [path.name for path in paths]
 
-    Returns what to tell of it. Raises Failure where one of them cannot be written.
+
+def save_with_numbers(figure: Any, path: Path, numbers: Any) -> str:
+    """Write the figure as .png, .pdf and in the format of `path`, and its numbers as .json.
+
+    Returns a line for the terminal that names the files. Raises Failure if one cannot be written.
     """
     suffixes = tuple(dict.fromkeys((path.suffix, ".png", ".pdf")))
     save(figure, *map(path.with_suffix, suffixes))
     write_json(path.with_suffix(".json"), numbers)
-    return f"written: {path}, and {', '.join((*suffixes[1:], '.json'))} beside it"
-
-
-def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Loss, perplexity, learning rate and gradient norm over steps.
-
-    runs: label -> lines of metrics.jsonl. path: its suffix (.png, .pdf, .svg) decides the format.
-    Raises Failure where it cannot be written.
-    """
-    figure, ((loss, perplexity), (rate, norm)) = new_figure(2, 2, figsize=(11, 7), sharex=True)
-    for index, (label, lines) in enumerate(runs.items()):
-        colour = COLOURS[index % len(COLOURS)]
-        _curve(loss, lines, "train_loss", color=colour, alpha=0.45, linewidth=1)
-        _curve(loss, lines, "val_loss", color=colour, marker=".", label=label)
-        _curve(perplexity, lines, "val_perplexity", color=colour, marker=".", label=label)
-        _curve(rate, lines, "lr", color=colour, label=label)
-        _curve(norm, lines, "mean_grad_norm", color=colour, label=label)
-        _curve(norm, lines, "max_grad_norm", color=colour, alpha=0.45, linewidth=1, linestyle=":")
-    loss.set_ylabel("loss, nats per token (faint: training)")
-    perplexity.set_ylabel("validation perplexity")
-    perplexity.set_yscale("log")
-    rate.set_ylabel("learning rate")
-    norm.set_ylabel("gradient norm: mean (dotted: largest)")
-    norm.set_yscale("log")
-    for axis in (perplexity.yaxis, norm.yaxis):  # 6 rather than 6 x 10^0
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("{x:g}")
-    for axes in (rate, norm):
-        axes.set_xlabel("step")
-    for axes in (loss, perplexity, rate, norm):
-        axes.grid(alpha=0.3)
-    figure.legend(*loss.get_legend_handles_labels(), loc="outside upper center", fontsize="small")
-    save(figure, path)
-
-
-def _curve(axes: Any, lines: list[dict[str, Any]], name: str, **style: Any) -> None:
-    points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-    if points:
-        axes.plot(*zip(*points, strict=True), **style)
+    return f"written: {path}, and {', '.join((*suffixes[1:], '.json'))} next to it"

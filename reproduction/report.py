@@ -1,6 +1,6 @@
 """Ours beside theirs, as numbers: each row of a set of runs, and whether the paper's ordering holds.
 
-Losses in nats per token. How the numbers are written and drawn: `reproduction.formats`, `.report_figures`.
+Losses in nats per token. `reproduction.formats` writes the numbers, `reproduction.figures` draws them.
 """
 
 import math

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.attention_file import choose_heads, draw_attention, read_attention, write_attention
+from analysis.attention_file import choose_heads, read_attention, write_attention
 from analysis.command import ACROSS_REPEATS, require_possible
 from analysis.hooks import Layer, layers_of, watch_attention
 from analysis.last_attention import choose_layer, gather
 from errors import Failure, UsageError
 from models import ModelConfig
 from models.positions import rotate
+from plots import figure6
 from tests.analysis.test_kv_compression import make, text
 
 REPEATS, LENGTH = 3, 12
@@ -100,7 +101,7 @@ def test_figures_are_written(tmp_path, heads):
     write_attention(path, about(list(range(heads))), attention)
     again, content = read_attention(path)
     assert np.array_equal(again, attention)
-    draw_attention(again, content, content["heads"], tmp_path / "6.png")
+    figure6.draw(again, content, content["heads"], tmp_path / "6.png")
     assert (tmp_path / "6.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -7,7 +7,6 @@ import torch
 from errors import Failure, UsageError
 from evaluation.compute_sweep import SWEEP, SweepFile, points, read_sweep, sweep_capacities
 from evaluation.router_weights import KINDS, position_cascade, read_weights
-from plots.routing import draw_fronts, draw_scores, published_anchors
 
 
 def test_the_position_cascade_mixes_tokens_and_the_token_cascade_does_not():
@@ -70,22 +69,6 @@ def test_a_file_of_another_run_is_refused_and_kept(tmp_path):
         SweepFile(path, {"sequence_length": 128})
     assert path.read_bytes() == before
     assert len(SweepFile(path, {"sequence_length": 256}).entries) == 6
-
-
-def test_figures_are_written(tmp_path):
-    content = sweep(tmp_path / "ppl.json")
-    draw_fronts({"one": content, "two": content}, tmp_path / "4.pdf", published=True)
-    draw_scores({"a": np.linspace(0, 1, 100)}, tmp_path / "5.png", "score")
-    assert (tmp_path / "4.pdf").read_bytes().startswith(b"%PDF")
-    assert (tmp_path / "5.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(UsageError, match="sequences of 128 and 256 tokens"):
-        draw_fronts({"one": content, "two": sweep(tmp_path / "p.json", 128)}, tmp_path / "4.png")
-
-
-def test_published_values_stand_at_their_macs():
-    anchors = {label: macs for label, macs, _ in published_anchors()}
-    assert round(anchors["Standard, 48 layers, 40k steps"] / 1e9, 3) == 91.844
-    assert round(anchors["ADM, full compute, 60k steps"] / 1e9, 2) == 227.74
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "pickle", "no sidecar"])
