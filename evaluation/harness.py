@@ -12,10 +12,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,6 +20,14 @@ from distributed import Precision
 from errors import UsageError
 from models.generation import generate
 from models.language_model import LanguageModel
+
+try:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ImportError:  # an optional requirement: without it this module can be imported, but not used
+    TemplateLM = Instance = object
 
 Window = tuple[list[int], int]  # tokens, and how many of the last ones are scored
 
