@@ -20,25 +20,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     own, given = config.parse_with_run(None, add_flags, __doc__)
-    if (own.budget is None) == ("eval_length_factor" not in given):
+    if (own.budget is None) == (given.get("eval_length_factor") in (None, [None])):
         raise UsageError(
-            "give the capacities that thresholds are to meet: --budget 0.5, or --eval_length_factor"
+            "give the capacities that thresholds must meet: --budget 0.5, or --eval_length_factor"
         )
     from evaluation.calibration import compute_fraction
     from evaluation.restore import restore
     from evaluation.routing import RouteFinder
 
     run = restore(Path(own.checkpoint), given)
-    routes = RouteFinder(run)
-    wanted = [{"length_factors": run.args.eval_length_factor}]
-    if own.budget is not None:
-        wanted = [{"budget": budget} for budget in own.budget]
-    for request in wanted:
-        if "budget" in request:
-            route = routes.from_budget([request["budget"]])
+    finder = RouteFinder(run)
+    for budget in own.budget or [None]:
+        if budget is None:
+            route = finder.calibrated(length_factors=run.args.eval_length_factor)
         else:
-            route = routes.calibrated(**request)
-        found = route.about["calibration"]
+            route = finder.from_budget([budget])
+        found = route.about.get("calibration")
+        if found is None:
+            raise UsageError("--eval_length_factor: capacities of 0 and 1 need no calibration")
         for title, numbers in (
             ("capacities wanted", found["length_factors"]),
             ("reached", found["reached"]),

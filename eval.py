@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on a whole validation set: `python eval.py --checkpoint <run folder or file>`."""
+"""Evaluate a checkpoint on the full validation set: `python eval.py --checkpoint <run folder or file>`."""
 
 import argparse
 import sys
@@ -10,14 +10,16 @@ from errors import run_script
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a checkpoint file, or a run's folder")
-    parser.add_argument("--output_dir", help="where the summary goes; default: beside the checkpoint")
+    parser.add_argument(
+        "--output_dir", type=Path, help="folder of the summary; default: next to the checkpoint"
+    )
 
 
 def main() -> None:
     own, given = config.parse_with_run(None, add_flags, __doc__)
     from tqdm import tqdm
 
-    from evaluation.report import describe, describe_task, summarise, summary_path
+    from evaluation.reports import describe, describe_task, summarise, summary_path
     from evaluation.restore import restore
     from evaluation.routing import RouteFinder
     from files import write_json
@@ -25,9 +27,8 @@ def main() -> None:
     from optim.validation import Evaluation, evaluate
 
     run = restore(Path(own.checkpoint), given)
-    args = run.args
     corpus = run.open_corpus()
-    print(f"{run.describe()}, on {args.dataset}")
+    print(f"{run.describe()}, on {run.args.dataset}")
     route = RouteFinder(run).from_flags()
     if route.about:
         print(route)
@@ -39,14 +40,13 @@ def main() -> None:
 
     result = measure("val")
     others = {split: measure(split) for split in corpus.test_splits}
-    path = summary_path(run.path, own.output_dir)
     about = {
         "checkpoint": str(run.path),
         "step": run.step,
-        "model": args.model,
-        "dataset": args.dataset,
+        "model": run.args.model,
+        "dataset": run.args.dataset,
         "sequence_length": run.sequence_length,
-        "batch_size": args.batch_size,
+        "batch_size": run.args.batch_size,
         "arithmetic": run.precision.reason,
         **route.about,
         "macs_per_sequence": {
@@ -55,6 +55,7 @@ def main() -> None:
     }
     if others:
         about["splits"] = {split: summarise(other) for split, other in others.items()}
+    path = summary_path(run.path, own.output_dir)
     write_json(path, summarise(result, **about))
     print(describe(result))
     for split, other in others.items():

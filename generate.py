@@ -1,7 +1,12 @@
-"""Continue prompts with a trained model: `python generate.py --checkpoint <run> --prompt "Once upon"`."""
+"""Continue prompts with a trained model: `python generate.py --checkpoint <run> --prompt "Once upon"`.
+
+Texts go to stdout, everything else to stderr.
+"""
 
 import argparse
+import contextlib
 import sys
+from functools import partial
 from pathlib import Path
 
 import config
@@ -12,10 +17,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--checkpoint", required=True, help="a checkpoint file, or a run's folder")
     add("--prompt", nargs="+", default=[""], help="texts to continue; default: the start of a document")
-    add("--max_new_tokens", type=int, default=200, help="how many tokens to write (default: 200)")
+    add("--max_new_tokens", type=int, default=200, help="how many tokens to generate (default: 200)")
     add("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
-    add("--top_k", type=int, help="draw from the k likeliest tokens only")
-    add("--top_p", type=float, help="draw from the fewest tokens whose probabilities sum to p")
+    add("--top_k", type=int, help="sample from the k likeliest tokens only")
+    add("--top_p", type=float, help="sample from the fewest tokens whose probabilities sum to p")
     add(
         "--budget",
         type=float,
@@ -26,13 +31,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--keep_context",
         type=int,
-        help="a context that outgrows sequence_length is cut to this many tokens and computed anew "
+        help="a context that outgrows sequence_length is cut to this many tokens and recomputed "
         "(default: half of sequence_length)",
     )
     add(
         "--no_cache",
         action="store_true",
-        help="compute the whole context again for each token: slow, the same",
+        help="recompute the full context for each token: slow, with the same text",
     )
     add(
         "--show_depth",
@@ -44,7 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check(own: argparse.Namespace) -> None:
-    """Refuse values that mean nothing."""
+    """Raises UsageError for values without meaning."""
     if own.max_new_tokens < 1:
         raise UsageError(f"--max_new_tokens {own.max_new_tokens} must be at least 1")
     if own.temperature < 0:
@@ -62,22 +67,21 @@ def check(own: argparse.Namespace) -> None:
 def main() -> None:
     own, given = config.parse_with_run(None, add_flags, __doc__)
     check(own)
-    from evaluation.depth_colours import ansi, ansi_legend, page
+    from evaluation.depth_colours import ansi, ansi_legend, html_page
     from evaluation.restore import restore
     from evaluation.routing import RouteFinder
-    from evaluation.text import Cost, stream_texts
+    from evaluation.text import TextCost, stream_texts
     from files import write_atomically
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    run = restore(Path(own.checkpoint), given)
-    model, limit = run.model, run.args.sequence_length
-    if own.keep_context is not None and own.keep_context > limit:
-        raise UsageError(f"--keep_context {own.keep_context} exceeds sequence_length={limit}")
-    route = RouteFinder(run, say).for_writing(own.budget)
-    tokenizer = run.make_tokenizer()
-    costs = [Cost() for _ in own.prompt]
+    note = partial(print, file=sys.stderr, flush=True)
+    with contextlib.redirect_stdout(sys.stderr):  # log messages go there too
+        run = restore(Path(own.checkpoint), given)
+        model, limit = run.model, run.args.sequence_length
+        if own.keep_context is not None and own.keep_context > limit:
+            raise UsageError(f"--keep_context {own.keep_context} exceeds sequence_length={limit}")
+        route = RouteFinder(run).for_generation(own.budget)
+        tokenizer = run.make_tokenizer()
+    costs = [TextCost() for _ in own.prompt]
     steps = stream_texts(
         model,
         tokenizer,
@@ -101,7 +105,7 @@ def main() -> None:
     for pieces in steps:
         for text, piece in zip(texts, pieces, strict=True):
             text.append(piece)
-        # The first text is seen as it is written; the others, written beside it, follow.
+        # The first text is streamed; the others, generated in the same batch, are printed at the end.
         sys.stdout.write(ansi(*pieces[0], n_repeat) if in_terminal else pieces[0][0])
         sys.stdout.flush()
     sys.stdout.write("\n")
@@ -109,17 +113,18 @@ def main() -> None:
         shown = "".join(ansi(*piece, n_repeat) if in_terminal else piece[0] for piece in text)
         sys.stdout.write(f"\n{prompt}{shown}\n")
     if own.show_depth and not in_terminal:
-        content = page(list(zip(own.prompt, texts, strict=True)), n_repeat, f"{run.path.parent.name}: depth")
-        write_atomically(Path(own.show_depth), lambda file: file.write(content.encode()))
-        say(f"written: {own.show_depth}")
+        title = f"{run.path.parent.name}: depth"
+        page = html_page(list(zip(own.prompt, texts, strict=True)), n_repeat, title)
+        write_atomically(Path(own.show_depth), lambda file: file.write(page.encode()))
+        note(f"written: {own.show_depth}")
     if route.about:
-        say(str(route))
+        note(route)
     longest = max(len(tokenizer.encode(prompt)) for prompt in own.prompt) + own.max_new_tokens
     if longest > limit:
         keep = own.keep_context or max(1, limit // 2)
-        say(f"the text outgrew sequence_length={limit}: then the last {keep} tokens were the context")
+        note(f"the text outgrew sequence_length={limit}: from then on, the last {keep} tokens were kept")
     for number, cost in enumerate(costs, start=1):
-        say(f"{f'text {number}: ' if len(costs) > 1 else ''}{cost.describe(model)}")
+        note(f"{f'text {number}: ' if len(costs) > 1 else ''}{cost.describe(model)}")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ from errors import UsageError, run_script
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a checkpoint file, or a run's folder")
     parser.add_argument(
-        "--output-dir", "--output_dir", type=Path, help="where the files go; default: beside the checkpoint"
+        "--output-dir", "--output_dir", type=Path, help="folder of the files; default: next to the checkpoint"
     )
     parser.add_argument(
         "--budget",
         type=float,
         nargs="+",
         default=[],
-        help="fractions of full compute to add points at, besides the published sweep",
+        help="fractions of full compute to add points at, besides the published settings",
     )
 
 

@@ -1,4 +1,4 @@
-"""Perplexity over compute of Table 1's models (Figure 2), from what was trained: `python plot_fig2.py`."""
+"""Draw perplexity over compute of Table 1's models (Figure 2), as far as trained: `python plot_fig2.py`."""
 
 from pathlib import Path
 
@@ -12,17 +12,14 @@ def main() -> None:
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--scale", choices=tuple(SCALES), default="nano", help="the size of the experiments")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="those that were trained")
-    add("--results_base_folder", default="./exps", help="where the runs lie")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to average over")
+    add("--results_base_folder", default="./exps", help="folder of the runs")
     add(
-        "--published", action="store_true", help="with the paper's points, which are of its own size and text"
+        "--published",
+        action="store_true",
+        help="with the paper's points, of its own size and text",
     )
-    add(
-        "--output",
-        type=Path,
-        default=Path("figure2.png"),
-        help=FIGURE_HELP,
-    )
+    add("--output", type=Path, default=Path("figure2.png"), help=FIGURE_HELP)
     args = parser.parse(None)
     check_labels([], [], args.output)
     from plots import figure2
@@ -33,7 +30,7 @@ def main() -> None:
     points = figure_2(make_plan(figure_2_rows(), args.scale, args.seeds, flags))
     if not args.published and not any(point["perplexity"] is not None for point in points):
         raise Failure(
-            f"none of its rows has been trained under {args.results_base_folder}: python reproduce.py run "
+            f"none of its experiments is trained under {args.results_base_folder}: python reproduce.py run "
             f"table1 figure2 --scale {args.scale} trains them; --published draws the paper's points"
         )
     print(figure2.draw(points, args.output, args.published, same_size=args.scale == "paper"))

@@ -1,4 +1,4 @@
-"""Compute over the length of the text (Figure 3), counted, not trained: `python plot_fig3.py`."""
+"""Draw compute over sequence length (Figure 3), counted without training: `python plot_fig3.py`."""
 
 from pathlib import Path
 
@@ -9,12 +9,7 @@ from plots.style import FIGURE_HELP, check_labels
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("figure3.png"),
-        help=FIGURE_HELP,
-    )
+    parser.add_argument("--output", type=Path, default=Path("figure3.png"), help=FIGURE_HELP)
     args = parser.parse(None)
     check_labels([], [], args.output)
     from plots import figure3

@@ -1,32 +1,23 @@
-"""Perplexity over compute (Figure 4), drawn: `python plot_fig4.py <run folder or ppl_per_mac_*.json> ...`."""
+"""Draw perplexity over compute (Figure 4): `python plot_fig4.py <run folder or ppl_per_mac_*.json> ...`."""
 
 from pathlib import Path
 
 from config.parser import Parser
-from errors import UsageError, run_script
-from plots.style import FIGURE_HELP, check_labels, check_numbers
-
-
-def sweep_file(path: Path) -> Path:
-    """The file itself, or the only one in a run's folder."""
-    if not path.is_dir():
-        return path
-    found = sorted(path.glob("ppl_per_mac_*.json"))
-    if len(found) != 1:
-        raise UsageError(
-            f"{path} holds {len(found)} files ppl_per_mac_*.json; "
-            + ("name one of them" if found else f"python get_ppl_per_mac.py --checkpoint {path} writes one")
-        )
-    return found[0]
+from errors import run_script
+from plots.style import FIGURE_HELP, check_labels, check_numbers, find_result
 
 
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="run", help="what get_ppl_per_mac.py wrote, or its folder"
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="run",
+        help="file of get_ppl_per_mac.py, or its folder",
     )
     parser.add_argument("--output", type=Path, default=Path("figure4.png"), help=FIGURE_HELP)
-    parser.add_argument("--labels", nargs="+", help="one name for each run; None: its folder")
+    parser.add_argument("--labels", nargs="+", help="a label for each run; None: its folder")
     parser.add_argument(
         "--published", action="store_true", help="with the paper's values (OpenWebText2, 256 tokens)"
     )
@@ -36,7 +27,7 @@ def main() -> None:
     from plots import figure4
     from reproduction.figures import published_anchors
 
-    files = [sweep_file(run) for run in args.runs]
+    files = [find_result(run, "ppl_per_mac_*.json", "get_ppl_per_mac.py") for run in args.runs]
     check_numbers(args.output, files)
     sweeps = {label: read_sweep(file) for label, file in zip(labels, files, strict=True)}
     print(figure4.draw(sweeps, args.output, published_anchors() if args.published else ()))

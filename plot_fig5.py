@@ -1,41 +1,36 @@
-"""Router scores (Figure 5), drawn: `python plot_fig5.py <run folder or router_weights_*.npz> ...`."""
+"""Draw router scores (Figure 5): `python plot_fig5.py <run folder or router_weights_*.npz> ...`."""
 
 from pathlib import Path
 
 from config.parser import Parser
 from errors import UsageError, run_script
-from plots.style import FIGURE_HELP, check_labels, check_numbers
-
-
-def weights_files(path: Path) -> list[Path]:
-    """The file itself, or all of a run's folder."""
-    if not path.is_dir():
-        return [path]
-    found = sorted(path.glob("router_weights_*.npz"))
-    if not found:
-        raise UsageError(
-            f"{path} holds no router_weights_*.npz; "
-            f"python get_router_weights.py --checkpoint {path} writes one"
-        )
-    return found
+from plots.style import FIGURE_HELP, check_labels, check_numbers, find_results
 
 
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="run", help="what get_router_weights.py wrote, or its folder"
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="run",
+        help="file of get_router_weights.py, or its folder",
     )
     parser.add_argument("--output", type=Path, default=Path("figure5.png"), help=FIGURE_HELP)
-    parser.add_argument("--labels", nargs="+", help="one name for each file; None: folder and file")
+    parser.add_argument("--labels", nargs="+", help="a label for each file; None: folder and file")
     parser.add_argument("--router", type=int, help="which router, from 1; None: the last")
     parser.add_argument(
         "--kind",
         choices=("raw", "cascade", "position_cascade"),
         default="raw",
-        help="its scores, the lowest score of a token so far, or what the released script computed",
+        help="its scores, the lowest score of a token so far, or the released script's minimum over rows",
     )
     args = parser.parse(None)
-    files = [file for run in args.runs for file in weights_files(run)]
+    files = [
+        file
+        for run in args.runs
+        for file in find_results(run, "router_weights_*.npz", "get_router_weights.py")
+    ]
     labels = check_labels(files, args.labels, args.output)
     check_numbers(args.output, files)
     from evaluation.router_weights import read_weights

@@ -1,1 +1,1 @@
-"""Measuring a model: perplexity, accuracy, text samples."""
+"""Uses of a trained model: perplexity, text, routing, compute sweeps, router scores, downstream tasks."""

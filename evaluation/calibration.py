@@ -1,13 +1,14 @@
-"""Thresholds for causal routing, found on training text, and kept beside the checkpoint for later.
+"""Calibration of causal routing: router thresholds that meet capacities or a budget, found on training text.
 
 Shapes: R = n_repeat, N tokens of the sample.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +21,16 @@ from models.config import ModelConfig
 from models.language_model import LanguageModel
 from models.macs import macs_of_passes
 
-NOBODY = 2.0  # a threshold above every score
+HALT_ALL = 2.0  # a threshold above every score
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """thresholds: R - 1, with which `reached` of the tokens took passes 2..R, length_factors being wanted.
+    """Thresholds of one checkpoint, found on `tokens` training tokens of `dataset`.
 
-    budget: the fraction of full compute that the factors were chosen for; None where they were given. Found
-    on `tokens` tokens of the training split of `dataset`, in sequences of sequence_length.
+    length_factors: R - 1, the wanted fractions of tokens that take passes 2..R. thresholds, reached: R - 1,
+    the routers' thresholds and the fractions they give. budget: the fraction of full compute that the factors
+    were chosen for; None if the factors were given. sequence_length: of the sample.
     """
 
     length_factors: list[float]
@@ -41,11 +43,15 @@ class Calibration:
 
 
 def router_scores(
-    model: LanguageModel, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision, **routing
-) -> Iterable[np.ndarray]:
-    """Batch by batch the scores (tokens, R - 1), in token order; NaN where a router did not see a token.
+    model: LanguageModel, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision, **routing: Any
+) -> Iterator[np.ndarray]:
+    """Yields the router scores of each batch, (B * T, R - 1) in token order.
 
-    routing: `length_factors` or `thresholds`; at full depth every router sees every token.
+    Scores of tokens that a router does not see are NaN.
+
+    Args:
+        batches: (inputs, targets), each (B, T).
+        routing: `length_factors` or `thresholds` of the model's forward pass.
     """
     was_training = model.training
     model.eval()
@@ -64,14 +70,20 @@ def find_thresholds(
     length_factors: Sequence[float],
     precision: Precision,
 ) -> tuple[list[float], list[float], int]:
-    """Thresholds with which the wanted fractions of these tokens take passes 2..R; those reached; tokens.
+    """Find the thresholds at which the given fractions of tokens take passes 2..R.
 
-    Router by router: which tokens a router sees, and what they look like, depends on the thresholds before
-    it. A threshold lies half-way between two scores, so that rounding does not decide. The fractions are met
-    up to one token, and ties.
+    One router after the other: the tokens that a router sees, and their states, depend on the thresholds of
+    the routers before it. A threshold is half-way between two scores, so that rounding does not decide.
+
+    Args:
+        batches: the sample, iterated R - 1 times.
+        length_factors: R - 1 fractions.
+
+    Returns:
+        R - 1 thresholds, the R - 1 fractions that they reach (exact up to one token, and ties), and N.
     """
     count = len(length_factors)
-    thresholds, reached, tokens = [NOBODY] * count, [0.0] * count, 0
+    thresholds, reached, tokens = [HALT_ALL] * count, [0.0] * count, 0
     for router, factor in enumerate(length_factors):
         parts = [part[:, router] for part in router_scores(model, batches, precision, thresholds=thresholds)]
         scores = np.concatenate(parts)
@@ -89,23 +101,35 @@ def find_thresholds(
 
 
 def cascade(scores: np.ndarray) -> np.ndarray:
-    """(N, R - 1) -> the lowest score of a token so far: what a common threshold would have to pass."""
+    """Returns the running minimum over routers, (N, R - 1).
+
+    A token takes pass r + 1 under one common threshold if the minimum of its first r scores reaches it.
+    """
     return np.minimum.accumulate(scores, axis=1)
 
 
 def capacities_at(cascaded: np.ndarray, threshold: float) -> list[float]:
-    """Fractions of the tokens whose cascaded score reaches the threshold: capacities of passes 2..R."""
+    """Returns the R - 1 fractions of tokens that take passes 2..R under one common threshold.
+
+    Args:
+        cascaded: (N, R - 1), what `cascade` returns.
+    """
     return (cascaded >= threshold).mean(axis=0).tolist()
 
 
 def compute_fraction(config: ModelConfig, length: int, factors: Sequence[float]) -> float:
-    """True MACs with these capacities over those at full depth."""
+    """Returns MACs at these capacities, divided by those at full depth ("true" convention).
+
+    Args:
+        length: tokens of a sequence.
+        factors: R - 1 capacities of passes 2..R.
+    """
     full = macs_of_passes(config, [length] * config.n_repeat, "true")
     return macs_of_passes(config, [length, *(length * factor for factor in factors)], "true") / full
 
 
 def require_possible(config: ModelConfig, length: int, budget: float) -> None:
-    """Raises UsageError for a budget that one pass exceeds already."""
+    """Raises UsageError for a budget, a fraction of full compute, that a single pass exceeds."""
     least = compute_fraction(config, length, [0.0] * (config.n_repeat - 1))
     if budget < least:
         raise UsageError(
@@ -114,12 +138,17 @@ def require_possible(config: ModelConfig, length: int, budget: float) -> None:
 
 
 def threshold_for(config: ModelConfig, cascaded: np.ndarray, length: int, budget: float) -> float:
-    """The common threshold whose capacities cost `budget` of full compute, or just under it.
+    """Returns the lowest common threshold whose compute is at most `budget`, a fraction of full compute.
 
-    Raises UsageError for a budget that one pass exceeds already.
+    Args:
+        cascaded: (N, R - 1), what `cascade` returns.
+        length: tokens of a sequence.
+
+    Raises:
+        UsageError: a single pass exceeds the budget.
     """
     require_possible(config, length, budget)
-    candidates = np.concatenate(([0.0], np.unique(cascaded), [NOBODY]))
+    candidates = np.concatenate(([0.0], np.unique(cascaded), [HALT_ALL]))
     low, high = 0, len(candidates) - 1  # costs fall as the threshold rises
     while low < high:
         middle = (low + high) // 2
@@ -131,7 +160,7 @@ def threshold_for(config: ModelConfig, cascaded: np.ndarray, length: int, budget
 
 
 def routers_digest(model: LanguageModel) -> str:
-    """Tells one training state from another: every step changes the routers."""
+    """Returns a hash of the routers' weights, which every training step changes."""
     weights = [
         weight.detach().cpu().float().numpy().tobytes() for weight in model.transformer["mod"].parameters()
     ]
@@ -139,10 +168,15 @@ def routers_digest(model: LanguageModel) -> str:
 
 
 class CalibrationFile:
-    """thresholds_<checkpoint>.json: the calibrations of one checkpoint, each found once."""
+    """thresholds_<checkpoint>.json: all calibrations of one checkpoint.
+
+    Calibrations of other weights under the same file name are ignored.
+
+    Raises:
+        Failure: the file has other content.
+    """
 
     def __init__(self, checkpoint: Path, model: LanguageModel) -> None:
-        """Of another version of the checkpoint under the same name, nothing is read."""
         self.path = checkpoint.with_name(f"thresholds_{checkpoint.stem}.json")
         self._routers = routers_digest(model)
         self.calibrations: list[Calibration] = []
@@ -158,14 +192,14 @@ class CalibrationFile:
 
     def find(
         self,
-        dataset: str | None,
+        dataset: str,
         sequence_length: int,
         length_factors: Sequence[float] | None = None,
         budget: float | None = None,
     ) -> Calibration | None:
-        """The newest for these factors, or this budget. dataset: None for any."""
+        """Returns the newest calibration for these factors or this budget; None if there is none."""
         for entry in reversed(self.calibrations):
-            if (dataset or entry.dataset, sequence_length) != (entry.dataset, entry.sequence_length):
+            if (dataset, sequence_length) != (entry.dataset, entry.sequence_length):
                 continue
             if budget is not None and entry.budget == budget:
                 return entry
@@ -174,7 +208,7 @@ class CalibrationFile:
         return None
 
     def add(self, calibration: Calibration) -> None:
-        """Keep one more, in the file."""
+        """Add one and write the file."""
         self.calibrations.append(calibration)
         entries = [asdict(entry) for entry in self.calibrations]
         write_json(self.path, {"routers_sha256": self._routers, "calibrations": entries})
@@ -191,9 +225,15 @@ def calibrate(
     length_factors: Sequence[float] | None = None,
     budget: float | None = None,
 ) -> Calibration:
-    """Thresholds for capacities, or for a fraction of full compute: from the file, else found and kept.
+    """Returns the calibration for capacities or for a budget: from the file, otherwise found and added to it.
 
-    batches: training text, of sequence_length; iterated several times.
+    Args:
+        batches: training text in sequences of sequence_length tokens, iterated several times.
+        length_factors: R - 1 capacities of passes 2..R; or
+        budget: a fraction of full compute.
+
+    Raises:
+        UsageError: a single pass exceeds the budget.
     """
     known = file.find(dataset, sequence_length, length_factors, budget)
     if known is not None:

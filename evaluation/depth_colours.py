@@ -1,18 +1,18 @@
-"""A text with each token coloured by the passes it took: for a terminal, or as a page."""
+"""Text with each token coloured by the passes it took: ANSI colours for a terminal, or an HTML page."""
 
 import html
 from collections.abc import Sequence
 
-# From few passes to many: light to dark, in colours that stay apart for colour-blind readers.
+# From few passes to many: light to dark, in colours that colour-blind readers can tell apart.
 _SCALE = ((255, 247, 188), (254, 217, 118), (254, 153, 41), (217, 95, 14), (153, 52, 4))
 
 
 def colour(passes: int, n_repeat: int) -> tuple[int, int, int]:
-    """Red, green, blue of a background: the first colour for one pass, the last for n_repeat."""
+    """Returns (red, green, blue) of the background for a token that took 1 <= passes <= n_repeat passes."""
     place = (len(_SCALE) - 1) * (passes - 1) / max(1, n_repeat - 1)
     low = min(int(place), len(_SCALE) - 2)
-    share = place - low
-    return tuple(round(a + (b - a) * share) for a, b in zip(_SCALE[low], _SCALE[low + 1], strict=True))
+    part = place - low
+    return tuple(round(a + (b - a) * part) for a, b in zip(_SCALE[low], _SCALE[low + 1], strict=True))
 
 
 def _is_dark(rgb: tuple[int, int, int]) -> bool:
@@ -20,7 +20,10 @@ def _is_dark(rgb: tuple[int, int, int]) -> bool:
 
 
 def ansi(piece: str, passes: int, n_repeat: int) -> str:
-    """A piece of text on its colour, line by line: a background must not run on past a line's end."""
+    """Returns the piece with ANSI colours; 0 passes: without.
+
+    Lines are coloured one by one, so that the background ends with the text of each.
+    """
     if not passes or not piece:
         return piece
     rgb = colour(passes, n_repeat)
@@ -29,11 +32,16 @@ def ansi(piece: str, passes: int, n_repeat: int) -> str:
 
 
 def ansi_legend(n_repeat: int) -> str:
+    """Returns a line with the colour of each number of passes."""
     return "passes: " + " ".join(ansi(f" {passes} ", passes, n_repeat) for passes in range(1, n_repeat + 1))
 
 
-def page(texts: Sequence[tuple[str, Sequence[tuple[str, int]]]], n_repeat: int, title: str) -> str:
-    """An HTML page that needs nothing else. texts: (prompt, pieces with their passes)."""
+def html_page(texts: Sequence[tuple[str, Sequence[tuple[str, int]]]], n_repeat: int, title: str) -> str:
+    """Returns a self-contained HTML page.
+
+    Args:
+        texts: (prompt, [(piece, passes), ...]) for each text.
+    """
     style = ["body{font:16px/1.6 sans-serif;max-width:50em;margin:2em auto;padding:0 1em}"]
     style.append("pre{font:14px/1.7 monospace;white-space:pre-wrap}")
     for passes in range(1, n_repeat + 1):

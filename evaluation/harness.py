@@ -1,7 +1,6 @@
-"""A model of ours as lm-evaluation-harness sees one: log-likelihoods of texts, and continuations.
+"""Interface of a trained model to lm-evaluation-harness: log-likelihoods of texts, and continuations.
 
-Only `evaluation.lm_eval` imports this module, for the harness is not among the requirements. Shapes: B batch,
-T tokens, V = vocab_size.
+The harness is an optional requirement. Shapes: B batch, T tokens, V = vocab_size.
 """
 
 import json
@@ -26,19 +25,22 @@ try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-except ImportError:  # an optional requirement: without it this module can be imported, but not used
+except ImportError:  # without it this module can be imported, but not used
     TemplateLM = Instance = object
 
 Window = tuple[list[int], int]  # tokens, and how many of the last ones are scored
 
 
 class Harness(TemplateLM):
-    """The model with its tokeniser. What the harness asks for is computed in batches of similar length.
+    """A model with its tokeniser; requests are computed in batches of similar length.
 
-    routing: `thresholds` of models that route, else nothing. Never the top k: whether a token is among the
-    best of a sequence depends on the tokens behind it, so the likelihood of an answer would depend on how
-    long the answer is, on its own later words, and on the padding of its batch.
-    max_length: tokens that the model sees at once. seed: of the continuations of tasks that sample.
+    Routing is by thresholds, never top-k: under top-k, whether a token is selected depends on later tokens,
+    so the likelihood of an answer would depend on its length, its later words and the padding of its batch.
+
+    Args:
+        max_length: tokens that the model sees at once.
+        routing: {"thresholds": [...]} for models that route, else {}.
+        seed: for continuations of tasks that sample.
     """
 
     def __init__(
@@ -57,31 +59,32 @@ class Harness(TemplateLM):
         self.batch_size, self.max_length = batch_size, max_length
         self._tokenizer = tokenizer
         self._tokens = self._passes = 0
-        self.notes: dict[str, int] = defaultdict(int)  # what was not as the tasks say -> how often
+        self.notes: dict[str, int] = defaultdict(int)  # deviation from a task's request -> how often
 
     @property
     def average_passes(self) -> float | None:
-        """Through the middle, of each token that a score was made from or that was written; None before."""
+        """Passes through the middle, the mean over all tokens scored or generated; None before the first."""
         return self._passes / self._tokens if self._tokens else None
 
     @property
     def eot_token_id(self) -> int:
-        """What stands before a text. Raises UsageError for a tokeniser that has no such token."""
+        """The token that precedes a text. Raises UsageError if the tokeniser has no end-of-text token."""
         if self._tokenizer.end_of_text is None:
             raise UsageError(
-                f"the tokeniser {self._tokenizer.name} has no end-of-text token, which stands before a text "
+                f"the tokeniser {self._tokenizer.name} has no end-of-text token, which precedes a text "
                 "without a context"
             )
         return self._tokenizer.end_of_text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """The tokens of the text alone: none is put before or behind it."""
+        """Returns the tokens of the text, without special tokens."""
         return self._tokenizer.encode(string).tolist()
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Of whole texts, in nats: every token counts once, the first after an end-of-text token.
+        """Returns the log-likelihood of each full text, in nats.
 
-        A text of more than max_length tokens is cut into windows as the harness defines them.
+        Every token counts once, the first one after an end-of-text token. Texts of more than max_length
+        tokens are cut into the harness's rolling windows.
         """
         by_text = [self._rolling(self.tok_encode(text), self.eot_token_id) for (text,) in _args(requests)]
         scores = iter(self._score([window for windows in by_text for window in windows], disable_tqdm))
@@ -115,8 +118,14 @@ class Harness(TemplateLM):
         disable_tqdm: bool = False,
         **_: Any,
     ) -> list[tuple[float, bool]]:
-        """(_, context, continuation) -> the continuation's log-probability in nats, and whether it is what
-        greedy decoding would write. A context that does not fit into max_length is cut from the left."""
+        """Score continuations; a context that does not fit into max_length is cut from the left.
+
+        Args:
+            requests: (unused, context, continuation), the latter two as token ids.
+
+        Returns:
+            For each the continuation's log-probability in nats, and whether greedy decoding would write it.
+        """
         by_request = [self._windows(context, continuation) for _, context, continuation in requests]
         scores = iter(self._score([window for windows in by_request for window in windows], disable_tqdm))
         found = [[next(scores) for _ in windows] for windows in by_request]
@@ -125,7 +134,7 @@ class Harness(TemplateLM):
         ]
 
     def _windows(self, context: list[int], continuation: list[int]) -> list[Window]:
-        """One; several for a continuation longer than the model can see (the harness' own models refuse)."""
+        """One window; several for a continuation of more than max_length tokens."""
         context = context or [self.eot_token_id]
         if len(continuation) <= self.max_length:
             return [((context + continuation)[-self.max_length - 1 :], len(continuation))]
@@ -137,10 +146,10 @@ class Harness(TemplateLM):
         return [(seen + scored, len(scored)) for seen, scored in map(make_disjoint_window, windows)]
 
     def _score(self, windows: Sequence[Window], disable_tqdm: bool) -> list[tuple[float, bool]]:
-        """For each window the log-probability of its scored tokens, and whether each is the likeliest.
+        """Returns each window's log-probability of its scored tokens, and whether all are the likeliest.
 
-        What the model sees of the four answers of a question of one token each is the same, and is computed
-        once. The longest come first, so that a batch that is too large for the memory is so at once.
+        Equal inputs are computed once: those of a question's one-token answers are equal. The longest come
+        first, so that running out of memory happens at once.
         """
         by_input = defaultdict(list)
         for index, (tokens, _) in enumerate(windows):
@@ -158,23 +167,23 @@ class Harness(TemplateLM):
         return scores
 
     def _score_one(self, logits: Tensor, tokens: list[int]) -> tuple[float, bool]:
-        """logits (count, V) at the places that predict the tokens."""
-        if not len(logits):  # a continuation that its context's last token has swallowed
+        """Score tokens by the logits (count, V) that predict them."""
+        if not len(logits):  # the context's last token includes the continuation
             return 0.0, True
         expected = torch.tensor(tokens, device=logits.device)
         found = logits.float().log_softmax(-1).gather(1, expected[:, None]).double().sum().item()
-        # The vocabulary may be padded with ids that no tokeniser knows, and that are never written.
+        # The vocabulary may be padded with ids that no tokeniser knows; they are never generated.
         likeliest = logits[:, : self._tokenizer.vocab_size].argmax(-1)
         return found, torch.equal(likeliest, expected)
 
     @torch.no_grad()
     def _logits(self, inputs: Sequence[Sequence[int]]) -> Tensor:
-        """(B, T, V). Padding is behind the texts, where no token of theirs sees it."""
+        """Returns logits (B, T, V). Padding follows the texts, so causal attention never sees it."""
         lengths = [len(tokens) for tokens in inputs]
         idx = torch.tensor([[*tokens, *[0] * (max(lengths) - len(tokens))] for tokens in inputs])
         idx = idx.to(self.precision.device)
         with self.precision.autocast():
-            # With targets, whatever they are, all positions predict, not the last one alone.
+            # Targets make the model return logits of all positions; their values do not matter.
             output = self.model(idx, idx, get_logits=True, get_routing=True, **self.routing)
         for passes, length in zip(output["passes"].cpu(), lengths, strict=True):
             self._count(passes[:length])
@@ -185,7 +194,7 @@ class Harness(TemplateLM):
         self._passes += passes.sum().item()
 
     def _generation_settings(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """What a task asks for, as arguments of `_continue`."""
+        """Returns a task's generation settings as arguments of `_continue`."""
         asked = normalize_gen_kwargs(asked)
         until = asked.pop("until", None) or []
         settings = {
@@ -193,10 +202,10 @@ class Harness(TemplateLM):
             "max_new_tokens": asked.pop("max_gen_toks"),
             "temperature": float(asked.pop("temperature", 0.0)),
         }
-        asked.pop("do_sample", None)  # which has made the temperature 0 where it is false
+        asked.pop("do_sample", None)  # normalize_gen_kwargs has set the temperature to 0 if it is false
         for name, value in asked.items():
             if name in ("top_k", "top_p"):
-                settings[name] = value or None  # 0 is none
+                settings[name] = value or None  # 0 means none
             elif value is not None:
                 self.notes[f"setting {name}={value} of a task's continuations, which has no effect here"] += 1
         return settings
@@ -204,12 +213,12 @@ class Harness(TemplateLM):
     def _continue(
         self, contexts: list[list[int]], until: list[str], max_new_tokens: int, **sampling: Any
     ) -> list[str]:
-        """The continuations of contexts, written together, without the stop sequences that ended them."""
+        """Returns the continuations of contexts, generated in one batch, without their stop sequences."""
         limit = self.model.config.sequence_length
         room = max(limit - max_new_tokens, limit // 2, 1)
         texts = [""] * len(contexts)
         decoders = [StreamDecoder(self._tokenizer) for _ in contexts]
-        going = set(range(len(contexts)))
+        unfinished = set(range(len(contexts)))
         with self.precision.autocast():
             for drawn in generate(
                 self.model,
@@ -221,15 +230,15 @@ class Harness(TemplateLM):
                 **self.routing,
             ):
                 tokens = drawn.tokens.tolist()
-                for number in sorted(going):
+                for number in sorted(unfinished):
                     self._count(drawn.passes[number : number + 1])
                     if tokens[number] == self._tokenizer.end_of_text:
-                        going.remove(number)
+                        unfinished.remove(number)
                         continue
                     texts[number] += decoders[number].push(tokens[number])
                     if any(stop and stop in texts[number] for stop in until):
-                        going.remove(number)
-                if not going:
+                        unfinished.remove(number)
+                if not unfinished:
                     break
         texts = [text + decoder.finish() for text, decoder in zip(texts, decoders, strict=True)]
         return [postprocess_generated_text(text, until, None) for text in texts]

@@ -1,4 +1,4 @@
-"""A trained model, put together again from its checkpoint: what eval.py and generate.py begin with."""
+"""Restores a trained model from its checkpoint, or from an exported folder."""
 
 import json
 from argparse import Namespace
@@ -22,10 +22,10 @@ from optim.state import FORMAT
 
 @dataclass(frozen=True)
 class Restored:
-    """model: in evaluation mode on its device. args: the run's flags under those given now.
+    """A trained model on its device, in evaluation mode.
 
-    tokenizer: what the run's corpus said of its tokeniser; None for a checkpoint of the released code.
-    step: updates made; None where the file does not tell.
+    args: the flags of its training, overridden by the flags given now. tokenizer: describes its tokeniser;
+    None for checkpoints of the released code. step: updates made; None if the file does not hold it.
     """
 
     path: Path
@@ -37,27 +37,38 @@ class Restored:
 
     @property
     def sequence_length(self) -> int:
-        """Of evaluation: --eval_seq_length, or that of training."""
+        """Tokens of a sequence in evaluations: --eval_seq_length, by default that of training."""
         return self.args.eval_seq_length or self.args.sequence_length
 
     def open_corpus(self) -> Corpus:
-        """The corpus of the flags. Raises UsageError when its tokens are not those of the model."""
+        """Returns the corpus of the flags, prepared on first use.
+
+        Raises:
+            UsageError: its tokens are not those of the model.
+            Failure: it is damaged or cannot be prepared.
+        """
         corpus = open_corpus_of(self.args, self.sequence_length)
         corpus.require_tokenizer(self.tokenizer, f"the model in {self.path}")
         return corpus
 
     def batches(self, split: str, corpus: Corpus | None = None) -> EvaluationBatches:
-        """All windows of a split in order, or the first --eval_sample_size tokens of them.
+        """Returns all windows of a split in order, or the first --eval_sample_size tokens of them.
 
-        corpus: the opened one; None to open that of the flags.
+        Args:
+            corpus: None: that of the flags is opened.
         """
         corpus = corpus or self.open_corpus()
         windows = corpus.windows(split, self.sequence_length, self.args.vocab_size)
         return contiguous_batches(windows, self.args.batch_size, self.args.eval_sample_size)
 
     def make_tokenizer(self) -> Tokenizer:
-        """The one that the model was trained with. A checkpoint of the released code does not tell: GPT-2's,
-        unless --tokenizer says so. Raises UsageError or Failure where it cannot be had."""
+        """Returns the tokeniser that the model was trained with.
+
+        Checkpoints of the released code do not name it: --tokenizer does, by default GPT-2's.
+
+        Raises:
+            UsageError, Failure: it cannot be had.
+        """
         named = self.args.tokenizer
         if self.tokenizer is None:
             return make_tokenizer(named or "gpt2")
@@ -65,16 +76,21 @@ class Restored:
         return tokenizer_from_meta(self.tokenizer, elsewhere)
 
     def describe(self) -> str:
-        """Which checkpoint this is, and how it is computed: one line."""
+        """Returns one line: checkpoint, device and arithmetic."""
         return f"{self.path} (step {self.step}), {self.precision.device}, {self.precision.reason}"
 
 
 def restore(path: Path, given: dict[str, Any]) -> Restored:
-    """Load the checkpoint `path` (a file, a run's folder: its most advanced one, or an exported model).
+    """Load a trained model, of ours or of the released code.
 
-    given: flags of the command line, which override those of the run. Reads our checkpoints and those of the
-    released code, whose flags stand in the summary.json beside them, or are given.
-    Raises UsageError when flags and weights do not fit together, Failure for a damaged file.
+    Args:
+        path: a checkpoint file, a run's folder (its most advanced checkpoint is loaded) or an exported model.
+        given: flags of the command line, which override those of the training. Flags of a checkpoint of the
+            released code come from the summary.json next to it, or are given.
+
+    Raises:
+        UsageError: there is no checkpoint, or flags and weights do not fit together.
+        Failure: a file is damaged.
     """
     require_single_process()
     path, content = _read(path)
@@ -95,7 +111,7 @@ def restore(path: Path, given: dict[str, Any]) -> Restored:
 
 
 def _read(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint that is meant, and its content; an exported model's in the form of a checkpoint's."""
+    """Returns the checkpoint's path and content; an exported model's in the form of a checkpoint."""
     if not pretrained.is_pretrained(path):
         path = checkpoint.find(path)
         return path, checkpoint.load(path)
@@ -107,7 +123,7 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def open_corpus_of(args: Namespace, sequence_length: int, say: Callable[[str], None] = print) -> Corpus:
-    """The corpus that the flags name, prepared on first use. Raises UsageError, or Failure for damage."""
+    """Returns the corpus of the flags, prepared on first use. Raises UsageError, or Failure for damage."""
     return open_corpus(
         args.dataset,
         data_dir=args.data_dir,
@@ -126,11 +142,11 @@ def _summary_args(path: Path, given: dict[str, Any]) -> dict[str, Any]:
             args = json.loads(summary.read_text(encoding="utf-8"))["args"]
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{summary} is not the summary of a run: it has no args") from error
-        # The folders of another machine say nothing about this one.
+        # Folders of another machine do not exist on this one.
         return {name: value for name, value in args.items() if name != "data_dir"}
     if "model" not in given:
         raise UsageError(
-            f"{path} does not tell its flags and there is no summary.json beside it; "
+            f"{path} does not hold its flags and there is no summary.json next to it; "
             "give --model, --n_layer, --n_embd and the others it was trained with"
         )
     return {}

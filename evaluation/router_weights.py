@@ -1,4 +1,4 @@
-"""What the routers think of each token (Figure 5): scores at full depth, streamed to a compressed file.
+"""Router scores of every token at full depth (Figure 5), streamed to a compressed file.
 
 Shapes: B batch, T tokens of a sequence, R = n_repeat, N tokens in all.
 """
@@ -20,20 +20,25 @@ from evaluation.calibration import cascade, router_scores, routers_digest
 from evaluation.restore import Restored
 from files import write_atomically, write_json
 
+# Arrays of the file; their descriptions are written to the .json.
 KINDS = {
     "raw": "the score that each router gives a token",
-    "cascade": "the lowest score of a token so far, token by token: what a common threshold has to pass",
-    "position_cascade": "the lowest score so far of whatever token stands in a row, where unsorted top-k's "
-    "reorder the rows: what the released script computed; it mixes tokens, and is for comparison only",
+    "cascade": "the lowest score of a token so far, token by token: a common threshold selects by it",
+    "position_cascade": "the lowest score so far in a row of the batch, where unsorted top-k reorders the "
+    "rows: what the released script computed; it mixes tokens, and is for comparison only",
 }
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-LOW = 0.01  # the paper's reproduction counts scores under this
+LOW = 0.01  # the reproduction of the paper counts scores below it
 
 
 def position_cascade(scores: np.ndarray) -> np.ndarray:
-    """(B, T, R - 1) in token order -> (B, T, R - 1) by row, as the released script had it.
+    """Returns the released script's running minimum, (B, T, R - 1), by row of its batch.
 
-    At full capacity every top-k keeps all tokens, but permutes them; the minimum went over rows.
+    At full capacity every top-k keeps all tokens but permutes them; that script took the minimum over rows,
+    so over different tokens.
+
+    Args:
+        scores: (B, T, R - 1) in token order.
     """
     by_token = torch.from_numpy(scores)
     length = by_token.shape[1]
@@ -47,12 +52,12 @@ def position_cascade(scores: np.ndarray) -> np.ndarray:
 
 
 def weights_path(run: Restored, output_dir: Path | None) -> Path:
-    """router_weights_<checkpoint>.npz, beside the checkpoint or in output_dir."""
+    """Returns router_weights_<checkpoint>.npz, next to the checkpoint or in output_dir."""
     return (output_dir or run.path.parent) / f"router_weights_{run.path.stem}.npz"
 
 
 def require_routers(run: Restored) -> None:
-    """Raises UsageError for a model without any."""
+    """Raises UsageError for a model without routers."""
     config = run.model.config
     if not config.variant.routed or config.n_repeat == 1:
         raise UsageError(
@@ -62,7 +67,7 @@ def require_routers(run: Restored) -> None:
 
 
 def identity(run: Restored, split: str) -> dict[str, Any]:
-    """What the scores depend on."""
+    """Returns everything that the scores depend on."""
     return {
         "model": run.args.model,
         "step": run.step,
@@ -76,10 +81,17 @@ def identity(run: Restored, split: str) -> dict[str, Any]:
 
 
 def extract(run: Restored, split: str, output_dir: Path | None) -> tuple[Path, dict[str, Any]]:
-    """Score every token of a split at full depth -> the .npz written, and what the .json beside it says.
+    """Score every token of a split at full depth and write the scores.
 
-    The file holds an array (N, R - 1), float32, for each of KINDS. Scores are written to disk as they come:
-    memory holds one batch, whatever the size of the split.
+    The .npz holds an array (N, R - 1), float32, for each of KINDS. Memory holds one batch, as scores are
+    written to disk batch by batch.
+
+    Returns:
+        The path of the .npz, and the content of the .json next to it.
+
+    Raises:
+        UsageError: the model has no routers.
+        Failure: a file cannot be written.
     """
     require_routers(run)
     batches = run.batches(split)
@@ -95,12 +107,12 @@ def extract(run: Restored, split: str, output_dir: Path | None) -> tuple[Path, d
                 for name in KINDS
             }
             start = 0
-            watched = tqdm(batches, desc="router scores", unit="batch", disable=not sys.stderr.isatty())
-            for scores in router_scores(run.model, watched, run.precision, thresholds=[0.0] * count):
+            bar = tqdm(batches, desc="router scores", unit="batch", disable=not sys.stderr.isatty())
+            for scores in router_scores(run.model, bar, run.precision, thresholds=[0.0] * count):
                 part = slice(start, start + len(scores))
                 arrays["raw"][part], arrays["cascade"][part] = scores, cascade(scores)
-                rows = position_cascade(scores.reshape(-1, run.sequence_length, count))
-                arrays["position_cascade"][part] = rows.reshape(-1, count)
+                by_row = position_cascade(scores.reshape(-1, run.sequence_length, count))
+                arrays["position_cascade"][part] = by_row.reshape(-1, count)
                 start += len(scores)
             summary = {
                 "checkpoint": str(run.path),
@@ -123,7 +135,7 @@ def extract(run: Restored, split: str, output_dir: Path | None) -> tuple[Path, d
 
 
 def _statistics(scores: np.ndarray) -> dict[str, Any]:
-    """Of one router, over tokens."""
+    """Statistics of one router's scores (N,)."""
     quantiles = np.quantile(scores, QUANTILES)
     return {
         "mean": float(scores.mean(dtype=np.float64)),
@@ -133,7 +145,7 @@ def _statistics(scores: np.ndarray) -> dict[str, Any]:
 
 
 def _zip(folder: Path, file: BinaryIO) -> None:
-    """The arrays as an .npz, copied through in pieces."""
+    """Write the folder's arrays as an .npz, copied in pieces."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in (f"{kind}.npy" for kind in KINDS):
             with archive.open(name, "w", force_zip64=True) as target, open(folder / name, "rb") as source:
@@ -141,23 +153,28 @@ def _zip(folder: Path, file: BinaryIO) -> None:
 
 
 def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the .json beside them. Raises UsageError when missing, Failure when damaged."""
-    beside = path.with_suffix(".json")
-    for part in (path, beside):
+    """Returns the arrays of the .npz, by kind, and the content of its .json.
+
+    Raises:
+        UsageError: one of the files is missing.
+        Failure: one of them is damaged.
+    """
+    about = path.with_suffix(".json")
+    for part in (path, about):
         if not part.is_file():
             raise UsageError(f"{part} is missing; python get_router_weights.py --checkpoint ... writes it")
     try:
         with np.load(path, allow_pickle=False) as content:
             arrays = {name: content[name] for name in KINDS}
-        return arrays, json.loads(beside.read_text(encoding="utf-8"))
+        return arrays, json.loads(about.read_text(encoding="utf-8"))
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise Failure(
-            f"{path} is damaged or no file of router weights; delete it and extract again"
+            f"{path} is damaged or not a file of router weights; delete it and extract again"
         ) from error
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """A table of the statistics."""
+    """Returns a table of the statistics."""
     lines = [f"{'':18}router {'mean':>9} {'median':>9} {'95 %':>9} {'under 0.01':>11}"]
     for kind, routers in summary["statistics"].items():
         for number, entry in enumerate(routers, start=1):

@@ -1,14 +1,20 @@
-"""Which tokens go on while a trained model is evaluated or writes: from flags to its forward pass."""
+"""Routing of tokens by a trained model: what flags or a budget mean as settings of its forward pass.
 
-from collections.abc import Callable, Sequence
+Shapes: R = n_repeat.
+"""
+
+import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from data import Corpus
 from data.batches import EvaluationBatches, validation_subset
 from errors import Failure, UsageError
-from evaluation.calibration import NOBODY, CalibrationFile, calibrate, require_possible
+from evaluation.calibration import HALT_ALL, CalibrationFile, calibrate, require_possible
 from evaluation.restore import Restored
+
+logger = logging.getLogger(__name__)
 
 CALIBRATION_TOKENS = 2**16
 CALIBRATION_SEED = 0
@@ -16,7 +22,10 @@ CALIBRATION_SEED = 0
 
 @dataclass(frozen=True)
 class Route:
-    """settings: arguments of the model's forward pass. about: the same for a report; empty if none routes."""
+    """A way to route tokens; empty for models without routers.
+
+    settings: keyword arguments of the model's forward pass. about: the same for a report.
+    """
 
     settings: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
@@ -38,13 +47,13 @@ class Route:
 
 
 def by_topk(length_factors: Sequence[float]) -> Route:
-    """The best tokens of each sequence."""
+    """Returns top-k routing with R - 1 capacities: fractions of each sequence that take passes 2..R."""
     factors = list(length_factors)
     return Route({"length_factors": factors}, {"routing": "topk", "length_factors": factors})
 
 
 def by_threshold(thresholds: Sequence[float], **about: Any) -> Route:
-    """about: how the thresholds were found, for the report."""
+    """Returns causal routing with R - 1 thresholds. about: how they were found, for the report."""
     thresholds = list(thresholds)
     return Route({"thresholds": thresholds}, {"routing": "threshold", "thresholds": thresholds, **about})
 
@@ -52,20 +61,20 @@ def by_threshold(thresholds: Sequence[float], **about: Any) -> Route:
 def calibration_batches(
     corpus: Corpus, sequence_length: int, batch_size: int, tokens: int = CALIBRATION_TOKENS
 ) -> EvaluationBatches:
-    """Training text for finding thresholds: about `tokens` tokens, from all over the split."""
+    """Returns about `tokens` tokens of training text, drawn from the full split, to find thresholds on."""
     n_batches = max(1, round(tokens / (sequence_length * batch_size)))
     windows = corpus.windows("train", sequence_length)
     return validation_subset(windows, batch_size, n_batches, CALIBRATION_SEED)
 
 
 class RouteFinder:
-    """Finds the route of a restored run; thresholds that are not known yet are calibrated."""
+    """Finds routes for a restored model; unknown thresholds are calibrated on training text."""
 
-    def __init__(self, run: Restored, say: Callable[[str], None] = print) -> None:
-        self.run, self.config, self.say = run, run.model.config, say
+    def __init__(self, run: Restored) -> None:
+        self.run, self.config = run, run.model.config
 
     def from_flags(self) -> Route:
-        """What --routing, --eval_length_factor and --routing_threshold say."""
+        """Returns the route of --routing, --eval_length_factor and --routing_threshold."""
         config = self.config
         if not config.variant.routed:
             return Route()
@@ -78,8 +87,12 @@ class RouteFinder:
             return by_threshold([0.0] * count)
         return self.calibrated(length_factors=config.eval_length_factor)
 
-    def for_writing(self, budget: Sequence[float] | None) -> Route:
-        """Thresholds, for text is written by causal routing: the budget's, the flags', or full depth's."""
+    def for_generation(self, budget: Sequence[float] | None) -> Route:
+        """Returns a causal route, as generation needs one: of the budget, else of the flags, else full depth.
+
+        Args:
+            budget: as for `from_budget`.
+        """
         config = self.config
         if budget is not None:
             return self.from_budget(budget)
@@ -88,7 +101,14 @@ class RouteFinder:
         return by_threshold([0.0] * (config.n_repeat - 1))
 
     def from_budget(self, budget: Sequence[float]) -> Route:
-        """One number: a fraction of full compute. R - 1 numbers: thresholds. Raises UsageError for others."""
+        """Returns a causal route.
+
+        Args:
+            budget: one number, a fraction of full compute; or R - 1 thresholds.
+
+        Raises:
+            UsageError: the model has no routers, or the numbers are neither.
+        """
         config = self.config
         shown = " ".join(f"{number:g}" for number in budget)
         if not config.variant.routed:
@@ -106,16 +126,30 @@ class RouteFinder:
             )
         return by_threshold(budget)
 
-    def calibrated(self, length_factors: Sequence[float] | None = None, budget: float | None = None) -> Route:
-        """Thresholds for capacities or for a fraction of full compute."""
+    def calibrated(
+        self,
+        length_factors: Sequence[float] | None = None,
+        budget: float | None = None,
+        log_level: int = logging.INFO,
+    ) -> Route:
+        """Returns the causal route that meets R - 1 capacities or a fraction of full compute.
+
+        Args:
+            length_factors: the capacities; or
+            budget: the fraction.
+            log_level: of the message that thresholds are being searched for.
+
+        Raises:
+            Failure: thresholds are not known, and there is no training text to find them on.
+        """
         run = self.run
         if length_factors is not None and all(factor in (0.0, 1.0) for factor in length_factors):
-            return by_threshold([0.0 if factor else NOBODY for factor in length_factors])
+            return by_threshold([0.0 if factor else HALT_ALL for factor in length_factors])
         file = CalibrationFile(run.path, run.model)
         found = file.find(run.args.dataset, run.sequence_length, length_factors, budget)
         if found is None:
             corpus = self._open_corpus(length_factors, budget)
-            self.say(f"finding thresholds on training text; {file.path} keeps them")
+            logger.log(log_level, "finding thresholds on training text; %s keeps them", file.path)
             found = calibrate(
                 run.model,
                 file,

@@ -1,4 +1,4 @@
-"""Text from a model: prompt in, characters out, with what each token cost."""
+"""Text from a model: continuations of prompts, streamed, with the cost of each token."""
 
 import statistics
 import time
@@ -16,29 +16,34 @@ from models.language_model import LanguageModel
 
 
 @dataclass
-class Cost:
-    """Of a text, filled while it is written. passes: through the middle, of each new token's context step.
+class TextCost:
+    """Cost of one text, filled in while it is generated.
 
-    seconds: of each step; the first one holds the computation of the prompt.
+    passes: through the middle, for each generated token. seconds: of each step; the first step includes the
+    prompt.
     """
 
     passes: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
     def describe(self, model: LanguageModel) -> str:
-        """Speed without the prompt, and average depth: one line."""
+        """Returns one line with speed, prompt excluded, and average depth."""
         n_begin, n_mid, n_end = model.config.layers
         depth = statistics.mean(self.passes) * n_mid + n_begin + n_end
         steps = self.seconds[1:]
         speed = f"{len(steps) / sum(steps):.1f} tokens/s after the prompt, " if steps else ""
         return (
             f"{len(self.passes)} tokens, {speed}{statistics.mean(self.passes):.2f} of {model.config.repeats} "
-            f"passes and {depth:.1f} blocks a token"
+            f"passes and {depth:.1f} blocks per token"
         )
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The prompt's tokens; the end-of-text token for an empty one. Raises UsageError where there is none."""
+    """Returns the prompt's token ids; of an empty one, the end-of-text token's.
+
+    Raises:
+        UsageError: the prompt is empty and the tokeniser has no end-of-text token, or it has no ids for it.
+    """
     ids = tokenizer.encode(prompt).tolist()
     if ids:
         return ids
@@ -55,14 +60,22 @@ def stream_texts(
     precision: Precision,
     *,
     seed: int,
-    costs: Sequence[Cost] | None = None,
+    costs: Sequence[TextCost] | None = None,
     **settings: Any,
 ) -> Iterator[list[tuple[str, int]]]:
-    """Continue prompts of any lengths together, yielding for each a piece of text and the passes it took.
+    """Continue prompts of any lengths in one batch.
 
-    Characters are never cut in half: a piece may be empty, and the last ones (0 passes) bring the rest. The
-    same seed gives the same text. costs: one for each prompt, filled on the way. settings: those of
-    `models.generation.generate`. Raises UsageError for a prompt that holds no token.
+    Args:
+        seed: the same seed gives the same text.
+        costs: one for each prompt, filled in on the way.
+        settings: keyword arguments of `models.generation.generate`.
+
+    Yields:
+        At each step (text, passes) for each prompt: the new piece of text and the passes its token took. A
+        piece never ends within a character, so it may be empty; the last step brings the rest, with 0 passes.
+
+    Raises:
+        UsageError: a prompt has no tokens.
     """
     decoders = [StreamDecoder(tokenizer) for _ in prompts]
     ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
@@ -98,6 +111,6 @@ def write_text(
     seed: int,
     **settings: Any,
 ) -> str:
-    """The continuation of one prompt, whole."""
+    """Returns the full continuation of one prompt; arguments as for `stream_texts`."""
     steps = stream_texts(model, tokenizer, [prompt], max_new_tokens, precision, seed=seed, **settings)
     return "".join(piece for ((piece, _),) in steps)

@@ -54,6 +54,32 @@ def check_numbers(output: Path, inputs: Sequence[Path]) -> None:
             )
 
 
+def find_results(path: Path, pattern: str, script: str) -> list[Path]:
+    """Returns the file itself, or all results of that name in a run's folder.
+
+    Args:
+        pattern: of the names, for example ppl_per_mac_*.json.
+        script: writes such files.
+
+    Raises:
+        UsageError: the folder holds none.
+    """
+    if not path.is_dir():
+        return [path]
+    found = sorted(path.glob(pattern))
+    if not found:
+        raise UsageError(f"{path} holds no {pattern}; python {script} --checkpoint {path} writes one")
+    return found
+
+
+def find_result(path: Path, pattern: str, script: str) -> Path:
+    """Like `find_results`, where a folder may hold a single one. Raises UsageError for more or none."""
+    found = find_results(path, pattern, script)
+    if len(found) > 1:
+        raise UsageError(f"{path} holds {len(found)} files {pattern}; name one of them")
+    return found[0]
+
+
 def new_figure(rows: int, columns: int, **settings: Any) -> tuple[Any, Any]:
     """Returns matplotlib's figure and axes; needs no screen. settings: arguments of `pyplot.subplots`."""
     import matplotlib

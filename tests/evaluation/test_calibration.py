@@ -9,7 +9,7 @@ import torch
 from distributed import choose_precision
 from errors import Failure, UsageError
 from evaluation.calibration import (
-    NOBODY,
+    HALT_ALL,
     Calibration,
     CalibrationFile,
     calibrate,
@@ -59,7 +59,7 @@ def test_cascade_and_capacities_by_hand():
     assert lowest.tolist() == [[0.9, 0.2, 0.2], [0.4, 0.4, 0.1], [0.6, 0.6, 0.6]]
     assert capacities_at(lowest, 0.4) == pytest.approx([1.0, 2 / 3, 1 / 3])
     assert capacities_at(lowest, 0.0) == [1.0, 1.0, 1.0]
-    assert capacities_at(lowest, NOBODY) == [0.0, 0.0, 0.0]
+    assert capacities_at(lowest, HALT_ALL) == [0.0, 0.0, 0.0]
 
 
 def test_scores_at_full_depth_are_of_every_token_in_order(network):

@@ -241,7 +241,7 @@ def tasks(tmp_path):
 
 
 class Command:
-    """Runs evaluation.lm_eval on one trained model, without network."""
+    """Runs run_lm_eval.py on one trained model, without network."""
 
     def __init__(self, scripts, folder, tasks, tmp_path):
         self.scripts, self.folder = scripts, folder
@@ -249,11 +249,11 @@ class Command:
         self.env = {"HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
 
     def run(self, flags):
-        done = self.scripts.run("-m evaluation.lm_eval", f"{self.flags} {flags}", **self.env)
+        done = self.scripts.run("run_lm_eval.py", f"{self.flags} {flags}", **self.env)
         return done.stdout, json.loads((self.folder / "lm_eval_ckpt.json").read_text())
 
     def refuse(self, flags, code, *parts):
-        said = self.scripts.run("-m evaluation.lm_eval", f"{self.flags} {flags}", code, **self.env).stderr
+        said = self.scripts.run("run_lm_eval.py", f"{self.flags} {flags}", code, **self.env).stderr
         assert said.splitlines()[-1].startswith("error: ")
         for part in parts:
             assert part in said, said
@@ -316,18 +316,24 @@ def test_the_command_refuses(lab, command):
         ("--checkpoint x --tasks piqa --limit 0", "--limit 0 must be at least 1"),
         ("--checkpoint x --tasks piqa --num_fewshot -1", "--num_fewshot -1 must be at least 0"),
         ("--checkpoint x --tasks piqa --include_path gone", "there is no such folder"),
-        ("--checkpoint x --tasks piqa --routing topk", "depends on those behind it"),
+        ("--checkpoint x --tasks piqa --routing topk", "depends on later tokens"),
         ("--checkpoint x --tasks piqa --bugdet 1", "did you mean --budget?"),
     ],
 )
 def test_flags_are_refused_with_or_without_the_harness(scripts, flags, part):
-    scripts.refuse("-m evaluation.lm_eval", flags, 2, part)
+    scripts.refuse("run_lm_eval.py", flags, 2, part)
+
+
+def test_the_module_is_an_alias_of_the_script(scripts):
+    flags = "--checkpoint x --tasks piqa --limit 0"
+    said = scripts.refuse("-m evaluation.lm_eval", flags, 2, "--limit 0 must be at least 1")
+    assert said == scripts.refuse("run_lm_eval.py", flags, 2)
 
 
 def test_without_the_harness(scripts, tmp_path):
     (tmp_path / "lm_eval").mkdir()
     (tmp_path / "lm_eval" / "__init__.py").write_text("raise ModuleNotFoundError('No module named lm_eval')")
     said = scripts.run(
-        "-m evaluation.lm_eval", "--checkpoint x --tasks piqa", 2, PYTHONPATH=f"{tmp_path}:{ROOT}"
+        "run_lm_eval.py", "--checkpoint x --tasks piqa", 2, PYTHONPATH=f"{tmp_path}:{ROOT}"
     ).stderr
     assert said.count("\n") == 1 and "pip install -r requirements-lm-eval.txt" in said

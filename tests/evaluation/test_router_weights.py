@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from errors import Failure, UsageError
-from evaluation.compute_sweep import SWEEP, SweepFile, points, read_sweep, sweep_capacities
+from evaluation.compute_sweep import SWEEP, SweepFile, read_sweep, sweep_capacities, sweep_points
 from evaluation.router_weights import KINDS, position_cascade, read_weights
 
 
@@ -33,15 +33,15 @@ def test_the_sweep_is_that_of_the_published_figure():
     assert sweep_capacities(lowest, 0.1) == (86 / 256, 0.0)  # one in three, rounded up
     assert sweep_capacities(lowest, 0.4) == (171 / 256, 86 / 256)
     assert sweep_capacities(lowest, 1.0) == (1.0, 1.0)
-    found = points(lowest, 3)
+    found = sweep_points(lowest, 3)
     assert len(found) == 2 * len(SWEEP) + 3
     assert [point.length_factors for point in found[-3:]] == [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0)]
     assert [point.setting for point in found[: len(SWEEP)]] == list(SWEEP)
-    assert [point.setting for point in points(lowest, 3, [0.3])][3] == 0.3
+    assert [point.setting for point in sweep_points(lowest, 3, [0.3])][3] == 0.3
 
 
 def test_points_that_are_the_same_work_are_known_to_be():
-    found = {point.name: point for point in points(np.array([[0.95, 0.5], [0.15, 0.1]]), 3)}
+    found = {point.name: point for point in sweep_points(np.array([[0.95, 0.5], [0.15, 0.1]]), 3)}
     assert found["router, top-k, 1"].work == found["fixed depth, 3"].work
     assert found["router, top-k, 0.4"].work != found["router, threshold, 0.4"].work
 

@@ -111,8 +111,8 @@ def test_generate_within_a_budget(adm, tmp_path):
     page = tmp_path / "depth.html"
     flags = f"{at(adm)} --prompt line --max_new_tokens 40"
     full = adm.run("generate.py", flags)
-    assert "3.00 of 3 passes and 7.0 blocks a token" in full.stderr
-    assert "outgrew sequence_length=16: then the last 8 tokens were the context" in full.stderr
+    assert "3.00 of 3 passes and 7.0 blocks per token" in full.stderr
+    assert "outgrew sequence_length=16: from then on, the last 8 tokens were kept" in full.stderr
     less = adm.run("generate.py", f"{flags} --budget 0.6 --show_depth {page}")
     passes = float(re.search(r"([\d.]+) of 3 passes", less.stderr)[1])
     assert 1 <= passes < 3
@@ -171,7 +171,7 @@ def test_figure_4_goes_on_where_it_was_killed(adm, tmp_path):
     running.wait()
     before = json.loads(path.read_text())["points"]
     said = adm.run("get_ppl_per_mac.py", flags).stdout
-    assert f"{len(before)} of 25 points stand in" in said or len(before) == 25
+    assert f"{len(before)} of 25 points are in" in said or len(before) == 25
     content = json.loads(path.read_text())
     assert content["points"][: len(before)] == before
     series = [point["series"] for point in content["points"]]
@@ -213,6 +213,8 @@ def test_figure_4_goes_on_where_it_was_killed(adm, tmp_path):
         ),
         ("eval.py", "--routing best", 2, "choose from topk, threshold"),
         ("calibrate.py", "", 2, "give the capacities that thresholds are to meet"),
+        ("calibrate.py", "--eval_length_factor None", 2, "give the capacities that thresholds are to meet"),
+        ("calibrate.py", "--eval_length_factor 1 0", 2, "capacities of 0 and 1 need no calibration"),
         ("get_ppl_per_mac.py", "--budget 0", 2, "above 0 and at most 1"),
         ("get_router_weights.py", "--split test", 2, "invalid choice: 'test'"),
     ],

@@ -81,7 +81,7 @@ def test_a_checkpoint_of_the_released_code(trained, tmp_path):
     assert first.stdout.startswith("!")
 
     (folder / "summary.json").unlink()
-    trained.refuse("eval.py", flags, 2, "no summary.json beside it", "give --model")
+    trained.refuse("eval.py", flags, 2, "no summary.json next to it", "give --model")
     given = f"{flags} --model ln_cotformer --n_layer 5 --n_layer_begin 1 --n_layer_end 1 --n_repeat 3 "
     given += "--n_embd 32 "
     given += (

@@ -1,4 +1,4 @@
-"""eval_summary_<checkpoint>.json and the lines that say the same on the terminal."""
+"""Reports of evaluations: eval_summary_<checkpoint>.json, and lines for the terminal."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,12 @@ from optim.validation import Evaluation
 
 
 def summarise(result: Evaluation, **about: Any) -> dict[str, Any]:
-    """The content of the file. about: what was evaluated, on what, and how. Losses in nats per token."""
+    """Returns the content of the .json; losses in nats per token.
+
+    Args:
+        result: of one split.
+        about: model, data and settings of the evaluation, which come first in the file.
+    """
     return {
         **about,
         "loss": result.loss,
@@ -27,14 +32,13 @@ def summarise(result: Evaluation, **about: Any) -> dict[str, Any]:
     }
 
 
-def summary_path(checkpoint: Path, output_dir: str | None) -> Path:
-    """Beside the checkpoint, or in output_dir."""
-    folder = checkpoint.parent if output_dir is None else Path(output_dir)
-    return folder / f"eval_summary_{checkpoint.stem}.json"
+def summary_path(checkpoint: Path, output_dir: Path | None) -> Path:
+    """Returns eval_summary_<checkpoint>.json, next to the checkpoint or in output_dir."""
+    return (output_dir or checkpoint.parent) / f"eval_summary_{checkpoint.stem}.json"
 
 
 def describe(result: Evaluation) -> str:
-    """One line for the terminal."""
+    """Returns one line with perplexity, loss, accuracy and depth."""
     low_high = result.perplexity_interval
     interval = f" (95 % over batches: {low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else ""
     return (
@@ -45,7 +49,7 @@ def describe(result: Evaluation) -> str:
 
 
 def describe_task(split: str, result: Evaluation) -> str:
-    """One line about a split whose answers are known."""
+    """Returns one line about a split of an algorithmic task, whose answers are either right or wrong."""
     return (
         f"{split}: accuracy {100 * result.accuracy:.2f} % of {result.tokens:,} answers, all right in "
         f"{100 * result.sequence_accuracy:.2f} % of {sum(result.batch_sequences):,} sequences, "
