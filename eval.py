@@ -1,7 +1,6 @@
 """Evaluate a checkpoint on the full validation set: `python eval.py --checkpoint <run folder or file>`."""
 
 import argparse
-import sys
 from pathlib import Path
 
 import config
@@ -35,7 +34,7 @@ def main() -> None:
 
     def measure(split: str) -> Evaluation:
         batches = run.batches(split, corpus)
-        bar = tqdm(batches, desc=f"evaluating {split}", unit="batch", disable=not sys.stderr.isatty())
+        bar = tqdm(batches, desc=f"evaluating {split}", unit="batch", disable=None)
         return evaluate(run.model, bar, run.precision, **route.settings)
 
     result = measure("val")

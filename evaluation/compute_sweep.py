@@ -7,7 +7,6 @@ take the same number of passes. Shapes: R = n_repeat, N tokens of the validation
 import json
 import logging
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +157,7 @@ def measure(run: Restored, output_dir: Path | None, budgets: Sequence[float] = (
         logger.info("%d of %d points are in %s already", len(points) - len(missing), len(points), file.path)
     routes, batches = RouteFinder(run), run.batches("val")
     known: dict[tuple, dict[str, Any]] = {}
-    for point in tqdm(missing, desc="points", unit="point", disable=not sys.stderr.isatty()):
+    for point in tqdm(missing, desc="points", unit="point", disable=None):
         if point.work not in known:
             known[point.work] = _evaluate(run, routes, point, batches)
         new = {
@@ -197,7 +196,7 @@ def _evaluate(run: Restored, routes: RouteFinder, point: Point, batches: Evaluat
     route = by_topk(factors)
     if point.causal:
         route = routes.calibrated(length_factors=factors, log_level=logging.DEBUG)
-    bar = tqdm(batches, desc=point.name, unit="batch", disable=not sys.stderr.isatty(), leave=False)
+    bar = tqdm(batches, desc=point.name, unit="batch", disable=None, leave=False)
     result = evaluate(run.model, bar, run.precision, **route.settings)
     macs = {name: macs_of_passes(run.model.config, result.tokens_per_pass, name) for name in CONVENTIONS}
     return {**route.about, "macs_per_sequence": macs, **summarise(result)}

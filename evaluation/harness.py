@@ -5,7 +5,6 @@ The harness is an optional requirement. Shapes: B batch, T tokens, V = vocab_siz
 
 import json
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -253,4 +252,4 @@ def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def _bar(total: int, what: str, hidden: bool) -> tqdm:
-    return tqdm(total=total, desc=what, disable=hidden or not sys.stderr.isatty())
+    return tqdm(total=total, desc=what, disable=hidden or None)

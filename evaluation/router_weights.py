@@ -5,7 +5,6 @@ Shapes: B batch, T tokens of a sequence, R = n_repeat, N tokens in all.
 
 import json
 import shutil
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -107,7 +106,7 @@ def extract(run: Restored, split: str, output_dir: Path | None) -> tuple[Path, d
                 for name in KINDS
             }
             start = 0
-            bar = tqdm(batches, desc="router scores", unit="batch", disable=not sys.stderr.isatty())
+            bar = tqdm(batches, desc="router scores", unit="batch", disable=None)
             for scores in router_scores(run.model, bar, run.precision, thresholds=[0.0] * count):
                 part = slice(start, start + len(scores))
                 arrays["raw"][part], arrays["cascade"][part] = scores, cascade(scores)

@@ -182,7 +182,7 @@ def _kept(content: dict[str, Any]) -> Any:
 def _entropy(content: dict[str, Any]) -> Any:
     """Attention entropy as heat maps, layers by repeats."""
     layers, n_repeat = _layers(content), content["n_repeat"]
-    titles = {"entropy": "attention entropy, nats", "normalised": "divided by log(number of visible keys)"}
+    titles = {"entropy": "attention entropy, nats", "normalised": "entropy / log(visible keys)"}
     size = (3.2 + 1.3 * n_repeat, 1.5 + 0.32 * len(layers))
     figure, grid = new_figure(1, 2, figsize=(max(6.5, size[0]), max(3.0, size[1])), sharey=True)
     for axes, (name, title) in zip(grid, titles.items(), strict=True):
