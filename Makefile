@@ -19,10 +19,10 @@ test-faults: $(VENV)/ready
 test-cluster: $(VENV)/ready
 	$(BIN)/python -m pytest -m "slow or not slow" -rs tests/cluster
 
-# All measurements, on a quiet machine, into bench/results/ and README.md; BENCH=--quick for a look.
+# All measurements, on a quiet machine, into bench/results/ and docs/benchmarks/; BENCH=--quick for a look.
 bench: $(VENV)/ready
 	$(BIN)/python -m bench $(BENCH)
-	$(BIN)/python -m bench.readme
+	$(BIN)/python -m bench.report
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -1,105 +1,89 @@
-"""Two results of the suite side by side: `python -m bench.compare A.json B.json`.
+"""Two results of the suite, or two commits: `python -m bench.compare BEFORE.json AFTER.json | --against REF`.
 
-Of each row that both have: the medians, B over A, and a mark where the quartiles do not touch, so that more
-has changed than the repetitions differed among themselves (which does not say why: the machine may have).
-Fewer than four runs have no quartiles and get no mark. Peak memory is compared too, and marked from 5 % on.
+Of two files: each result that both have, and a mark where the quartiles do not overlap, so that more has
+changed than the repeats differ among themselves. That does not say why: the machine may have changed. Fewer
+than four repeats get no mark. Memory is marked from 5 % on.
+
+--against measures training steps, evaluation and decoding of the commit REF and of the files here in one go:
+two processes, one for each side, take turns (`bench.against`).
 """
 
 import argparse
-import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.plan import DTYPES, QUICK_MODELS, SIZES
+from bench.results import QUARTILES_FROM, number, read, spread_text, table
+from errors import UsageError, run_script
 
-from bench.results import read
-from bench.rows import number
-from bench.timing import QUARTILES_FROM
-from errors import run_script
-
-RATES = ("/s",)  # the end of units of which more is better
+RATES = "/s"  # the end of units of which more is better
 MEMORY_MARGIN = 0.05
+COLUMNS = ("part", "case", "before", "after", "after / before", "")
+DESCRIBED = ("cpu", "gpu", "cores", "threads", "device", "torch", "commit", "effort", "command")
 
 
-class Change(NamedTuple):
-    """first, second: medians. mark: `better`, `worse`, or empty where the spreads overlap."""
-
-    part: str
-    name: str
-    unit: str
-    first: float
-    second: float
-    mark: str
-
-    @property
-    def ratio(self) -> float:
-        return self.second / self.first if self.first else float("nan")
-
-
-def changes(first: dict[str, Any], second: dict[str, Any]) -> list[Change]:
-    """Of the rows that both results have, in the order of the first one."""
-    others = {(row["part"], row["name"]): row for row in second["rows"]}
-    found = []
-    for row in first["rows"]:
-        other = others.get((row["part"], row["name"]))
-        if other is None or not (row["value"] and other["value"]) or row["unit"] != other["unit"]:
+def changes(before: dict[str, Any], after: dict[str, Any]) -> list[list[str]]:
+    """Lines of a table: part, case, before, after, after / before, mark; of the results that both have."""
+    others = {(one["part"], one["name"]): one for one in after["results"]}
+    lines = []
+    for one in before["results"]:
+        other = others.get((one["part"], one["name"]))
+        if other is None or not (one["value"] and other["value"]) or one["unit"] != other["unit"]:
             continue
-        a, b, unit = row["value"], other["value"], row["unit"]
-        found.append(Change(row["part"], row["name"], unit, a["median"], b["median"], _mark(a, b, unit)))
-        a, b = row["memory_mib"], other["memory_mib"]
+        case, (a, b) = [one["part"], one["name"]], (one["value"], other["value"])
+        quotient = b["median"] / a["median"] if a["median"] else float("nan")
+        texts = [f"{spread_text(value)} {one['unit']}" for value in (a, b)]
+        lines.append([*case, *texts, f"{quotient:.2f}", mark(a, b, one["unit"])])
+        a, b = one["memory_mib"], other["memory_mib"]
         if a and b:
-            mark = "" if abs(b / a - 1) < MEMORY_MARGIN else "better" if b < a else "worse"
-            found.append(Change(row["part"], f"{row['name']}, memory", "MiB", a, b, mark))
-    return found
+            changed = "" if abs(b / a - 1) < MEMORY_MARGIN else "better" if b < a else "worse"
+            case[1] += ", memory"
+            lines.append([*case, f"{number(a)} MiB", f"{number(b)} MiB", f"{b / a:.2f}", changed])
+    return lines
 
 
-def _mark(a: dict[str, float], b: dict[str, float], unit: str) -> str:
-    if min(a["runs"], b["runs"]) < QUARTILES_FROM or (a["low"] <= b["high"] and b["low"] <= a["high"]):
+def mark(a: dict[str, float], b: dict[str, float], unit: str) -> str:
+    """better or worse where the quartiles of before (a) and after (b) do not overlap, else nothing."""
+    too_few = min(a["repeats"], b["repeats"]) < QUARTILES_FROM
+    if too_few or (a["low"] <= b["high"] and b["low"] <= a["high"]):
         return ""
     less = b["median"] < a["median"]
     return "worse" if less == unit.endswith(RATES) else "better"
 
 
-def only_in(first: dict[str, Any], second: dict[str, Any]) -> int:
-    """Rows of the first that the second lacks."""
-    others = {(row["part"], row["name"]) for row in second["rows"]}
-    return sum((row["part"], row["name"]) not in others for row in first["rows"])
-
-
-def machines(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    """What the two results differ in, of where and with what they were measured."""
-    a, b = first["machine"], second["machine"]
-    names = ("cpu", "gpu", "cores", "threads", "device", "torch", "commit", "effort", "command")
-    return [f"{name}: {a.get(name)} -> {b.get(name)}" for name in names if a.get(name) != b.get(name)]
-
-
-def table(first: dict[str, Any], second: dict[str, Any]) -> str:
-    found = changes(first, second)
-    lines = machines(first, second)
-    widest = max((len(change.name) for change in found), default=0)
-    part = None
-    for change in found:
-        if change.part != part:
-            part = change.part
-            lines.append(f"\n{part:{widest + 2}}{'A':>10}{'B':>10}{'B / A':>8}")
-        lines.append(
-            f"  {change.name:{widest}}{number(change.first):>10}{number(change.second):>10}"
-            f"{change.ratio:8.2f}  {change.unit:9} {change.mark}".rstrip()
-        )
-    marks = [change.mark for change in found]
-    lines.append(
-        f"\n{len(found)} compared: {marks.count('better')} better and {marks.count('worse')} worse by more "
-        f"than the spreads; only in A: {only_in(first, second)}, only in B: {only_in(second, first)}"
-    )
-    return "\n".join(lines)
+def compared(before: dict[str, Any], after: dict[str, Any]) -> str:
+    machines = [(name, before["machine"].get(name), after["machine"].get(name)) for name in DESCRIBED]
+    differing = [f"{name}: {a} -> {b}" for name, a, b in machines if a != b]
+    lines = changes(before, after)
+    marks = [line[-1] for line in lines]
+    better, worse = marks.count("better"), marks.count("worse")
+    summary = f"{len(lines)} compared: {better} better and {worse} worse by more than the spreads"
+    return "\n".join([*differing, "", table(COLUMNS, lines), "", summary])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__.splitlines()[0])
-    parser.add_argument("a", type=Path, metavar="A.json")
-    parser.add_argument("b", type=Path, metavar="B.json")
+    summary, _, about = (__doc__ or "").partition("\n\n")
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m bench.compare", None, summary, about, formatter_class=form)
+    add = parser.add_argument
+    add("files", nargs="*", type=Path, metavar="FILE.json", help="before and after")
+    add("--against", metavar="REF", help="a commit, branch or tag to measure against the files here")
+    kinds = ("train", "eval", "decode")
+    add("--only", nargs="+", choices=kinds, default=kinds, help="(default: all)")
+    add("--models", nargs="+", default=QUICK_MODELS, help="names or aliases (default: three)")
+    add("--sizes", nargs="+", choices=SIZES, default=["baseline"], help="(default: baseline)")
+    add("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="(default: both)")
+    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add("--rounds", type=int, default=11, help="measurements of each side (default: 11)")
     args = parser.parse_args()
-    print(table(read(args.a), read(args.b)))
+    if bool(args.against) == bool(args.files) or len(args.files) not in (0, 2):
+        raise UsageError("give two result files, before and after, or --against REF")
+    if not args.against:
+        print(compared(*map(read, args.files)))
+        return
+    from bench.against import measure_against  # imports torch
+
+    measure_against(args)
 
 
 if __name__ == "__main__":

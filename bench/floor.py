@@ -1,64 +1,155 @@
-"""The least time that a training step can take: `python -m bench.floor [flags of python -m bench]`.
+"""The parts `floor` and `paper`: the time of a training step over its floor, and the paper's size on a GPU.
 
-Arithmetic over the machine's matrix rate, for the optimiser memory traffic over its bandwidth. Both are
-measured in turn with the step, the rate as that of whichever product is fastest here (of the step's own
-shapes and a large square, `bench.machine_rates`), so that time over floor is a ratio of one round. A
-multiply-accumulate is two operations, and the backward pass is twice the forward pass (gradients of inputs
-and of weights). Forward counts are `models.macs`, convention `true`: only visible keys count, the head at
-every position. Nothing is counted for norms, activations, softmax, rotation, embedding, the loss on top of
-the head's product, or for what is recomputed; so the floor cannot be reached, only approached.
-
-Times by part are those of the real model in a real step (`bench.part_times`). The whole step is timed without
-the marks that this needs, in turn with one that has them, and is what the whole floor is compared with.
+The floor is the least time that a step can take: its arithmetic over the machine's matrix rate, plus AdamW's
+memory traffic over the memory bandwidth. A multiply-accumulate is two operations, and the backward pass is
+twice the forward pass (gradients of inputs and of weights). Forward counts are `models.macs`, convention
+`true`: only visible keys count, and the head at every position. Norms, activations, softmax, rotation and
+recomputation count as nothing, so the floor can only be approached.
 """
 
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+import torch
 
-from models.config import ModelConfig
+from bench.plan import PAPER, SIZES, Case, Plan, Result, Size, model_config, model_flags
+from bench.processes import DoesNotFit, Measured
+from bench.results import failed, ratio, result, spread
+from bench.steps import time_steps
+from bench.works import Train, in_turn, seconds_of
 from models.macs import count_macs
 
-BACKWARD = 2  # times the forward pass
+Shape = tuple[int, int, int]  # of a product of matrices: rows, inner, columns
+OPERATIONS = 2 * (1 + 2)  # of a multiply-accumulate, forward and backward
 ADAMW_TRAFFIC = 7 * 4  # bytes a weight: reads weight, gradient, two moments, writes all but the gradient
-
-# Parts of a step, and the parts of the MAC count that each holds.
-PARTS = {
-    "attention": ("projections", "attention"),
-    "mlp": ("mlp",),
-    "head and loss": ("head",),
-    "rest": ("router",),
-}
+SEQUENCES = 128  # of one of the paper's steps
 
 
-def part_flops(
-    config: ModelConfig, length: int, batch: int, factors: Sequence[float] | None = None
-) -> dict[str, int]:
-    """Operations of forward and backward by part; factors: capacities of models that stop early."""
-    macs = count_macs(config, length, factors, "true").parts
-    whole = 2 * (1 + BACKWARD) * batch
-    return {part: whole * sum(macs[name] for name in names) for part, names in PARTS.items()}
+def step_flops(model: str, size: Size, factors: Sequence[float] | None = None) -> int:
+    """Operations of a step's forward and backward passes; factors: capacities of routed models."""
+    macs = count_macs(model_config(model, size), size.length, factors, "true")
+    return OPERATIONS * size.batch * int(macs)
 
 
-def step_flops(config: ModelConfig, length: int, batch: int, factors: Sequence[float] | None = None) -> int:
-    """The same of a whole step, optimiser not counted."""
-    return sum(part_flops(config, length, batch, factors).values())
+def product(shape: Shape, device: str, dtype: str) -> Callable[[], object]:
+    """A work: a product of matrices."""
+    rows, inner, columns = shape
+    form = {"device": device, "dtype": getattr(torch, dtype)}
+    a, b = torch.randn(rows, inner, **form), torch.randn(inner, columns, **form)
+    return partial(torch.mm, a, b, out=torch.empty(rows, columns, **form))
 
 
-def floors(
-    config: ModelConfig, length: int, batch: int, parameters: int, flops_per_s: float, bytes_per_s: float
-) -> dict[str, float]:
-    """Seconds by part, the optimiser's and the whole's among them, at full capacity."""
-    found = {part: count / flops_per_s for part, count in part_flops(config, length, batch).items()}
-    found["optimiser"] = parameters * ADAMW_TRAFFIC / bytes_per_s
-    found["whole step"] = sum(found.values())
-    return found
+def copy(elements: int, device: str) -> Callable[[], object]:
+    """A work: a copy of an array of float32, which moves 8 bytes an element."""
+    a, b = (torch.ones(elements, device=device) for _ in range(2))
+    return partial(b.copy_, a)
 
 
-if __name__ == "__main__":
-    from bench.__main__ import main
-    from errors import run_script
+def matrix_rates(size: Size, device: str, dtype: str, square: int, at_least_s: float) -> dict[Shape, float]:
+    """Operations a second of a step's products, and of a large square one.
 
-    run_script(lambda: main(["--only", "floor", *sys.argv[1:]]))
+    The floor takes the highest: a shape that the library computes slowly is a distance that can be closed.
+    """
+    rows, width = size.batch * size.length, size.flags["n_embd"]
+    shapes = [(rows, width, 3 * width), (rows, width, 4 * width), (rows, 4 * width, width)]
+    shapes += [(rows, width, size.flags["vocab_size"]), (square, square, square)]
+    works = {shape: product(shape, device, dtype) for shape in shapes}
+    return {(a, b, c): 2 * a * b * c / seconds_of(work, at_least_s) for (a, b, c), work in works.items()}
+
+
+def rates_of(size: Size, dtype: str, plan: Plan) -> dict[Shape, float]:
+    square = plan.pick(8192, 8192, 64) if plan.cuda else plan.pick(4096, 2048, 64)
+    return plan.isolated(matrix_rates, size, plan.device, dtype, square, plan.pick(1.0, 0.3, 0.001)).result
+
+
+def time_step(
+    model: str, size: Size, device: str, dtype: str, shape: Shape, elements: int, repeats: int
+) -> tuple[int, list[list[float]]]:
+    """The number of parameters; seconds of each round of a step at full depth, a product and a copy."""
+    step = Train(model_flags(model, size), size.batch, device, dtype, size.full_depth)
+    works = [step, product(shape, device, dtype), copy(elements, device)]
+    return step.model.parameter_count(), in_turn(works, repeats)
+
+
+def measure_floor(size_name: str, dtype: str, plan: Plan) -> list[Result]:
+    """Of each model the step, in turn with the machine's fastest product and a copy of memory, so that time
+    over floor is a ratio of one round."""
+    size, elements = SIZES[size_name], plan.pick(128, 64, 1) * 10**6
+    rates = rates_of(size, dtype, plan)
+    shape = max(rates, key=rates.__getitem__)
+    by_shape = {" x ".join(map(str, one)): per_s / 1e9 for one, per_s in rates.items()}
+    name = f"matrix products, {size_name}, {dtype}"
+    results = [result("floor", name, "GFLOP/s", spread([rates[shape] / 1e9]), **by_shape)]
+    for model in plan.models:
+        arguments = (model, size, plan.device, dtype, shape, elements, plan.repeats)
+        parameters, (seconds, products, copies) = plan.isolated(time_step, *arguments).result
+        flops, traffic = step_flops(model, size, size.full_depth), parameters * ADAMW_TRAFFIC
+        rows, inner, columns = shape
+        floors = [
+            flops / (2 * rows * inner * columns) * product_s + traffic / (8 * elements) * copy_s
+            for product_s, copy_s in zip(products, copies, strict=True)
+        ]
+        over = ratio(floors, seconds)
+        details = {"floor_s": spread(floors).median, "gflop": flops / 1e9, "over_floor": over.median}
+        details |= {"over_low": over.low, "over_high": over.high}
+        name = f"{model}, {size_name}, {dtype}, whole step"
+        results.append(result("floor", name, "s", spread(seconds), **details))
+    return results
+
+
+def floor(plan: Plan) -> list[Case]:
+    return [
+        Case(f"{size}, {dtype}", partial(measure_floor, size, dtype, plan))
+        for size in plan.sizes or (plan.main_size,)
+        for dtype in plan.dtypes
+    ]
+
+
+def largest(measure: Callable[[int], Any], limit: int) -> tuple[int, Any]:
+    """The largest power of two up to `limit` that fits, and `measure` of it; 0 and None where none does.
+
+    measure: raises DoesNotFit.
+    """
+    batch, found = 0, None
+    while (batch * 2 or 1) <= limit:
+        try:
+            found = measure(batch * 2 or 1)
+        except DoesNotFit:
+            break
+        batch = batch * 2 or 1
+    return batch, found
+
+
+def measure_paper(model: str, plan: Plan) -> list[Result]:
+    """Model FLOP utilisation is PaLM's: forward and backward once, nothing for recomputation, over the matrix
+    rate measured here. Routed models take all passes, but for the hours of 40k steps.
+
+    The optimiser is in the time of each micro-batch, so accumulation does slightly better.
+    """
+    size_name, dtype = plan.pick("paper", "paper", "tiny"), "bfloat16"
+    size, flags, repeats = SIZES[size_name], model_flags(model, SIZES[size_name]), plan.pick(10, 3, 1)
+
+    def attempt(batch: int, factors: Sequence[float] | None = size.full_depth) -> Measured:
+        return plan.isolated(time_steps, flags, batch, plan.device, dtype, repeats, factors)
+
+    batch, found = largest(attempt, plan.pick(SEQUENCES, SEQUENCES, 4))
+    name = f"{model}, {size_name}, {dtype}"
+    if not batch:
+        return [failed("paper", name, "not even one sequence fits into memory")]
+    seconds, rate = spread(found.result), max(rates_of(size, dtype, plan).values())
+    as_trained = spread(attempt(batch, None).result).median
+    details = {
+        "largest_micro_batch": batch,
+        "tokens_per_s": batch * size.length / seconds.median,
+        "model_flop_utilisation": step_flops(model, size._replace(batch=batch)) / seconds.median / rate,
+        "hours_of_40k_steps": PAPER["iterations"] * SEQUENCES / batch * as_trained / 3600,
+    }
+    return [result("paper", name, "s", seconds, memory_mib=found.memory_mib, **details)]
+
+
+def paper(plan: Plan) -> list[Case]:
+    if not plan.cuda and plan.effort != "tiny":
+        return []  # hours on a CPU
+    models = plan.models if plan.effort == "full" else plan.models[-1:]
+    return [Case(model, partial(measure_paper, model, plan)) for model in models]

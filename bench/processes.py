@@ -1,104 +1,102 @@
-"""Commands as processes that end in time, and leave none behind."""
+"""A measurement in a process of its own, which is how its memory is known.
 
+The process is forked from a server that has imported torch and this code but has computed nothing: it starts
+at once, and its memory at the start is always the same. It ends when its parent does.
+"""
+
+import multiprocessing
 import os
 import signal
-import subprocess
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
 
+from bench import memory
 from errors import Failure
 
-ROOT = Path(__file__).parents[1]
+# torch imports _dynamo when the first optimiser is made: 80 MiB that are not the step's.
+PRELOADED = ["torch", "torch._dynamo", "bench.works", "models.language_model"]
+LIMIT_S = 3600.0  # far above the longest measurement, minutes: only a process that hangs takes so long
 GRACE_S = 10.0  # that a process has to end its own children
+CPU_REFUSED = "can't allocate memory"  # in the message of torch's allocator, a RuntimeError
 
 
-def run(command: Sequence[str], limit_s: float, environment: Mapping[str, str] | None = None) -> str:
-    """Run a command at the root of the project -> what it wrote to stdout.
+class Measured(NamedTuple):
+    """result: what the function returned. memory_mib: its peak memory on top of the imports; on CUDA that of
+    tensors on the device."""
 
-    Raises Failure, with the end of what it wrote to stderr, where it fails or takes longer than limit_s.
+    result: Any
+    memory_mib: float
+
+
+class DoesNotFit(Failure):
+    """There was not enough memory, or the process was killed, as the kernel does when memory runs out."""
+
+
+def in_own_process(
+    function: Callable[..., Any], *arguments: Any, threads: int | None = None, limit_s: float = LIMIT_S
+) -> Measured:
+    """Call an importable function with arguments that can be pickled, in a process of its own.
+
+    threads: torch's; None: its default. Raises Failure with the message of a failure there, or after limit_s
+    seconds, and DoesNotFit.
     """
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with started(command, env={**os.environ, **(environment or {})}, **pipes) as process:
-        try:
-            said, errors = process.communicate(timeout=limit_s)
-        except subprocess.TimeoutExpired:
-            raise Failure(f"{_name(command)} took more than {limit_s:g} s") from None
-    if process.returncode:
-        why = errors.strip()[-400:] or "no word of why"
-        raise Failure(f"{_name(command)}: exit code {process.returncode}: {why}")
-    return said
-
-
-@contextmanager
-def started(command: Sequence[str], **options) -> Iterator[subprocess.Popen]:
-    """A process in a session of its own, of which nothing is left on the way out.
-
-    Ctrl-C reaches us alone, so that it is ended in one way. options: of Popen.
-    """
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **options)
+    name = f"{function.__module__}.{function.__qualname__}"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_answer, args=(theirs, function, arguments, threads))
+    process.start()
+    theirs.close()
     try:
-        yield process
+        if not ours.poll(limit_s):
+            raise Failure(f"{name} took more than {limit_s:g} s")
+        kind, *answer = ours.recv()
+        process.join(GRACE_S)
+    except EOFError:
+        process.join(GRACE_S)
+        failure = DoesNotFit if process.exitcode == -signal.SIGKILL else Failure
+        raise failure(f"{name} ended without an answer (exit code {process.exitcode})") from None
     finally:
-        if process.poll() is None:
-            end(process)
+        ours.close()
+        with suppress(ProcessLookupError, PermissionError):  # with the processes that it started
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.join()
+    if kind is not None:
+        raise kind(f"{name} failed: {answer[0]}")
+    return Measured(*answer)
 
 
-def end(process: subprocess.Popen) -> None:
-    """Ask it to end, then kill what is left: torchrun's workers are in sessions of their own."""
-    pids = family(process.pid)
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE_S)
-    kill({*pids, *family(process.pid)})
-    process.wait()
+def _answer(pipe: Any, function: Callable[..., Any], arguments: tuple, threads: int | None) -> None:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when this ends, by closing the pipe
+    threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
+    import torch
 
-
-def kill(pids: Iterable[int]) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def family(pid: int) -> list[int]:
-    """A process and all that descend from it."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, IndexError):
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(path.name))
-    found = [pid]
-    for one in found:
-        found += children.get(one, [])
-    return found
-
-
-@contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM ends us as Ctrl-C does, so that what is to be left in order is."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    before = memory.after_imports_mib()
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        result = function(*arguments)
+    except Failure as error:
+        pipe.send((Failure, str(error)))
+    except Exception as error:
+        too_much = isinstance(error, torch.OutOfMemoryError | MemoryError) or CPU_REFUSED in str(error)
+        if not too_much:
+            traceback.print_exc()
+        sentence = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        pipe.send((DoesNotFit if too_much else Failure, sentence))
+    else:
+        on_device = torch.cuda.is_initialized()
+        taken = torch.cuda.max_memory_allocated() / memory.MIB if on_device else memory.peak_mib() - before
+        pipe.send((None, result, round(max(0.0, taken), 2)))
 
 
-def until(done: Callable[[], bool], limit_s: float, step_s: float = 0.1) -> Iterator[None]:
-    """Yields every step_s until `done()`. Raises Failure after limit_s."""
-    last = time.monotonic() + limit_s
-    while not done():
-        if time.monotonic() > last:
-            raise Failure(f"it took more than {limit_s:g} s")
-        yield
-        time.sleep(step_s)
-
-
-def _name(command: Sequence[str]) -> str:
-    """Its words without the interpreter and the flags' values: `main.py`, `-m torch.distributed.run`."""
-    words = [word for word in command if word.endswith(".py") or word.startswith("--help")]
-    return " ".join(words) or " ".join(command[1:3])
+def _end_with_parent(pipe: Any) -> None:
+    """The parent sends nothing: the pipe becomes readable only when its other end is closed."""
+    with suppress(OSError, EOFError):
+        pipe.poll(None)
+        os.killpg(0, signal.SIGKILL)

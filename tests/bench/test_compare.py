@@ -1,66 +1,77 @@
-"""Two results side by side."""
+"""Two results side by side, and two commits."""
 
 import json
 import subprocess
 import sys
 
-from bench.compare import changes, machines, table
-from tests.bench.results import result
+import pytest
+
+from bench.compare import changes, compared
+from tests.bench.examples import result_file
 from tests.conftest import ROOT
 
 
-def test_what_changed_by_more_than_the_spreads_is_marked():
-    before = result([1.0, 1.1, 1.1, 1.2], [100.0, 101.0] * 2, 50.0)
-    after = result([0.5, 0.6, 0.6, 0.7], [90.0, 91.0] * 2, 51.0, commit="fedcba")
-    found = {(change.part, change.name): change for change in changes(before, after)}
-    step = found["train", "adm, nano, float32"]
-    assert (step.first, step.second, step.mark) == (1.1, 0.6, "better")
-    assert found["loader", "batches"].mark == "worse"  # of a rate, less is worse
-    assert found["train", "adm, nano, float32, memory"].mark == ""  # 2 % more
-    assert ("eval", "only at fedcba") not in found
-    assert machines(before, after) == ["commit: 0123456789abcdef -> fedcba"]
+def marks(before, after):
+    return {f"{part} {name}": mark for part, name, *_, mark in changes(before, after)}
 
 
-def test_fewer_runs_than_quartiles_need_say_nothing():
-    before, after = result([1.0] * 3, [1.0], 50.0), result([5.0] * 4, [2.0], 50.0)
-    assert {change.mark for change in changes(before, after)} == {""}
+def test_changes_larger_than_the_spreads_are_marked():
+    before = result_file([1.0, 1.1, 1.1, 1.2], [100.0, 101.0] * 2, 50.0)
+    after = result_file([0.5, 0.6, 0.6, 0.7], [90.0, 91.0] * 2, 51.0, commit="fedcba")
+    assert marks(before, after) == {
+        "train adm, nano, float32": "better",
+        "train adm, nano, float32, memory": "",  # 2 % more
+        "tokeniser 1 worker": "worse",  # of a rate, less is worse
+    }
+    (step, *_), text = changes(before, after), compared(before, after)
+    assert step[2:] == ["1.1 (1.08 to 1.12) s", "0.6 (0.575 to 0.625) s", "0.55", "better"]
+    assert f"commit: {'a' * 40} -> fedcba" in text and "1 better and 1 worse" in text
 
 
-def test_overlapping_spreads_are_not():
-    before, after = result([1.0, 1.1, 1.1, 1.2], [1.0], 50.0), result([1.1, 1.11, 1.3, 1.4], [1.0], 70.0)
-    found = {change.name: change.mark for change in changes(before, after)}
-    assert found == {
-        "adm, nano, float32": "", "adm, nano, float32, memory": "worse", "batches": "",
-        "only at 0123456789abcdef": "", "adm, nano, float32, whole step": "",
+def test_overlapping_spreads_and_few_repeats_are_not():
+    before = result_file([1.0, 1.1, 1.1, 1.2], [1.0] * 3, 50.0)
+    after = result_file([1.1, 1.11, 1.3, 1.4], [2.0] * 4, 70.0, commit="fedcba")
+    assert marks(before, after) == {
+        "train adm, nano, float32": "", "train adm, nano, float32, memory": "worse", "tokeniser 1 worker": "",
     }  # fmt: skip
-    assert "5 compared: 0 better and 1 worse" in table(before, after)
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "bench.compare", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+def compare(*arguments):
+    command = [sys.executable, "-m", "bench.compare", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_the_command(tmp_path):
-    a, b, broken, other = (tmp_path / name for name in ("a.json", "b.json", "broken.json", "other.json"))
-    a.write_text(json.dumps(result([1.0] * 4, [1.0], 50.0, effort="full", command="python -m bench")))
-    b.write_text(json.dumps(result([2.0] * 4, [1.0], 50.0, torch="2.11.0", effort="quick")))
-    broken.write_text("{")
-    other.write_text("[]")
-    rows = tmp_path / "rows.json"
-    rows.write_text(json.dumps({**result([1.0], [1.0], 50.0), "rows": [1]}))
-    done = run(a, b)
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    a.write_text(json.dumps(result_file([1.0] * 4, [1.0], 50.0)))
+    b.write_text(json.dumps(result_file([2.0] * 4, [1.0], 50.0, torch="2.11.0", effort="quick")))
+    done = compare(a, b)
     assert done.returncode == 0, done.stderr
-    assert "effort: full -> quick" in done.stdout and "command: python -m bench -> None" in done.stdout
-    assert "torch: 2.13.0 -> 2.11.0" in done.stdout and "worse" in done.stdout
-    for wrong, part in (
-        (broken, "is not JSON"), (tmp_path / "none", "No such file"), (other, "no machine"),
-        (rows, "is not a result"),
-    ):  # fmt: skip
-        done = run(a, wrong)
-        assert done.returncode == 2
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and part in done.stderr
+    assert "effort: full -> quick" in done.stdout and "torch: 2.13.0 -> 2.11.0" in done.stdout
+    assert "| worse |" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [("one.json", "give two result files"), ("--against no-such-commit", "invalid reference")],
+)
+def test_refusals(flags, said):
+    done = compare(*flags.split())
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and said in done.stderr
+
+
+def test_two_commits_take_turns():
+    """Here twice the same commit: equal losses, and ratios near 1. Its files are gone afterwards."""
+    git = ["git", "-C", str(ROOT), "worktree", "list"]
+    if subprocess.run(git, capture_output=True).returncode:
+        pytest.skip("not a git repository")
+    before = subprocess.run(git, capture_output=True).stdout
+    done = compare("--against", "HEAD", *"--sizes tiny --models adm --dtypes float32 --rounds 1".split())
+    assert done.returncode == 0, done.stderr
+    head, _, train, evaluation, decode = (line.split("|") for line in done.stdout.splitlines())
+    assert [cell.strip() for cell in head[1:6]] == [
+        "work", "before, s", "after, s", "after / before", "loss differs by",
+    ]  # fmt: skip
+    assert train[5].strip() == evaluation[5].strip() == "0" and decode[1].startswith(" decode, adm, tiny")
+    assert subprocess.run(git, capture_output=True).stdout == before
