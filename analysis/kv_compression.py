@@ -9,8 +9,8 @@ import argparse
 from typing import Any
 
 from analysis import command
-from config.values import choice
 from errors import UsageError, run_script
+from flags import choice
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

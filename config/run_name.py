@@ -1,4 +1,4 @@
-"""The folder of a run: short, readable, and another one for every other experiment."""
+"""The name and folder of a run: short, readable, and different for every other experiment."""
 
 import hashlib
 import json
@@ -6,47 +6,43 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from config.base import all_flags
 from files import folder_name
+from flags import Flag, Identity
 from models.config import ModelConfig
-from models.variants import LATENT, PAUSE, PONDER, ROUTING, STICK_BREAKING
-
-# Flags that are younger than runs of models that do not read them.
-YOUNGER = ROUTING + STICK_BREAKING + PONDER + LATENT + PAUSE
-
-# Flags that do not change what is computed, or only how far: the same experiment has the same folder, so that
-# the same command resumes it on any machine, and a larger --iterations extends it.
-NOT_IDENTITY = {
-    "iterations", "device", "data_dir", "data_in_ram", "results_base_folder", "log_freq", "eval_freq",
-    "eval_seq_prefix", "eval_seq_length", "eval_sample_size", "eval_length_factor", "save_checkpoint_freq",
-    "remove_intermediary_checkpoints_at_end", "use_pretrained", "exp_name", "run_prefix", "wandb",
-    "wandb_project", "wandb_entity", "compile", "distributed_backend", "config_format", "dataset",
-    "add_additional_space", "rmsnorm_eps", "multiple_of", "min_repeat", "mod_capacity_factor", "lm_cache",
-    "mem_cache_size", "cache_topk", "cache_selection_method", "cache_indexing_scheme",
-    "keep_last", "keep_every", "checkpoint_staging_dir", "max_steps_this_run", "max_time",
-    "exit_code_unfinished", "extend_schedule", "distributed_timeout", "experiment", "scale",
-    "track_cache_attention", "allow_cache_during_training", "routing", "routing_threshold", "ponder_eval",
-    "attention", "loss", "activation_checkpointing",
-}  # fmt: skip
 
 
 def identity(args: Namespace) -> dict[str, Any]:
-    """The flags that make an experiment what it is: None for a flag of repeats that the model does not read.
+    """The flags that make an experiment another one, by name.
 
-    The younger ones stand here only where they are read, so that older runs keep their names.
+    Each flag says when it is one of them (`flags.Identity`). A new flag at its default is none, so that it
+    renames no run; nor are flags that the model does not read, though older ones appear as None.
     """
-    unread = ModelConfig.from_args(args).unused_fields
+    features = (None, *ModelConfig.from_args(args).variant.features)
     values = {
-        name: None if name in unread else value
-        for name, value in sorted(vars(args).items())
-        if name not in NOT_IDENTITY and not (name in YOUNGER and name in unread)
+        one.name: getattr(args, one.name) if one.read_by in features else None
+        for one in sorted(all_flags(), key=lambda one: one.name)
+        if _is_part(one, getattr(args, one.name), one.read_by in features)
     }
     if values["data_seed"] is None:
         values["data_seed"] = args.seed
     return values
 
 
+def _is_part(one: Flag, value: Any, read: bool) -> bool:
+    match one.identity:
+        case Identity.ALWAYS:
+            return True
+        case Identity.WHEN_READ:
+            return read
+        case Identity.WHEN_CHANGED:
+            return read and value != one.default
+        case _:
+            return False
+
+
 def experiment_name(args: Namespace) -> str:
-    """--exp_name, or a name made of the flags: sizes, rate, batch, seed, and a hash of `identity`."""
+    """--exp_name, or a name made of sizes, learning rate, batch, seed and a hash of `identity`."""
     if args.exp_name is not None:
         return args.exp_name
     config = ModelConfig.from_args(args)

@@ -183,10 +183,10 @@ def table(
 
 def main() -> None:
     # A script in a package: only here does anything in models look at the command line.
-    from config.parser import build_parser, finished
+    from config.parser import build_parser, validated
 
     description = "Multiply-accumulates, parameters and cache of a model: the flags are those of main.py."
-    args = finished(build_parser(description, prog="-m models.macs").parse(None))
+    args = validated(build_parser(description, prog="-m models.macs").parse(None))
     print(table(ModelConfig.from_args(args), args.sequence_length, args.eval_length_factor, args.dtype))
 
 

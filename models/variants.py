@@ -7,18 +7,6 @@ from dataclasses import dataclass
 
 from errors import UsageError, unknown
 
-# Fields of `models.config.ModelConfig` that only some variants read.
-REPEATS = ("n_repeat", "n_layer_begin", "n_layer_end")
-DEPTH_PARTS = ("depth_embedding", "disable_ln_mid")
-ROUTING = (
-    "depth_random_method", "training_length_factor", "eval_length_factor", "routing", "routing_threshold",
-)  # fmt: skip
-STICK_BREAKING = ("halt_threshold", "depth_predictor_loss_coef", "act_penalty", "act_loss_reduction")
-PONDER = ("ponder_lambda_p", "ponder_kl_div_loss_weight", "ponder_eval")
-LATENT = ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
-PAUSE = ("n_pause",)
-OPTIONAL = REPEATS + DEPTH_PARTS + ROUTING + STICK_BREAKING + PONDER + LATENT + PAUSE
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -28,7 +16,7 @@ class Variant:
     alias: a short name for the same.
     paper_name: what the paper's tables call it.
     repeater: key into `models.language_model.REPEATERS`: what the middle blocks do.
-    reads: those of the OPTIONAL fields that apply.
+    features: what it has; a flag whose `read_by` is one of them applies to it (`models.config`).
     single_precision_capacities: whether the released code rounds its capacities in float32.
     attention: key into `models.block.ATTENTIONS`: multi-head (mha) or multi-head latent attention (mla).
     """
@@ -37,44 +25,49 @@ class Variant:
     alias: str
     paper_name: str
     repeater: str
-    reads: tuple[str, ...] = REPEATS
+    features: tuple[str, ...] = ("repeats",)
     single_precision_capacities: bool = False
     attention: str = "mha"
 
     @property
     def repeats(self) -> bool:
-        return "n_repeat" in self.reads
+        return "repeats" in self.features
 
     @property
     def depth_parts(self) -> bool:
         """Whether the depth embedding and the LayerNorm ln_mid apply."""
-        return "disable_ln_mid" in self.reads
+        return "depth_parts" in self.features
 
     @property
     def routed(self) -> bool:
         """Whether routers decide by token who takes the next pass."""
-        return "routing" in self.reads
+        return "routing" in self.features
 
     @property
     def pauses(self) -> bool:
         """Whether pause tokens stand behind each token of the text."""
-        return "n_pause" in self.reads
+        return "pauses" in self.features
 
     @property
     def stops_early(self) -> bool:
         """Whether passes are computed for some of the tokens only."""
-        return self.routed or "halt_threshold" in self.reads
+        return self.routed or "stick_breaking" in self.features
+
+    @property
+    def predicts_every_pass(self) -> bool:
+        """Whether there is a prediction after every pass, not only after the last."""
+        return "ponder" in self.features
 
 
-_ROUTED = REPEATS + DEPTH_PARTS + ROUTING
+_LN = ("repeats", "depth_parts")
+_ROUTED = (*_LN, "routing")
 _ADAPTIVE_BUT = "but_mod_efficient_sigmoid_lnmid_depthemb_random_factor"
 
 VARIANTS = (
     Variant("base", "standard", "Standard", "once", ()),
     Variant("but_full_depth", "but", "Block Universal Transformer", "universal"),
     Variant("cotformer_full_depth", "cotformer", "CoTFormer", "cross_repeat"),
-    Variant("cotformer_full_depth_lnmid_depthemb", "ln_cotformer", "LN-CoTFormer", "cross_repeat",
-            REPEATS + DEPTH_PARTS),
+    Variant("cotformer_full_depth_lnmid_depthemb", "ln_cotformer", "LN-CoTFormer", "cross_repeat", _LN),
     Variant("adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_single_final", "adm",
             "Adaptive LN-CoTFormer", "mixture_of_repeats", _ROUTED),
     Variant(_ADAPTIVE_BUT, "adaptive_but", "Adaptive BUT", "routed_universal", _ROUTED,
@@ -84,11 +77,11 @@ VARIANTS = (
     Variant(f"{_ADAPTIVE_BUT}_for_mac_compute", "adaptive_but_macs", "Adaptive BUT", "routed_universal",
             _ROUTED, single_precision_capacities=True),
     Variant("but_halting_freeze_input_on_stop", "stick_breaking", "Stick breaking", "stick_breaking",
-            REPEATS + STICK_BREAKING),
-    Variant("pondernet", "pondernet", "PonderNet", "ponder", REPEATS + PONDER),
+            ("repeats", "stick_breaking")),
+    Variant("pondernet", "pondernet", "PonderNet", "ponder", ("repeats", "ponder")),
     Variant("mla_ln_cotformer", "mla", "LN-CoTFormer with latent attention", "cross_repeat",
-            REPEATS + DEPTH_PARTS + LATENT, attention="mla"),
-    Variant("pause", "pause", "Pause tokens", "once", PAUSE),
+            (*_LN, "latent"), attention="mla"),
+    Variant("pause", "pause", "Pause tokens", "once", ("pauses",)),
 )  # fmt: skip
 
 

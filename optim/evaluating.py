@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import nn
 
+from config.training import TrainConfig
 from data import Corpus
 from data.batches import contiguous_batches, validation_subset
 from distributed import Precision
 from distributed.parallel import Alone
 from errors import Failure
 from evaluation.text import write_text
-from optim.config import TrainConfig
 from optim.randomness import derive_seed
 from optim.validation import Evaluation, evaluate
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import torch
 
+from config.training import TrainConfig
 from data.algorithmic import NOT_DUE
 from data.batches import Batches, prefetch
 from data.windows import Windows
 from distributed.share import Share
-from optim.config import TrainConfig
 from optim.train import MicroBatch
 
 

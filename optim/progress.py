@@ -5,8 +5,8 @@ import time
 
 from tqdm import tqdm
 
+from config.training import TrainConfig
 from data.progress import clock
-from optim.config import TrainConfig
 
 
 class Progress:

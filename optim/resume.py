@@ -75,7 +75,9 @@ def _compare(path: Path, saved: dict[str, Any], args: Namespace, say: Callable[[
     before = identity(Namespace(**{**vars(args), **saved}))
     now = identity(args)
     differences = {
-        name: f"--{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name]
+        name: f"--{name} {before.get(name)} -> {now.get(name)}"
+        for name in dict.fromkeys((*now, *before))
+        if before.get(name) != now.get(name)
     }
     architecture = [text for name, text in differences.items() if name in ModelConfig.__dataclass_fields__]
     if architecture:

@@ -11,6 +11,7 @@ import torch
 
 import models
 from config import experiment_dir, notes
+from config.training import TrainConfig
 from data.token_files import vocabulary_note
 from distributed import Processes, choose_device, choose_precision
 from distributed.parallel import choose_parallel
@@ -19,7 +20,6 @@ from errors import Failure, UsageError
 from evaluation.restore import open_corpus_of
 from optim import checkpoint, run_folder
 from optim.compiling import compile_training
-from optim.config import TrainConfig
 from optim.evaluating import Evaluator
 from optim.feeding import training_batches
 from optim.lock import RunLock

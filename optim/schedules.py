@@ -3,7 +3,7 @@
 import torch
 from torch.optim import lr_scheduler
 
-from optim.config import TrainConfig
+from config.training import TrainConfig
 
 
 def make_schedule(

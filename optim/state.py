@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from config.training import TrainConfig
 from errors import Failure, UsageError
-from optim.config import TrainConfig
 from optim.optimizers import make_optimizer
 from optim.schedules import make_schedule
 

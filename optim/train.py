@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from config.training import TrainConfig
 from distributed import Precision
 from distributed.parallel import Alone
 from distributed.share import Share
 from errors import Failure
-from optim.config import TrainConfig
 from optim.progress import Progress
 from optim.randomness import seed_torch
 from optim.state import Interval, TrainState

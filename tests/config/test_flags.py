@@ -102,10 +102,10 @@ def test_help_and_typos_are_answered_before_torch_is_imported(script):
 
 def test_names_agree_with_what_is_registered():
     """config knows names, not implementations: the two lists must be the same."""
-    from config import base
+    from config import base, training
 
     assert set(base.DATASETS) == set(registered_corpora())
-    assert set(base.OPTIMIZERS) == set(OPTIMIZERS)
+    assert set(training.OPTIMIZERS) == set(OPTIMIZERS)
     for name in registered_models():
         assert parse(f"--model {name}").model in ModelConfig(model=name).variant.name
 
@@ -189,6 +189,34 @@ def test_flags_the_model_does_not_read_are_noted():
         "note: --n_repeat has no effect on base", "note: --depth_embedding has no effect on base"
     ]  # fmt: skip
     assert checks.notes(parse("--model ln_cotformer --n_repeat 5 --depth_embedding learned --compile")) == []
+
+
+def help_of(*command):
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_help_begins_with_a_short_usage_line_and_leaves_out_flags_without_effect():
+    short, full = help_of("main.py", "--help"), help_of("main.py", "--help-all")
+    for text in (short, full):
+        assert text.startswith("usage: python main.py [flags]\n\n")
+    assert "--lm_cache" not in short and "--multiple_of" not in short
+    assert "--lm_cache" in full and "no effect" in full
+    assert parse("--lm_cache none --multiple_of 3").multiple_of == 3
+
+
+def test_scripts_on_a_run_show_their_own_flags_and_the_others_when_asked():
+    short, full = help_of("eval.py", "--help"), help_of("eval.py", "--help-all")
+    assert short.startswith("usage: python eval.py --checkpoint CHECKPOINT [flags]\n")
+    assert "--output_dir" in short and "--n_layer" not in short
+    assert full.index("--output_dir") < full.index("--n_layer")
+
+
+def test_the_parameter_reference_is_up_to_date(monkeypatch):
+    from config.parameters import OUTPUT, page
+
+    assert OUTPUT.read_text() == page(), "run python -m config.parameters"
 
 
 def add_own(parser):

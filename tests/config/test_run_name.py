@@ -1,11 +1,16 @@
 """A run's folder: the same for the same experiment, another for every other."""
 
+import hashlib
 import re
+from dataclasses import dataclass
 
 import pytest
 
 import config
-from config.run_name import NOT_IDENTITY, identity
+from config import base
+from config.base import all_flags
+from config.run_name import identity
+from flags import Identity, flag
 
 
 def name(flags=""):
@@ -39,12 +44,12 @@ def test_other_flags_give_the_same_name(flags):
 
 
 def test_every_flag_is_one_or_the_other():
-    """A flag added later must be put on one of the two lists here, by thought and not by accident."""
     args = config.parse_args(["--model", "ln_cotformer"])
     tested = {flags.split()[0].removeprefix("--") for flags in OTHER}
     assert identity(args).keys() - {"model"} == tested
     younger = {flags.split()[0].removeprefix("--") for part in YOUNGER.values() for flags in part}
-    assert vars(args).keys() == identity(args).keys() | NOT_IDENTITY | younger
+    never = {one.name for one in all_flags() if one.identity is Identity.NEVER}
+    assert vars(args).keys() == identity(args).keys() | never | younger | {"experiment", "scale"}
 
 
 YOUNGER = {
@@ -110,3 +115,61 @@ def test_names_are_short_readable_and_safe():
 def test_folder():
     args = config.parse_args("--model but --dataset owt2 --results_base_folder out --exp_name e".split())
     assert config.experiment_dir(args).as_posix() == "out/owt2/but_full_depth/e"
+
+
+# Made by the code before flags became dataclass fields.
+PINNED = {
+    "--model base": "24_c768_t512_lr0.001_bs32x4_seed2_83747e28",
+    "--model base --n_layer 12 --lr 3e-4 --seed 7": "12_c768_t512_lr0.0003_bs32x4_seed7_e8dd8553",
+    "--model but --n_repeat 5 --dropout 0.1": "24x5_c768_t512_lr0.001_bs32x4_seed2_182ee658",
+    "--model cotformer --n_repeat 3 --n_layer_begin 2 --n_layer_end 1 --data_seed 5":
+        "2-21x3-1_c768_t512_lr0.001_bs32x4_seed2_43344dbb",
+    "--model ln_cotformer --depth_embedding linear_learned --n_repeat 5 --dtype float32":
+        "24x5_c768_t512_lr0.001_bs32x4_seed2_7a29385c",
+    "--model ln_cotformer --disable_ln_mid --bias --tokenizer bytes --vocab_size 320":
+        "24x2_c768_t512_lr0.001_bs32x4_seed2_551ecab8",
+    "--model adm --n_repeat 5 --depth_random_method uniform_random_range --run_prefix 60k":
+        "60k_24x5_c768_t512_lr0.001_bs32x4_seed2_45a7af51",
+    "--model adm --n_repeat 3 --training_length_factor 0.5 0.25":
+        "24x3_c768_t512_lr0.001_bs32x4_seed2_c643be04",
+    "--model adaptive_but --n_repeat 3 --opt sgd --grad_clip 1":
+        "24x3_c768_t512_lr0.001_bs32x4_seed2_5c0b3017",
+    "--model stick_breaking --n_repeat 4 --halt_threshold 0.9 --act_penalty 0.1":
+        "24x4_c768_t512_lr0.001_bs32x4_seed2_a3ed5f00",
+    "--model pondernet --n_repeat 4 --ponder_lambda_p 0.2 --scheduler linear":
+        "24x4_c768_t512_lr0.001_bs32x4_seed2_ad9d9465",
+    "--model mla --n_repeat 2 --kv_lora_rank 96 --attention_window_length 64":
+        "24x2_c768_t512_lr0.001_bs32x4_seed2_0da431f9",
+    "--model pause --n_pause 2 --positional_encoder none --warmup_percent 0.2":
+        "24_c768_t512_lr0.001_bs32x4_seed2_ca7b9585",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", PINNED)
+def test_names_of_earlier_runs_stay(flags):
+    assert config.experiment_name(config.parse_args(flags.split())) == PINNED[flags]
+
+
+def test_names_of_all_experiments_of_the_paper_stay():
+    from config.experiments import EXPERIMENTS
+
+    names = [
+        config.experiment_name(config.parse_args(["--experiment", experiment.name, "--scale", scale]))
+        for experiment in EXPERIMENTS
+        for scale in ("paper", "nano")
+    ]
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    assert (len(names), digest[:16]) == (104, "fe03d0a44e793e1b")
+
+
+def test_a_new_flag_at_its_default_renames_no_run(monkeypatch):
+    @dataclass(frozen=True)
+    class Newer:
+        bottleneck: int = flag(7, "a flag of the future", group="Model architecture")
+        brain: str = flag("left", "one that few models read", group="Model architecture", read_by="pauses")
+
+    before = name()
+    monkeypatch.setattr(base, "CLASSES", (*base.CLASSES, Newer))
+    assert name() == name("--bottleneck 7") == name("--brain right --bottleneck 7") == before
+    assert name("--bottleneck 8") != before
+    assert identity(config.parse_args(["--bottleneck", "8"]))["bottleneck"] == 8

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 import models
+from config.training import TrainConfig
 from models.active_tokens import Rows
 from models.block import Block
 from models.generation import generate
-from optim.config import TrainConfig
 from optim.optimizers import make_optimizer, parameter_groups
 from optim.schedules import make_schedule
 

@@ -8,10 +8,19 @@ import torch
 
 import models
 from errors import UsageError
-from models.config import ModelConfig
-from models.variants import LATENT, PAUSE, PONDER, ROUTING, STICK_BREAKING, VARIANTS
+from models.config import MODEL_FLAGS, ModelConfig
+from models.variants import VARIANTS
 
 ONCE = ("base", "pause")  # without repeats
+
+
+def fields_of(feature):
+    return tuple(one.name for one in MODEL_FLAGS if one.read_by == feature)
+
+
+ROUTING, STICK_BREAKING, PONDER, LATENT, PAUSE = map(
+    fields_of, ("routing", "stick_breaking", "ponder", "latent", "pauses")
+)
 ADAPTIVE = ROUTING + STICK_BREAKING + PONDER
 
 SMALL = {"vocab_size": 40, "sequence_length": 8, "n_layer": 4, "n_head": 2, "n_embd": 16, "n_repeat": 3}

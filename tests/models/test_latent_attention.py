@@ -10,7 +10,7 @@ import models
 from models import variants
 from models.generation import generate
 from models.latent_attention import LatentAttention
-from models.variants import LATENT, find_variant
+from models.variants import find_variant
 from tests.models.reference import RESERVED, make, rotated
 
 SIZES = {"kv_lora_rank": 7, "q_lora_rank": 5, "qk_rope_head_dim": 4, "qk_nope_head_dim": 3, "v_head_dim": 6}
@@ -154,7 +154,9 @@ def test_what_a_cache_keeps():
 def test_it_goes_with_every_repeater(model, monkeypatch):
     """A row of the table is all it takes: the cached text is that of full recomputation."""
     row = find_variant(model)
-    row = dataclasses.replace(row, name="new", alias="new", reads=row.reads + LATENT, attention="mla")
+    row = dataclasses.replace(
+        row, name="new", alias="new", features=(*row.features, "latent"), attention="mla"
+    )
     monkeypatch.setattr(variants, "VARIANTS", (*variants.VARIANTS, row))
     network = make("new", **SIZES, **RESERVED, depth_embedding="linear_learned", halt_threshold=0.6)
     for thresholds in [None, [0.5, 0.5]] if row.routed else [None]:

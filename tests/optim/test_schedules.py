@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from optim.config import TrainConfig
+from config.training import TrainConfig
 from optim.schedules import make_schedule
 
 CONFIG = TrainConfig(
