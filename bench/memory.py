@@ -10,12 +10,9 @@ MIB = 2**20
 POPULATE_READ = 22  # of madvise, in <linux/mman.h> since 5.14
 
 
-def peak_mib(whose: int = resource.RUSAGE_SELF) -> float:
-    """The peak memory of this process so far, or, of RUSAGE_CHILDREN, of the largest one that has ended.
-
-    ru_maxrss counts KiB, on macOS bytes.
-    """
-    peak = resource.getrusage(whose).ru_maxrss
+def peak_mib() -> float:
+    """The peak memory of this process so far (ru_maxrss counts KiB, on macOS bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MIB if sys.platform == "darwin" else peak / 1024
 
 

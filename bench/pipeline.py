@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from bench.memory import peak_mib
 from bench.plan import Case, Plan, Result
 from bench.processes import LIMIT_S
 from bench.results import failed, rate, ratio, result, spread
@@ -57,12 +55,10 @@ def checkpoint(plan: Plan) -> list[Case]:
     return [Case(f"{megabytes} MB", partial(measure_checkpoint, megabytes, plan))]
 
 
-def time_tokeniser(workers: int, megabytes: float, repeats: int) -> tuple[list[list[float]], float, float]:
-    """Seconds of the command and of tiktoken alone; MB of text; the peak memory (MiB) of the command's
-    largest process.
-
-    The text is Python's documentation, repeated.
-    """
+def time_tokeniser(
+    workers: int, megabytes: float, repeats: int, tokenizer: str = "gpt2"
+) -> tuple[list[list[float]], float]:
+    """Seconds of the command and of tiktoken alone, on Python's documentation, repeated; MB of text."""
     import tiktoken
 
     from data import pydoc
@@ -75,8 +71,8 @@ def time_tokeniser(workers: int, megabytes: float, repeats: int) -> tuple[list[l
     with tempfile.TemporaryDirectory() as name:
         text, data_dir = Path(name, "text.jsonl"), Path(name, "data")
         text.write_text("".join(json.dumps({"text": one}) + "\n" for one in documents))
-        command = [sys.executable, "-m", "data.prepare", "--dataset", f"files:{text}", "--tokenizer", "gpt2"]
-        command += ["--data_dir", str(data_dir), "--workers", str(workers)]
+        command = [sys.executable, "-m", "data.prepare", "--dataset", f"files:{text}"]
+        command += ["--tokenizer", tokenizer, "--data_dir", str(data_dir), "--workers", str(workers)]
 
         def prepare() -> None:
             shutil.rmtree(data_dir, ignore_errors=True)
@@ -86,7 +82,7 @@ def time_tokeniser(workers: int, megabytes: float, repeats: int) -> tuple[list[l
 
         encode = tiktoken.get_encoding("gpt2").encode_ordinary_batch
         seconds = in_turn([prepare, partial(encode, documents, num_threads=workers)], repeats, 0)
-    return seconds, size / 1e6, peak_mib(resource.RUSAGE_CHILDREN)
+    return seconds, size / 1e6
 
 
 def measure_tokeniser(workers: int, megabytes: float, plan: Plan) -> list[Result]:
@@ -102,12 +98,12 @@ def measure_tokeniser(workers: int, megabytes: float, plan: Plan) -> list[Result
     except Failure as error:
         return [failed("tokeniser", name, str(error))]
     arguments = (workers, megabytes, plan.pick(3, 1, 1))
-    (ours, theirs), size, peak = plan.isolated(time_tokeniser, *arguments).result
+    (ours, theirs), size = plan.isolated(time_tokeniser, *arguments).result
     details = {
         "tiktoken_mb_per_s": rate(size, theirs).median,
         "tiktoken_over_ours": ratio(ours, theirs).median,
     }
-    return [result("tokeniser", name, "MB/s", rate(size, ours), None, peak, **details)]
+    return [result("tokeniser", name, "MB/s", rate(size, ours), **details)]
 
 
 def tokeniser(plan: Plan) -> list[Case]:

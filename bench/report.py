@@ -41,7 +41,7 @@ def page(path: Path) -> str:
             f"## {part}\n\n{PARTS.get(part, ('', 'no longer a part of the suite'))[1].capitalize()}."
         )
         if part == "scaling":
-            blocks.append(f"![Time and memory of a training step]({path.stem}.svg)")
+            blocks.append(f"![Time and memory of a training step]({path.stem}.png)")
         blocks.append(table(COLUMNS, [cells(one) for one in results if one["part"] == part]))
     return "\n\n".join(blocks) + "\n"
 
@@ -53,7 +53,7 @@ def main() -> None:
         write_atomically(made, lambda file, text=text: file.write(text))
         results: list[dict[str, Any]] = read(path)["results"]
         if any(one["part"] == "scaling" for one in results):
-            scaling.draw(results, made.with_suffix(".svg"))
+            scaling.draw(results, made.with_suffix(".png"))
         print(f"written: {made}")
 
 

@@ -33,7 +33,7 @@ PARTS = {
     ),
     "prefill": ("steps:prefill", "a prompt into the KV cache"),
     "decode": ("steps:decode", "tokens one by one, with the KV cache and without"),
-    "tokeniser": ("pipeline:tokeniser", "preparing a corpus, against tiktoken alone, and its memory"),
+    "tokeniser": ("pipeline:tokeniser", "preparing a corpus, against tiktoken alone"),
     "checkpoint": ("pipeline:checkpoint", "the time that training waits for a checkpoint"),
     "scaling": ("steps:scaling", "step time and memory over length, repeats, batch, recomputation"),
     "paper": ("floor:paper", "the paper's size on a GPU: utilisation, largest micro-batch, 40k steps"),

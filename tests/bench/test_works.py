@@ -1,13 +1,17 @@
 """The works that are timed, the floor of a training step, and what their parts report."""
 
+import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import tiktoken
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import floor, steps, suite
 from bench.floor import largest, step_flops
+from bench.pipeline import time_tokeniser
 from bench.plan import MODELS, SIZES, Plan, model_config, model_flags
 from bench.processes import DoesNotFit, Measured
 from bench.works import DecodeByThresholds, Train, in_turn, seconds_of
@@ -113,6 +117,15 @@ def test_every_part_measures_each_case_once(here):
     assert found["train"][1]["details"]["plain_float32_over_ours"] > 0
     first = [one for one in found["capacities"] if one["name"].endswith("factor 1")]
     assert len(first) == 6 and all(one["details"]["deviation"] == 0 for one in first)
+
+
+def test_preparing_a_corpus_is_timed_against_the_encoder_alone(monkeypatch):
+    """With bytes: GPT-2's vocabulary may not be here."""
+    encoder = SimpleNamespace(encode_ordinary_batch=lambda texts, num_threads: [*map(str.encode, texts)])
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: encoder)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: None)
+    ((ours,), (theirs,)), megabytes = time_tokeniser(1, 0.2, 1, "bytes")
+    assert ours > theirs > 0 and 0.2 <= megabytes < 0.4
 
 
 def test_a_point_that_does_not_fit_ends_its_curve(monkeypatch):
