@@ -16,9 +16,9 @@ from errors import UsageError, run_script
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--checkpoint", required=True, help="a checkpoint file, or a run's folder")
-    add("--prompt", nargs="+", default=[""], help="texts to continue; default: the start of a document")
-    add("--max_new_tokens", type=int, default=200, help="how many tokens to generate (default: 200)")
-    add("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
+    add("--prompt", nargs="+", help="texts to continue; default: the start of a document")
+    add("--max_new_tokens", type=int, default=200, help="how many tokens to generate")
+    add("--temperature", type=float, default=0.8, help="0 takes the likeliest token")
     add("--top_k", type=int, help="sample from the k likeliest tokens only")
     add("--top_p", type=float, help="sample from the fewest tokens whose probabilities sum to p")
     add(
@@ -73,6 +73,7 @@ def main() -> None:
     from evaluation.text import TextCost, stream_texts
     from files import write_atomically
 
+    prompts = own.prompt or [""]
     note = partial(print, file=sys.stderr, flush=True)
     with contextlib.redirect_stdout(sys.stderr):  # log messages go there too
         run = restore(Path(own.checkpoint), given)
@@ -81,11 +82,11 @@ def main() -> None:
             raise UsageError(f"--keep_context {own.keep_context} exceeds sequence_length={limit}")
         route = RouteFinder(run).for_generation(own.budget)
         tokenizer = run.make_tokenizer()
-    costs = [TextCost() for _ in own.prompt]
+    costs = [TextCost() for _ in prompts]
     steps = stream_texts(
         model,
         tokenizer,
-        own.prompt,
+        prompts,
         own.max_new_tokens,
         run.precision,
         seed=run.args.seed,
@@ -98,10 +99,10 @@ def main() -> None:
         **route.settings,
     )
     n_repeat, in_terminal = model.config.repeats, own.show_depth == "terminal"
-    texts = [[] for _ in own.prompt]
+    texts = [[] for _ in prompts]
     if in_terminal:
         print(ansi_legend(n_repeat))
-    sys.stdout.write(own.prompt[0])
+    sys.stdout.write(prompts[0])
     for pieces in steps:
         for text, piece in zip(texts, pieces, strict=True):
             text.append(piece)
@@ -109,17 +110,17 @@ def main() -> None:
         sys.stdout.write(ansi(*pieces[0], n_repeat) if in_terminal else pieces[0][0])
         sys.stdout.flush()
     sys.stdout.write("\n")
-    for prompt, text in zip(own.prompt[1:], texts[1:], strict=True):
+    for prompt, text in zip(prompts[1:], texts[1:], strict=True):
         shown = "".join(ansi(*piece, n_repeat) if in_terminal else piece[0] for piece in text)
         sys.stdout.write(f"\n{prompt}{shown}\n")
     if own.show_depth and not in_terminal:
         title = f"{run.path.parent.name}: depth"
-        page = html_page(list(zip(own.prompt, texts, strict=True)), n_repeat, title)
+        page = html_page(list(zip(prompts, texts, strict=True)), n_repeat, title)
         write_atomically(Path(own.show_depth), lambda file: file.write(page.encode()))
         note(f"written: {own.show_depth}")
     if route.about:
         note(route)
-    longest = max(len(tokenizer.encode(prompt)) for prompt in own.prompt) + own.max_new_tokens
+    longest = max(len(tokenizer.encode(prompt)) for prompt in prompts) + own.max_new_tokens
     if longest > limit:
         keep = own.keep_context or max(1, limit // 2)
         note(f"the text outgrew sequence_length={limit}: from then on, the last {keep} tokens were kept")

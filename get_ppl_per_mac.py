@@ -16,14 +16,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--budget",
         type=float,
         nargs="+",
-        default=[],
         help="fractions of full compute to add points at, besides the published settings",
     )
 
 
 def main() -> None:
     own, given = config.parse_with_run(None, add_flags, __doc__)
-    for budget in own.budget:
+    budgets = own.budget or []
+    for budget in budgets:
         if not 0.0 < budget <= 1.0:
             raise UsageError(f"--budget {budget:g}: a fraction of full compute is above 0 and at most 1")
     from evaluation.compute_sweep import measure
@@ -31,7 +31,7 @@ def main() -> None:
 
     run = restore(Path(own.checkpoint), given)
     print(run.describe())
-    path = measure(run, own.output_dir, own.budget)
+    path = measure(run, own.output_dir, budgets)
     print(f"written: {path}; python plot_fig4.py {path} draws it")
 
 

@@ -9,9 +9,7 @@ from errors import run_script
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a checkpoint file, or a run's folder")
-    parser.add_argument(
-        "--split", choices=("val", "train"), default="val", help="split of the corpus (default: val)"
-    )
+    parser.add_argument("--split", choices=("val", "train"), default="val", help="split of the corpus")
     parser.add_argument(
         "--output-dir", "--output_dir", type=Path, help="folder of the files; default: next to the checkpoint"
     )

@@ -17,7 +17,7 @@ def main() -> None:
         help="file of get_ppl_per_mac.py, or its folder",
     )
     parser.add_argument("--output", type=Path, default=Path("figure4.png"), help=FIGURE_HELP)
-    parser.add_argument("--labels", nargs="+", help="a label for each run; None: its folder")
+    parser.add_argument("--labels", nargs="+", help="a label for each run; default: its folder")
     parser.add_argument(
         "--published", action="store_true", help="with the paper's values (OpenWebText2, 256 tokens)"
     )

@@ -17,8 +17,8 @@ def main() -> None:
         help="file of get_router_weights.py, or its folder",
     )
     parser.add_argument("--output", type=Path, default=Path("figure5.png"), help=FIGURE_HELP)
-    parser.add_argument("--labels", nargs="+", help="a label for each file; None: folder and file")
-    parser.add_argument("--router", type=int, help="which router, from 1; None: the last")
+    parser.add_argument("--labels", nargs="+", help="a label for each file; default: folder and file")
+    parser.add_argument("--router", type=int, help="which router, from 1; default: the last")
     parser.add_argument(
         "--kind",
         choices=("raw", "cascade", "position_cascade"),

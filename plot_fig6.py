@@ -16,7 +16,7 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, help="file of get_attention.py, or its folder")
     parser.add_argument("--output", type=Path, default=Path("figure6.png"), help=FIGURE_HELP)
-    parser.add_argument("--heads", type=int, nargs="+", help="which, from 0; None: all that were written")
+    parser.add_argument("--heads", type=int, nargs="+", help="which heads, from 0; default: all in the file")
     args = parser.parse(None)
     check_labels([args.run], None, args.output)
     from analysis.attention_file import choose_heads, read_attention
