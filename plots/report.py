@@ -35,7 +35,7 @@ def draw_perplexity(lines: Sequence[Any], path: Path) -> None:
         if line.published is not None:
             theirs.errorbar(line.published, y, xerr=line.error, fmt="s", color=COLOURS[1], capsize=2)
     ours.set_yticks(range(len(lines)), [line.row for line in reversed(lines)], fontsize=8)
-    ours.set_xlabel("our perplexity; bars: 95 % interval over seeds (thin) and over batches (wide)")
+    ours.set_xlabel("our perplexity; 95 % over seeds (thin) and over batches (wide)")
     theirs.set_xlabel("the paper's, with its standard error")
     for axes in (ours, theirs):
         axes.grid(alpha=0.3)
