@@ -76,5 +76,5 @@ def test_two_commits_take_turns(tmp_path):
     assert head[1:6] == ["work", "before, s", "after, s", "after / before", "loss differs by"]
     assert [line[1].partition(",")[0] for line in lines] == ["train", "eval", "decode"]
     assert [line[5] for line in lines] == ["0", "0", ""]
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.rglob("before"))
     assert str(tmp_path) not in subprocess.run(git, capture_output=True, text=True).stdout
