@@ -67,10 +67,9 @@ def check(own: argparse.Namespace) -> None:
 def main() -> None:
     own, given = config.parse_with_run(None, add_flags, __doc__)
     check(own)
-    from evaluation.depth_colours import ansi, ansi_legend, html_page
     from evaluation.restore import restore
     from evaluation.routing import RouteFinder
-    from evaluation.text import TextCost, stream_texts
+    from evaluation.text import TextCost, ansi, ansi_legend, html_page, stream_texts
     from files import write_atomically
 
     prompts = own.prompt or [""]
