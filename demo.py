@@ -16,6 +16,7 @@ from pathlib import Path
 
 from config.parser import Parser
 from errors import Failure, run_script
+from tables import aligned_table
 
 ROOT = Path(__file__).parent
 FOLDER = Path("demo")
@@ -74,10 +75,7 @@ def table(folders: dict[str, Path]) -> str:
                 f"{tokens / summary['training_seconds']:,.0f}",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
-    )
+    return aligned_table(rows, "r")
 
 
 def paired_difference(folders: dict[str, Path]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from errors import UsageError, run_script, unknown
 from iridis.record import ROOT, RUN, SUBMISSION, job_states, read, saved_step
 from optim.run_folder import covered_by_summary
+from tables import aligned_table
 
 HEADINGS = ("package", "run", "job", "state", "step", "loss", "time left", "next")
 
@@ -120,10 +121,7 @@ def main() -> None:
             raise UsageError(unknown(f"there is no package {name}", name, known))
     states = job_states()
     chosen = [known[name] for name in names] if names else list(known.values())
-    table = [HEADINGS, *rows(chosen, states or {})]
-    widths = [max(len(row[column]) for row in table) for column in range(len(HEADINGS))]
-    for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(aligned_table([HEADINGS, *rows(chosen, states or {})]))
     if states is None:
         print("(Slurm does not answer here: what waits or runs is not known)")
 
