@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, nargs="+", help="which heads, from 0; default: all in the file")
     args = parser.parse(None)
     check_labels([args.run], None, args.output)
-    from analysis.attention_file import choose_heads, read_attention
+    from analysis.attention_maps import choose_heads, read_attention
     from plots import figure6
 
     file = find_result(args.run, "attention_*.npz", "get_attention.py")

@@ -1,1 +1,1 @@
-"""Looking into a trained model: its keys and values, what it would say at each depth, who goes deep."""
+"""Inside a trained model: KV compression, logit lens, router statistics, attention maps."""

@@ -1,4 +1,4 @@
-"""What the commands share: flags, the model and its text, where files go. No torch before flags are read."""
+"""Shared by the analysis commands: flags, the restored model and its text, file names. Imports no torch."""
 
 import argparse
 import sys
@@ -25,17 +25,17 @@ ACROSS_REPEATS = ("cross_repeat", "mixture_of_repeats")
 
 
 def add_flags(parser: argparse.ArgumentParser, name: str) -> None:
-    """Those of every analysis. name: of the module, for the help."""
+    """Add the flags of every analysis. name: the module's name, for the help."""
     parser.prog = f"-m analysis.{name}"
     add = parser.add_argument
     add("--checkpoint", required=True, help="a checkpoint file, or a run's folder")
     add("--split", choices=("val", "train"), default="val", help="of the corpus (default: val)")
-    add("--output_dir", type=Path, help="where the files go; default: beside the checkpoint")
+    add("--output_dir", type=Path, help="where files are written (default: next to the checkpoint)")
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """A restored model, the text it is run on, and where what is found goes."""
+    """A restored model, the text that it is run on, and the folder of the results."""
 
     name: str
     run: "Restored"
@@ -48,11 +48,11 @@ class Analysis:
         return self.run.batches(self.split, self.corpus)
 
     def path(self, ending: str) -> Path:
-        """<name>_<checkpoint><ending> in the folder."""
+        """<folder>/<name>_<checkpoint><ending>."""
         return self.folder / f"{self.name}_{self.run.path.stem}{ending}"
 
     def about(self, **more: Any) -> dict[str, Any]:
-        """What the numbers depend on: the head of a .json."""
+        """The first entries of a .json: checkpoint, data and arithmetic, then `more`."""
         run = self.run
         return {
             "checkpoint": str(run.path),
@@ -75,10 +75,16 @@ def begin(
     attentions: tuple[str, ...] = ("mha",),
     command: str | None = None,
 ) -> Analysis:
-    """Load the model that the flags name and open its text; say so.
+    """Restore the model that the flags name, open its text, and print one line about both.
 
-    name: of the files. repeaters, attentions: the kinds that will do. command: what refuses the others; None:
-    analysis.<name>. Raises UsageError where the model will not do.
+    Args:
+        own, given: from `parse`.
+        name: the first part of the names of files.
+        repeaters, attentions: the kinds of models that the command supports.
+        command: its name in error messages; None: analysis.<name>.
+
+    Raises:
+        UsageError: the command does not support the model.
     """
     from evaluation.restore import restore
 
@@ -95,27 +101,29 @@ def begin(
 def require_possible(
     run: "Restored", command: str, repeaters: tuple[str, ...], attentions: tuple[str, ...]
 ) -> None:
-    """Raises UsageError for a model that the command knows nothing to say about."""
+    """Raises UsageError for a model that the command does not support."""
     cfg = run.model.config
     if cfg.variant.attention not in attentions:
         raise UsageError(
-            f"{run.path} is a {cfg.variant.paper_name}, whose cache is of latents already; "
+            f"{run.path} is a {cfg.variant.paper_name}, whose cache holds latents already; "
             f"{command} is for multi-head attention"
         )
     if cfg.variant.repeater not in repeaters:
         known = ", ".join(alias for alias in KNOWN if find_variant(alias).repeater in repeaters)
         raise UsageError(f"{run.path} is a {cfg.variant.paper_name}; {command} is for checkpoints of {known}")
     if set(repeaters) <= set(ROUTED) and cfg.n_repeat == 1:
-        raise UsageError(f"{run.path} takes a single pass, so there is nobody to go deeper: it has no router")
+        raise UsageError(
+            f"{run.path} takes a single pass, so it has no router; train it with --n_repeat 2 or more"
+        )
 
 
-def watched(items: Iterable[Any], what: str, unit: str = "batch") -> Iterable[Any]:
-    """The items, with a bar that estimates the time left where a terminal shows it."""
+def progress(items: Iterable[Any], what: str, unit: str = "batch") -> Iterable[Any]:
+    """The items, with a progress bar if stderr is a terminal."""
     from tqdm import tqdm
 
     return tqdm(items, desc=what, unit=unit, disable=not sys.stderr.isatty())
 
 
 def parse(flags: Any, description: str | None) -> tuple[Namespace, dict[str, Any]]:
-    """The command's own flags, and the run's that were given. flags: the function that adds the former."""
+    """The command's own flags, which `flags` adds to a parser, and the run's flags that were given."""
     return config.parse_with_run(None, flags, description)

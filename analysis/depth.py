@@ -1,19 +1,18 @@
-"""Who goes deep: passes taken and router scores, by token, by position and by how hard the token is.
+"""Router statistics: passes taken and router scores by token type, by position and by loss.
 
 Shapes: B batch, T tokens, V = vocab_size, R = n_repeat, K = R + 2 measures.
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from analysis.streaming import GroupedMeans
+from analysis.hooks import forward_passes
+from analysis.statistics import GroupedMeans
 from distributed import Precision
-from errors import Failure
 from models.heads import IGNORED
 from models.language_model import LanguageModel
 
@@ -21,23 +20,23 @@ CHUNK = 2**25  # logits held in full precision at once
 
 
 def measures(n_repeat: int) -> list[str]:
-    """What is averaged.
+    """Names of the K numbers that are averaged over tokens.
 
-    depth: passes that the token took, 1 to R. loss: cross entropy of what is predicted at the token (so, of
-    the token behind it), nats; not counted where there is no target. lowest_score: the lowest of the scores
-    that routers gave the token; at full depth, what a threshold common to all routers has to pass. score_r:
-    router r's score, of the tokens that it saw, those that took pass r.
+    depth: passes taken, 1 to R. loss: cross entropy of the next token, nats; left out without a target.
+    lowest_score: the lowest router score of the token; at full depth, a threshold shared by all routers lets
+    the token through up to this value. score_r: router r's score, over the tokens that took pass r.
     """
     return ["depth", "loss", "lowest_score", *(f"score_{router}" for router in range(1, n_repeat))]
 
 
 class DepthStatistics:
-    """Fed with what a model did with batches; its size depends on V, T, R, bins and loss_sample only.
+    """Means of the measures by token type, position and loss; as large for any text. `finish` ends the text.
 
-    by_type: means for each token id. by_position: for each place in a window. by_loss: for bins of the
-    token's loss, whose edges are the quantiles of the first `loss_sample` tokens with a target: those are
-    held until they are all there, and later ones are counted as they come. passes: tokens that took 1..R
-    passes. `finish` after the last batch.
+    Attributes:
+        by_type: a group for each token id. by_position: a group for each position of a window.
+        by_loss: a group for each bin of the token's loss. Edges of bins are quantiles of the first
+            `loss_sample` tokens with a target, which are held until then.
+        passes: (R,), the number of tokens that took 1..R passes.
     """
 
     def __init__(
@@ -51,10 +50,10 @@ class DepthStatistics:
         self.by_loss = GroupedMeans(bins, columns)
         self.loss_edges: Tensor | None = None  # (bins - 1,)
         self.passes = torch.zeros(n_repeat, dtype=torch.long)
-        self._waiting: list[Tensor] = []  # (n, K) each, until there are edges
+        self._waiting: list[Tensor] = []  # (n, K) each, until the edges are known
 
     def add(self, inputs: Tensor, losses: Tensor, passes: Tensor, scores: Tensor) -> None:
-        """inputs, losses, passes (B, T); scores (B, R - 1, T). A NaN is a loss or a score that is not."""
+        """Add a batch: inputs, losses, passes (B, T); scores (B, R - 1, T). A NaN is a missing value."""
         values = torch.cat(
             [
                 torch.stack((passes.double(), losses.double(), _lowest(scores).double()), -1),
@@ -62,9 +61,9 @@ class DepthStatistics:
             ],
             -1,
         ).flatten(0, 1)
-        place = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+        position = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
         self.by_type.add(inputs.flatten(), values)
-        self.by_position.add(place.flatten(), values)
+        self.by_position.add(position.flatten(), values)
         self.passes += passes.flatten().bincount(minlength=len(self.passes) + 1)[1:].cpu()
         known = values[~losses.flatten().isnan()]
         if self.loss_edges is None:
@@ -73,7 +72,7 @@ class DepthStatistics:
             self._add_by_loss(known)
 
     def finish(self) -> None:
-        """Make do with the tokens that came, where there were fewer than loss_sample."""
+        """Set the edges of loss bins if the text had fewer than loss_sample tokens."""
         if self.loss_edges is None and self._waiting:
             self._find_edges()
 
@@ -82,12 +81,12 @@ class DepthStatistics:
         return int(self.passes.sum())
 
     @property
-    def alike(self) -> bool:
+    def same_depth(self) -> bool:
         """Whether all tokens took the same number of passes, so that only scores tell them apart."""
         return int((self.passes > 0).sum()) == 1
 
     def numbers_held(self) -> int:
-        """How many numbers the statistics consist of."""
+        """The size of the statistics in numbers."""
         means = (self.by_type, self.by_position, self.by_loss)
         return sum(2 * part.sums.numel() for part in means) + sum(part.numel() for part in self._waiting)
 
@@ -106,17 +105,16 @@ class DepthStatistics:
         self._add_by_loss(sample)
 
     def _add_by_loss(self, values: Tensor) -> None:
-        """Bin i holds losses from edge i - 1 up to, and without, edge i."""
+        """Bin i holds losses from edge i - 1 (included) to edge i (excluded)."""
         self.by_loss.add(torch.bucketize(values[:, 1].contiguous(), self.loss_edges, right=True), values)
 
 
 def _lowest(scores: Tensor) -> Tensor:
-    """(B, R - 1, T) -> (B, T); every token is seen by the first router."""
+    """(B, R - 1, T) -> (B, T); the first router scores every token."""
     return scores.nan_to_num(torch.inf).amin(1)
 
 
-@torch.no_grad()
-def gather(
+def measure(
     model: LanguageModel,
     batches: Iterable[tuple[Tensor, Tensor]],
     precision: Precision | None,
@@ -125,40 +123,35 @@ def gather(
     loss_sample: int = 2**16,
     **routing: Any,
 ) -> DepthStatistics:
-    """One forward pass of a model with routers over batches (inputs, targets), each (B, T).
+    """Statistics of one forward pass of a model with routers over all batches.
 
-    length: T at most. precision: None for the model's own numbers. routing: `length_factors` or `thresholds`.
-    Raises Failure where there is no batch.
+    The arguments are those of `hooks.forward_passes` and `DepthStatistics`; length: the largest T.
+    Raises Failure if there is no batch.
     """
     config = model.config
     found = DepthStatistics(config.n_repeat, config.vocab_size, length, bins, loss_sample)
-    for inputs, targets in batches:
-        if precision is not None:
-            inputs, targets = inputs.to(precision.device), targets.to(precision.device)
-        with precision.autocast() if precision else nullcontext():
-            output = model(inputs, targets, get_logits=True, get_routing=True, **routing)
+    outputs = forward_passes(model, batches, precision, predict=True, get_routing=True, **routing)
+    for inputs, targets, output in outputs:
         losses = token_losses(output["logits"].flatten(0, -2), targets.flatten()).view_as(targets)
         found.add(inputs, losses, output["passes"], output["router_scores"])
-    if not found.tokens:
-        raise Failure("there is nothing to measure on: no batch came from the data")
     found.finish()
     return found
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy of each token, NaN where it has no target. logits (N, V), targets (N,) -> (N,)."""
-    work = torch.promote_types(logits.dtype, torch.float32)
-    losses = torch.empty(targets.shape, dtype=work, device=targets.device)
+    """Cross entropy of each token (N,), NaN without a target. logits (N, V), targets (N,)."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    losses = torch.empty(targets.shape, dtype=dtype, device=targets.device)
     for start in range(0, len(targets), step := max(1, CHUNK // logits.shape[-1])):
         part = slice(start, start + step)
         losses[part] = F.cross_entropy(
-            logits[part].to(work), targets[part], ignore_index=IGNORED, reduction="none"
+            logits[part].to(dtype), targets[part], ignore_index=IGNORED, reduction="none"
         )
     return losses.masked_fill(targets == IGNORED, torch.nan)
 
 
 def unigram_counts(batches: Iterable[tuple[Tensor, Tensor]], vocab_size: int) -> Tensor:
-    """(V,): how often each token id stands among the inputs."""
+    """How often each token id occurs in the inputs, (V,)."""
     counts = torch.zeros(vocab_size, dtype=torch.long)
     for inputs, _ in batches:
         counts += inputs.flatten().bincount(minlength=vocab_size)
@@ -166,11 +159,11 @@ def unigram_counts(batches: Iterable[tuple[Tensor, Tensor]], vocab_size: int) ->
 
 
 def frequency_bins(counts: Tensor, bins: int) -> Tensor:
-    """Of each type its bin, (V,), rare to frequent: quantiles over the tokens that were counted.
+    """The frequency bin of each token type, (V,), from rare to frequent: quantiles over the counted tokens.
 
-    counts (V,). With F(c) the fraction of tokens whose type is counted less than c times, plus half of those
-    whose type is counted c times, a type of count c goes to bin floor(bins * F(c)): types counted alike stay
-    together, and one that is more than 1 / bins of the text leaves bins empty.
+    counts: (V,). Let F(c) be the fraction of tokens whose type has a count below c, plus half of those whose
+    type has count c. A type of count c goes to bin floor(bins * F(c)). Types of equal count share a bin; one
+    that is more than 1 / bins of the text leaves bins empty.
     """
     values, place = counts.unique(return_inverse=True)
     share = torch.zeros(len(values), dtype=torch.float64).index_add_(0, place, counts.double())
@@ -186,11 +179,15 @@ def summarise(
     min_count: int,
     bytes_of: Callable[[int], bytes],
 ) -> dict[str, Any]:
-    """For the .json: means over all tokens and over bins, and the types that go deepest and least deep.
+    """The content of the .json: means over all tokens and over bins, and the deepest and least deep types.
 
-    counts (V,): of the training text. types: how many of each end; of those that occurred min_count times at
-    least, by mean depth, or by mean lowest score where all tokens are alike in depth. bytes_of: what a token
-    id stands for. Empty bins are left out.
+    Args:
+        counts: (V,), how often each token type occurs in the training text.
+        bins: of frequency, position and loss; empty bins are left out.
+        types: how many types of either end, ranked by mean depth, or by mean lowest score if all tokens took
+            equally many passes.
+        min_count: occurrences that a ranked type must have.
+        bytes_of: the bytes of a token id.
     """
     tokens = found.by_type.counts[:, 0]
     frequency, length = frequency_bins(counts, bins), len(found.by_position.sums)
@@ -210,7 +207,7 @@ def summarise(
     def between(index: int) -> dict[str, Any]:
         return {"label": _range(*edges[index : index + 2]), "losses": edges[index : index + 2]}
 
-    ranked_by = "lowest_score" if found.alike else "depth"
+    ranked_by = "lowest_score" if found.same_depth else "depth"
     ranks = found.by_type.means[:, found.measures.index(ranked_by)]
     often = (tokens >= max(1, min_count)).nonzero().flatten()
     order = often[ranks[often].argsort(descending=True, stable=True)].tolist()
@@ -224,7 +221,7 @@ def summarise(
     everything = found.by_type.merged(torch.zeros(len(tokens), dtype=torch.long), 1)
     return {
         "tokens_by_passes": found.passes.tolist(),
-        "alike_in_depth": found.alike,
+        "alike_in_depth": found.same_depth,
         "mean": _entry(found, everything, 0),
         "by_frequency": _bins(found, found.by_type.merged(frequency, bins), counted),
         "by_position": _bins(found, found.by_position.merged(position, bins), placed),
@@ -247,7 +244,7 @@ def _bins(
 
 
 def _entry(found: DepthStatistics, means: GroupedMeans, group: int) -> dict[str, Any]:
-    """Of one group; None where there was nothing to average."""
+    """The means of one group; None where there is nothing to average."""
     values = [None if value != value else value for value in means.means[group].tolist()]
     return {"tokens": int(means.counts[group, 0]), **dict(zip(found.measures, values, strict=True))}
 
@@ -263,5 +260,5 @@ def _range(low: float | None, high: float | None) -> str:
 
 
 def _visible(text: str) -> str:
-    """In ASCII and in quotes, so that spaces and bytes that are no character are seen."""
+    """In ASCII and in quotes, which shows spaces and bytes that are not characters."""
     return ascii(text).replace("\\\\", "\\")

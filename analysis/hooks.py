@@ -1,19 +1,22 @@
-"""Where a forward pass is looked into: one home for the hooks of all analyses.
+"""Forward hooks of all analyses: on attention, on blocks, on passes through the middle.
 
-Each function is a context: inside it `see` is called on the way, outside the model is as it was. What is
-called may compute in float64: autocast is off. Nothing is kept between forward passes but counters.
+Each `watch_*` is a context manager. Inside it, `see` is called at every place of its kind, with autocast off,
+so that it may compute in float64; on leaving, the hooks are removed. Hooks keep nothing between forward
+passes but counters.
 
-Shapes: B batch, H heads, D head size, C = n_embd; *rows.shape as in `models.active_tokens`.
+Shapes: B batch, T tokens, H heads, D head size, C = n_embd; *rows.shape as in `models.active_tokens`.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from distributed import Precision
+from errors import Failure
 from models.active_tokens import Rows
 from models.block import Block
 from models.key_values import Store, View, Visible
@@ -22,7 +25,7 @@ from models.positions import rotate
 
 
 class Layer(NamedTuple):
-    """A block: the part it stands in (`begin`, `middle`, `end`; `layer` where nothing repeats), its place."""
+    """A block: its part of the model (`begin`, `middle`, `end`; `layer` if nothing repeats) and its index."""
 
     part: str
     index: int
@@ -35,9 +38,9 @@ class Layer(NamedTuple):
 class Attended(NamedTuple):
     """One call of a layer's attention.
 
-    repeat: which call of this forward pass it is, from 1: the pass, for middle layers. queries: (B, H, n, D),
-    as attention takes them, padded where sequences are uneven. keys, values: (*key_rows.shape, H, D), the new
-    ones, before rotation. seen: what the queries could look at. output: (*rows.shape, C).
+    repeat: the number of this call in the forward pass, from 1; for middle layers, the pass. queries:
+    (B, H, n, D), rotated, padded where sequences are uneven. keys, values: (*key_rows.shape, H, D), those of
+    this pass, before rotation. seen: all keys and values with their mask. output: (*rows.shape, C).
     """
 
     layer: Layer
@@ -52,7 +55,7 @@ class Attended(NamedTuple):
 
 
 def layers_of(model: LanguageModel) -> dict[Layer, Block]:
-    """All blocks, in the order in which a token meets them first."""
+    """All blocks, in the order of the forward pass."""
     parts = {"begin": "h_begin", "middle": "h_mid", "layer": "h", "end": "h_end"}
     return {
         Layer(part, index): block
@@ -62,11 +65,46 @@ def layers_of(model: LanguageModel) -> dict[Layer, Block]:
     }
 
 
+def forward_passes(
+    model: LanguageModel,
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+    precision: Precision | None,
+    predict: bool = False,
+    **settings: Any,
+) -> Iterator[tuple[Tensor, Tensor | None, dict[str, Any]]]:
+    """Run the model over all batches, without gradients.
+
+    Args:
+        batches: inputs and targets, (B, T) each.
+        precision: device and arithmetic; None leaves both as they are.
+        predict: pass targets and ask for the logits of all tokens.
+        settings: further arguments of the model, such as `length_factors` or `thresholds`.
+
+    Yields:
+        inputs, targets (on the device), and the model's output.
+
+    Raises:
+        Failure: there is no batch.
+    """
+    empty = True
+    for inputs, targets in batches:
+        empty = False
+        if precision is not None:
+            inputs = inputs.to(precision.device)
+            targets = targets.to(precision.device) if targets is not None else None
+        wanted = {"targets": targets, "get_logits": True} if predict else {}
+        with torch.no_grad(), precision.autocast() if precision else nullcontext():
+            output = model(inputs, **wanted, **settings)
+        yield inputs, targets, output
+    if empty:
+        raise Failure("there is nothing to measure on: no batch came from the data")
+
+
 @contextmanager
 def watch_attention(
     model: LanguageModel, see: Callable[[Attended], None], only: Layer | None = None
 ) -> Iterator[None]:
-    """Call `see` after each attention, or only this layer's. Keys and values are projected again for it."""
+    """Call `see` after each attention layer, or after that of one layer. Projections are computed again."""
 
     def look(layer: Layer, repeat: int, attention: nn.Module, args: tuple, output: Tensor) -> None:
         x, rows, store, context = args
@@ -90,7 +128,7 @@ def watch_attention(
 
 @contextmanager
 def watch_blocks(model: LanguageModel, see: Callable[[Layer, int, Tensor, Rows], None]) -> Iterator[None]:
-    """Call `see(layer, repeat, x, rows)` after each block, x (*rows.shape, C) being what it gives."""
+    """Call `see(layer, repeat, x, rows)` after each block; x (*rows.shape, C) is its output."""
 
     def look(layer: Layer, repeat: int, block: nn.Module, args: tuple, output: Tensor) -> None:
         with _exact(output):
@@ -102,7 +140,7 @@ def watch_blocks(model: LanguageModel, see: Callable[[Layer, int, Tensor, Rows],
 
 @contextmanager
 def watch_passes(model: LanguageModel, see: Callable[[int, Tensor, Rows], None]) -> Iterator[None]:
-    """Call `see(repeat, x, rows)` after each pass, x (*rows.shape, C) being what the next one would take."""
+    """Call `see(repeat, x, rows)` after each pass; x (*rows.shape, C) is the input of the next one."""
 
     def look(module: nn.Module, args: tuple, output: Tensor) -> None:
         _, rows, repeat = args
@@ -123,7 +161,7 @@ def _counting(
     look: Callable[[Layer, int, nn.Module, tuple, Tensor], None],
     before: Callable[[nn.Module, tuple], tuple] | None = None,
 ) -> Iterator[None]:
-    """Hooks on modules that know which call of the forward pass they see."""
+    """Hooks on modules that count the calls of each module within a forward pass."""
     calls: Counter[Layer] = Counter()
 
     def hook(layer: Layer) -> Callable[[nn.Module, tuple, Tensor], None]:
@@ -149,7 +187,7 @@ def _counting(
 
 
 class _Listening:
-    """A store that remembers what it last answered."""
+    """A store that remembers its last answer."""
 
     seen: Visible
 

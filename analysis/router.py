@@ -1,7 +1,7 @@
-"""Who goes deep: `python -m analysis.router --checkpoint <run of adm or adaptive_but>`.
+"""Router analysis: `python -m analysis.router --checkpoint <run of adm or adaptive_but>`.
 
-Passes taken and router scores by how frequent a token is, by where it stands and by how hard it is, and the
-tokens that go deepest and least deep. `analysis.depth` has the definitions.
+Passes taken and router scores by the token's frequency, position and loss, and the token types that take the
+most and the fewest passes. `analysis.depth` has the definitions.
 """
 
 import argparse
@@ -10,6 +10,7 @@ from typing import Any
 
 from analysis import command
 from errors import UsageError, run_script
+from tables import aligned_table
 
 MILLION = 10**6
 
@@ -21,28 +22,28 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--budget",
         type=float,
         nargs="+",
-        help="a fraction of full compute, for which thresholds are looked up or found on training text; or "
-        "R - 1 thresholds. Default: what --routing and --eval_length_factor say, else full depth",
+        help="a fraction of full compute, whose thresholds are looked up or calibrated on training text; or "
+        "R - 1 thresholds. Default: --routing and --eval_length_factor, else full depth",
     )
-    add("--bins", type=int, default=10, help="of frequency, of position and of loss (default: 10)")
+    add("--bins", type=int, default=10, help="bins of frequency, position and loss (default: 10)")
     add(
         "--count_millions",
         type=float,
         default=10.0,
-        help="tokens of the training split, from all over it, in which types are counted (default: 10)",
+        help="millions of tokens, spread over the training split, to count types in (default: 10)",
     )
     add(
         "--loss_sample",
         type=int,
         default=2**16,
-        help="the bins of loss are quantiles of the first so many tokens (default: 65536)",
+        help="the number of tokens whose quantiles are the edges of the loss bins (default: 65536)",
     )
-    add("--types", type=int, default=15, help="how many of the deepest and of the least deep (default: 15)")
-    add("--min_count", type=int, default=20, help="occurrences that such a type must have (default: 20)")
+    add("--types", type=int, default=15, help="types to list as deepest and as least deep (default: 15)")
+    add("--min_count", type=int, default=20, help="occurrences that a listed type must have (default: 20)")
 
 
 def check(own: Namespace) -> None:
-    """Refuse values that mean nothing."""
+    """Raises UsageError for values out of range."""
     least = {"bins": 2, "loss_sample": 1, "types": 1, "min_count": 1}
     for name, lowest in least.items():
         if getattr(own, name) < lowest:
@@ -72,10 +73,10 @@ def main() -> None:
     def bytes_of(token: int) -> bytes:
         return b"<end of text>" if token == tokenizer.end_of_text else tokenizer.token_bytes(token)
 
-    counts = depth.unigram_counts(command.watched(training, "counting types"), config.vocab_size)
-    found = depth.gather(
+    counts = depth.unigram_counts(command.progress(training, "counting types"), config.vocab_size)
+    found = depth.measure(
         run.model,
-        command.watched(analysis.batches, "depths"),
+        command.progress(analysis.batches, "depths"),
         run.precision,
         run.sequence_length,
         own.bins,
@@ -93,42 +94,47 @@ def main() -> None:
     )
     write_json(analysis.path(".json"), content)
     drawn = router.draw(content, analysis.path(""))
-    print("\n".join(table(content)))
+    print(table(content))
     print(f"written: {analysis.path('.json')}, {', '.join(drawn)}")
 
 
-def table(content: dict[str, Any]) -> list[str]:
-    """Lines for the terminal."""
+def table(content: dict[str, Any]) -> str:
+    """The .json's content for the terminal."""
     taken = content["tokens_by_passes"]
     shares = ", ".join(f"{count}: {100 * n / sum(taken):.1f} %" for count, n in enumerate(taken, 1) if n)
     lines = [f"passes taken: {shares}"]
     if content["alike_in_depth"]:
         lines.append(
-            "every token takes equally many passes, so the scores are what tells; --budget F or "
+            "every token takes equally many passes, so only scores differ; --budget F or "
             "--eval_length_factor lets the routers decide"
         )
-    by = f"by mean {content['types_ranked_by'].replace('_', ' ')}"
+    ranking = f"by mean {content['types_ranked_by'].replace('_', ' ')}"
     sections = {
         "by_frequency": "count in training text",
         "by_position": "position",
         "by_loss": "loss of the token",
-        "deepest": f"deepest types, {by}",
-        "least_deep": f"least deep types, {by}",
+        "deepest": f"deepest types, {ranking}",
+        "least_deep": f"least deep types, {ranking}",
     }
     names = [name for name in content["mean"] if name != "tokens"]
-    shown = [name.replace("lowest_score", "lowest").replace("_", " ") for name in names]
-    lines.append(f"{'':22}{'tokens':>12}" + "".join(f"{name:>9}" for name in shown))
-    lines.append(_row("all", content["mean"], names))
+    headings = [name.replace("lowest_score", "lowest").replace("_", " ") for name in names]
+    rows = [("", "tokens", *headings), _row("all", content["mean"], names)]
     for section, title in sections.items():
-        lines += ["", title, *(_row(entry["label"], entry, names) for entry in content[section])]
+        rows += [_blank(names), _blank(names, title)]
+        rows += [_row(entry["label"], entry, names) for entry in content[section]]
+    lines.append(aligned_table(rows, "lr"))
     if not content["deepest"]:
-        lines.append(f"fewer than two types occurred {content['min_count']} times; try a lower --min_count")
-    return lines
+        lines.append(f"fewer than two types occur {content['min_count']} times; try a lower --min_count")
+    return "\n".join(lines)
 
 
-def _row(label: str, entry: dict[str, Any], names: list[str]) -> str:
+def _row(label: str, entry: dict[str, Any], names: list[str]) -> tuple[str, ...]:
     numbers = ["" if entry[name] is None else f"{entry[name]:.4f}" for name in names]
-    return f"{label:22}{entry['tokens']:12,}" + "".join(f"{number:>9}" for number in numbers)
+    return label, f"{entry['tokens']:,}", *numbers
+
+
+def _blank(names: list[str], title: str = "") -> tuple[str, ...]:
+    return title, *[""] * (1 + len(names))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import models
-from analysis import compression, spectra
-from analysis.attention import log_probabilities
-from analysis.cache_statistics import CacheStatistics, gather
+from analysis import kv_statistics, statistics
+from analysis.attention_maps import log_probabilities
 from analysis.hooks import layers_of, watch_attention
-from analysis.streaming import GroupedMeans, Moments
+from analysis.kv_statistics import KVStatistics, measure
+from analysis.statistics import GroupedMeans, Moments
 from models import ModelConfig
 
 SIZES = {"n_layer": 4, "n_embd": 16, "n_head": 2, "vocab_size": 32, "sequence_length": 12}
@@ -68,15 +68,15 @@ def everything(model, batches, **routing):
 @pytest.mark.parametrize("name", ["base", "but", "ln_cotformer", "adm"])
 def test_moments_equal_those_of_all_keys_and_values(name):
     model, routing = make(name), ROUTED if name == "adm" else {}
-    statistics = gather(model, text(), None, stacked=False, **routing)
+    found = measure(model, text(), None, stacked=False, **routing)
     plain = everything(model, text(), **routing)
-    assert set(statistics.places) == set(plain)
+    assert set(found.places) == set(plain)
     for place, z in plain.items():
-        moments = statistics.moments(*place)
+        moments = found.moments(*place)
         assert moments.count == len(z)
         torch.testing.assert_close(moments.second_moment, z.T @ z / len(z), rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(moments.covariance, torch.cov(z.T, correction=0), rtol=1e-9, atol=1e-12)
-    entries, values = compression.data_spectra(statistics)
+    entries, values = kv_statistics.data_spectra(found)
     layer, repeat = list(plain)[-1]
     singular = torch.linalg.svdvals(plain[layer, repeat][:, :16]) / len(plain[layer, repeat]) ** 0.5
     np.testing.assert_allclose(values[f"data/{layer.name}/{repeat}/keys"], singular, rtol=1e-6, atol=1e-6)
@@ -85,11 +85,11 @@ def test_moments_equal_those_of_all_keys_and_values(name):
 
 def test_the_passes_of_a_token_side_by_side():
     model = make("ln_cotformer")
-    statistics, plain = gather(model, text(), None, stacked=True), everything(model, text())
-    for layer, moments in statistics.stacked.items():
+    found, plain = measure(model, text(), None, stacked=True), everything(model, text())
+    for layer, moments in found.stacked.items():
         z = torch.cat([plain[layer, repeat] for repeat in (1, 2, 3)], -1)
         torch.testing.assert_close(moments.second_moment, z.T @ z / len(z), rtol=1e-10, atol=1e-12)
-        part = statistics.moments(layer, 2).second_moment
+        part = found.moments(layer, 2).second_moment
         torch.testing.assert_close(part, plain[layer, 2].T @ plain[layer, 2] / len(z), rtol=1e-10, atol=1e-12)
 
 
@@ -126,8 +126,8 @@ def test_entropy_of_attention():
     with watch_attention(model, keep), torch.no_grad():
         for inputs, _ in text():
             model(inputs)
-    statistics = gather(model, text(), None, stacked=False)
-    for entry in compression.attention_entropies(statistics):
+    found = measure(model, text(), None, stacked=False)
+    for entry in kv_statistics.attention_entropies(found):
         place = next(p for p in by_call if (p[0].name, p[1]) == (entry["layer"], entry["repeat"]))
         values = torch.cat([part for part, _ in by_call[place]])
         visible = torch.cat([part for _, part in by_call[place]])
@@ -139,15 +139,15 @@ def test_entropy_of_attention():
 
 def test_effective_rank_and_what_is_kept():
     energies = torch.tensor([6.0, 3.0, 0.9, 0.1, 0.0], dtype=torch.float64)
-    assert spectra.effective_ranks(energies) == {"90": 2, "95": 3, "99": 3}
-    assert spectra.effective_rank(torch.zeros(3), 0.9) == 0
-    assert spectra.kept(energies, 2) == pytest.approx(0.9)
+    assert statistics.effective_ranks(energies) == {"90": 2, "95": 3, "99": 3}
+    assert statistics.effective_rank(torch.zeros(3), 0.9) == 0
+    assert statistics.energy_kept(energies, 2) == pytest.approx(0.9)
     torch.manual_seed(0)
     z = torch.randn(50, 6).double() @ torch.randn(6, 6).double()
     moment = z.T @ z / len(z)
     _, _, vectors = torch.linalg.svd(z)
     for rank, kept in zip(
-        (1, 3, 6), spectra.kept_of_parts(moment, (1, 3, 6), (slice(0, 6), slice(0, 3))), strict=True
+        (1, 3, 6), statistics.energy_kept_of_parts(moment, (1, 3, 6), (slice(0, 6), slice(0, 3))), strict=True
     ):
         read = z @ vectors[:rank].T @ vectors[:rank]
         for part, of_part in zip((slice(0, 6), slice(0, 3)), kept, strict=True):
@@ -157,10 +157,10 @@ def test_effective_rank_and_what_is_kept():
 
 def test_statistics_do_not_grow_with_the_text():
     model = make("ln_cotformer")
-    sizes = {count: gather(model, text(count), None).numbers_held() for count in (1, 2, 7)}
+    sizes = {count: measure(model, text(count), None).numbers_held() for count in (1, 2, 7)}
     assert len(set(sizes.values())) == 1
-    statistics = CacheStatistics(model.config, False)
-    assert statistics.numbers_held() == 0
+    empty = KVStatistics(model.config, False)
+    assert empty.numbers_held() == 0
 
 
 def test_streams():

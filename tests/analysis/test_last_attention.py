@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.attention_file import choose_heads, read_attention, write_attention
+from analysis.attention_maps import (
+    choose_heads,
+    choose_layer,
+    measure_last_token,
+    read_attention,
+    write_attention,
+)
 from analysis.command import ACROSS_REPEATS, require_possible
 from analysis.hooks import Layer, layers_of, watch_attention
-from analysis.last_attention import choose_layer, gather
 from errors import Failure, UsageError
 from models import ModelConfig
 from models.positions import rotate
@@ -46,7 +51,7 @@ def plain(model, layer, window=None, n_repeat=REPEATS):
 @pytest.mark.parametrize("layer", [0, 1])
 def test_mean_over_windows(name, window, layer):
     model = make(name, window)
-    found = gather(model, text(), None, layer)
+    found = measure_last_token(model, text(), None, layer)
     assert found.windows == 6
     torch.testing.assert_close(found.mean, plain(model, layer, window), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found.mean.sum((1, 2)), torch.ones(2).double())
@@ -54,7 +59,7 @@ def test_mean_over_windows(name, window, layer):
 
 def test_a_single_repeat():
     model = make("cotformer", n_repeat=1)
-    torch.testing.assert_close(gather(model, text(), None, 0).mean, plain(model, 0, n_repeat=1))
+    torch.testing.assert_close(measure_last_token(model, text(), None, 0).mean, plain(model, 0, n_repeat=1))
 
 
 @pytest.mark.parametrize("name", ["cotformer", "adm"])
@@ -68,7 +73,7 @@ def test_only_one_layer_is_looked_at(name):
 @pytest.mark.parametrize("routing", [{"length_factors": [0.7, 0.4]}, {"thresholds": [0.0, 0.5]}])
 def test_halting_tokens_are_refused(routing):
     with pytest.raises(UsageError, match="every token takes every pass"):
-        gather(make("adm"), text(), None, 0, **routing)
+        measure_last_token(make("adm"), text(), None, 0, **routing)
 
 
 def test_commands(scripts, tmp_path):
@@ -131,7 +136,7 @@ def test_what_is_not_there_is_refused():
         choose_layer(config, -1)
     with pytest.raises(UsageError, match="--heads 1: there are heads 0, 2"):
         choose_heads([0, 2], [1])
-    with pytest.raises(UsageError, match="--heads 2 2: each once"):
+    with pytest.raises(UsageError, match="--heads 2 2: give each head once"):
         choose_heads([0, 2], [2, 2])
 
 

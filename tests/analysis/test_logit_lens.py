@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from analysis.lens import MEASURES, look, measure
+from analysis.lens import MEASURES, logit_lens, measure
 from tests.analysis.test_kv_compression import MODELS, ROUTED, make
 
 SHALLOWER = ("but", "cotformer")  # whose weights do not depend on the number of repeats
@@ -28,7 +28,7 @@ def loss_of(model, **routing):
 @pytest.mark.parametrize("name", SHALLOWER)
 def test_each_repeat_is_what_a_model_of_so_many_repeats_predicts(name):
     deep = make(name)
-    depths = look(deep, batches(), None, layers=True)
+    depths = logit_lens(deep, batches(), None, layers=True)
     for repeat in (1, 2, 3):
         shallow = make(name, n_repeat=repeat)
         shallow.load_state_dict(deep.state_dict())
@@ -39,16 +39,18 @@ def test_each_repeat_is_what_a_model_of_so_many_repeats_predicts(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_last_repeat_is_the_model(name):
     model, routing = make(name), ROUTED if name.startswith("ad") else {}
-    last = look(model, batches(), None, **routing)["repeat 1" if name == "base" else "repeat 3"]
+    last = logit_lens(model, batches(), None, **routing)["repeat 1" if name == "base" else "repeat 3"]
     assert last["loss"] == pytest.approx(loss_of(model, **routing), rel=1e-10)
     assert last["agreement"] == 1.0 and last["divergence"] == pytest.approx(0.0, abs=1e-10)
 
 
 def test_without_the_end_blocks():
     model = make("ln_cotformer")
-    through, without = (look(model, batches(), None, through_end_blocks=value) for value in (True, False))
+    through, without = (
+        logit_lens(model, batches(), None, through_end_blocks=value) for value in (True, False)
+    )
     assert through.keys() == without.keys() and through != without
-    layers = look(model, batches(), None, layers=True, through_end_blocks=False)
+    layers = logit_lens(model, batches(), None, layers=True, through_end_blocks=False)
     assert layers["end 0"]["loss"] == pytest.approx(loss_of(model), rel=1e-10)
     assert list(layers)[:3] == ["begin 0", "middle 0, repeat 1", "middle 1, repeat 1"]
 

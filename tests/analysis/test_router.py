@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from analysis.command import ROUTED, require_possible
-from analysis.depth import DepthStatistics, frequency_bins, gather, measures, summarise, unigram_counts
+from analysis.depth import DepthStatistics, frequency_bins, measure, measures, summarise, unigram_counts
 from analysis.router import add_flags, check
 from config import parse_with_run
 from data.batches import spread_batches
@@ -70,11 +70,11 @@ def assert_group(entry, rows):
 @pytest.mark.parametrize("name", ["adm", "adaptive_but"])
 def test_means_are_those_of_all_tokens(name, route, loss_sample):
     model, bins = make(name), 3
-    found = gather(model, batches(), None, 12, bins, loss_sample, **ROUTES[route])
+    found = measure(model, batches(), None, 12, bins, loss_sample, **ROUTES[route])
     ids, places, rows = everything(model, **ROUTES[route])
     assert found.tokens == len(rows) == 96
     assert found.passes.tolist() == [(rows[:, 0] == taken).sum() for taken in (1, 2, 3)]
-    assert found.alike == (route in ("full", "first pass only"))
+    assert found.same_depth == (route in ("full", "first pass only"))
     counts = torch.arange(32) % 5 * 10
     content = summarise(found, counts, bins, 4, 2, lambda token: bytes([token]))
     assert_group(content["mean"], rows)
@@ -103,7 +103,7 @@ def test_means_are_those_of_all_tokens(name, route, loss_sample):
 def test_the_deepest_types(route):
     """By mean depth, or where that tells nothing by the mean of the lowest scores."""
     model = make("adm")
-    found = gather(model, batches(), None, 12, **ROUTES[route])
+    found = measure(model, batches(), None, 12, **ROUTES[route])
     content = summarise(found, torch.ones(32, dtype=torch.long), 2, 5, 3, lambda token: bytes([token]))
     ids, _, rows = everything(model, **ROUTES[route])
     column = 2 if route == "full" else 0
@@ -151,7 +151,7 @@ def test_types_are_counted_all_over_the_text():
 
 def test_statistics_do_not_grow_with_the_text():
     model = make("adm")
-    held = {n: gather(model, batches(n), None, 12, 3, 20).numbers_held() for n in (2, 3, 8)}
+    held = {n: measure(model, batches(n), None, 12, 3, 20).numbers_held() for n in (2, 3, 8)}
     assert len(set(held.values())) == 1
     waiting = DepthStatistics(3, 32, 12, loss_sample=50)
     most = waiting.numbers_held() + 50 * 5
@@ -165,7 +165,7 @@ def test_command(scripts):
     folder = next((scripts.results / "shakespeare-char").glob("*/*"))
     command, flags = "-m analysis.router", f"--checkpoint {folder} --device cpu --types 4"
     said = scripts.run(command, flags).stdout
-    assert "passes taken: 3: 100.0 %" in said and "so the scores are what tells" in said
+    assert "passes taken: 3: 100.0 %" in said and "only scores differ" in said
     assert "by mean lowest score" in said and "top-k routing (not causal), capacities 1 1" in said
     content = json.loads((folder / "router_ckpt.json").read_text())
     assert content["mean"]["depth"] == 3.0 and len(content["deepest"]) == 4
@@ -175,7 +175,7 @@ def test_command(scripts):
 
     out = scripts.results / "out"
     said = scripts.run(command, f"{flags} --budget 0.7 --count_millions 0.001 --output_dir {out}").stdout
-    assert "threshold routing (causal)" in said and "what tells" not in said
+    assert "threshold routing (causal)" in said and "only scores" not in said
     content = json.loads((out / "router_ckpt.json").read_text())
     assert content["routing"] == "threshold" and 1 < content["mean"]["depth"] < 3
     assert content["training_tokens_counted"] == 992  # whole windows
