@@ -1,7 +1,6 @@
 """Shared by the analysis commands: flags, the restored model and its text, file names. Imports no torch."""
 
 import argparse
-import sys
 from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -121,7 +120,7 @@ def progress(items: Iterable[Any], what: str, unit: str = "batch") -> Iterable[A
     """The items, with a progress bar if stderr is a terminal."""
     from tqdm import tqdm
 
-    return tqdm(items, desc=what, unit=unit, disable=not sys.stderr.isatty())
+    return tqdm(items, desc=what, unit=unit, disable=None)
 
 
 def parse(flags: Any, description: str | None) -> tuple[Namespace, dict[str, Any]]:

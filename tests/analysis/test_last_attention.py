@@ -88,7 +88,9 @@ def test_commands(scripts, tmp_path):
     assert about["windows"] == about["tokens"] // 16
     scripts.run("plot_fig6.py", f"{folder} --heads 0 --output {tmp_path / '6.pdf'}")
     assert (tmp_path / "6.pdf").read_bytes().startswith(b"%PDF")
-    scripts.refuse("plot_fig6.py", f"{tmp_path}", 2, "holds 0 files", "python get_attention.py --checkpoint")
+    scripts.refuse(
+        "plot_fig6.py", f"{tmp_path}", 2, "holds no attention_*.npz", "python get_attention.py --checkpoint"
+    )
     flags = f"--checkpoint {folder}"
     scripts.refuse("get_attention.py", f"{flags} --layer 2", 2, "the middle has layers 0 to 1")
     scripts.refuse("-m analysis.router", flags, 2, "is for checkpoints of adm, adaptive_but")
