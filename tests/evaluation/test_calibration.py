@@ -1,4 +1,4 @@
-"""Thresholds for causal routing, found and kept."""
+"""Calibration: thresholds for causal routing, found and kept."""
 
 import json
 
@@ -41,7 +41,7 @@ def batches(count=4):
     [[0.5, 0.25, 0.125], [0.9, 0.9, 0.3], [1.0, 0.5, 0.5], [0.3, 0.0, 0.0], [0.0, 0.0, 0.0], [1, 1, 1]],
 )
 def test_the_wanted_fractions_are_reached(network, factors):
-    """Measured by running the model with the thresholds, not only as claimed."""
+    """Measured by running the model with the thresholds."""
     thresholds, reached, tokens = find_thresholds(network, batches(), factors, FLOAT32)
     assert tokens == 4 * 8 * 32
     passes = torch.cat(
@@ -95,12 +95,12 @@ def test_calibrations_are_kept_and_found_again(network, tmp_path):
     assert isinstance(first, Calibration) and second.budget == 0.7
 
     again = CalibrationFile(checkpoint, network)
-    nothing = []  # what is known needs no text
+    nothing = []  # known calibrations need no text
     assert calibrate(network, again, nothing, FLOAT32, length_factors=(0.5, 0.4, 0.3), **settings) == first
     assert calibrate(network, again, nothing, FLOAT32, budget=0.7, **settings) == second
     assert again.find("other", 32, budget=0.7) is again.find("pydoc", 16, budget=0.7) is None
 
-    # Of a checkpoint that was trained further under the same name nothing is taken.
+    # Calibrations of other weights under the same file name are ignored.
     with torch.no_grad():
         network.transformer["mod"][0].mod_router.weight += 1e-3
     assert CalibrationFile(checkpoint, network).calibrations == []

@@ -1,6 +1,6 @@
-"""Downstream evaluation: the harness' numbers against plain forward passes, and the command on local tasks.
+"""Downstream tasks: the harness's numbers against plain forward passes, and run_lm_eval.py on local tasks.
 
-What needs lm-evaluation-harness is skipped where that is not installed (requirements-lm-eval.txt).
+Most tests are skipped if lm-evaluation-harness is not installed (requirements-lm-eval.txt).
 """
 
 import json
@@ -37,7 +37,7 @@ def model_of(name):
     sizes = {"n_layer": 3, "n_head": 2, "n_embd": 16, "n_repeat": 3, "n_layer_begin": 1, "n_layer_end": 1}
     config = ModelConfig(model=name, vocab_size=300, sequence_length=LENGTH, **sizes)
     model = LanguageModel(config).eval()
-    with torch.no_grad():  # weights that tell tokens, and routers that tell depths, apart
+    with torch.no_grad():  # weights and routers whose outputs differ clearly between tokens
         for weight in model.parameters():
             if weight.dim() > 1:
                 weight.mul_(8)
@@ -69,7 +69,7 @@ def instances(lab, *arguments):
 
 @torch.no_grad()
 def plain(harness, tokens, count):
-    """The log-probability of the last tokens after those before them: one text, no padding, no grouping."""
+    """Log-probability of the last `count` tokens: one text, no padding, no grouping."""
     idx = torch.tensor([tokens[:-1]])
     logits = harness.model(idx, idx, get_logits=True, **harness.routing)["logits"][0, -count:]
     logits = logits.log_softmax(-1)
@@ -100,7 +100,7 @@ def test_log_likelihoods_are_those_of_one_text_at_a_time(lab, name):
 
 
 @torch.no_grad()
-def test_greedy_is_what_the_model_would_write(lab):
+def test_greedy_continuations_are_recognised(lab):
     harness = make(lab, "ln_cotformer")
     text = list(b"The cat")
     for _ in range(4):
@@ -126,7 +126,7 @@ def test_answers_of_one_token_take_one_forward_pass(lab):
     assert calls == [(3, 10)]
 
 
-def test_what_is_longer_than_the_model_sees_is_cut_into_windows(lab):
+def test_texts_longer_than_the_context_are_cut_into_windows(lab):
     harness = make(lab, "adm")
     text = "a text of some forty bytes, more than two windows"
     tokens = list(text.encode())

@@ -1,4 +1,4 @@
-"""Adaptive models through the command line: train, resume, evaluate, calibrate, sweep, write."""
+"""Adaptive models through the command line: train, resume, evaluate, calibrate, sweep, generate."""
 
 import json
 import re
@@ -22,7 +22,7 @@ ADM = "adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_singl
 
 @pytest.fixture(scope="module")
 def adm(tmp_path_factory):
-    """A trained ADM; the tests only add files beside its checkpoint."""
+    """A trained ADM; the tests only add files next to its checkpoint."""
     base = tmp_path_factory.mktemp("adm")
     folder = base / "data" / "shakespeare-char"
     folder.mkdir(parents=True)
@@ -41,7 +41,7 @@ def summary(scripts):
 
 
 @pytest.mark.parametrize("model", ["adaptive_but", "stick_breaking", "pondernet"])
-def test_every_adaptive_model_trains_evaluates_and_writes(scripts, model):
+def test_every_adaptive_model_trains_evaluates_and_generates(scripts, model):
     scripts.train(f"--model {model} {SIZES}")
     (folder,) = (scripts.results / "shakespeare-char").iterdir()
     lines = scripts.lines(folder.name)
@@ -54,8 +54,8 @@ def test_every_adaptive_model_trains_evaluates_and_writes(scripts, model):
 
 
 @pytest.mark.parametrize("model", [ADM, "mla_ln_cotformer", "pause"])
-def test_killed_and_started_again(scripts, tmp_path, model):
-    """Drawn capacities are functions of the step: a run that was killed ends as one that was not."""
+def test_a_killed_run_resumes_exactly(scripts, tmp_path, model):
+    """Random capacities are functions of the step: a run that was killed ends with the same weights."""
     flags = f"--model {model} {SIZES} --save_checkpoint_freq 5 --log_freq 5"
     scripts.train(flags)
     other = Scripts(scripts.data_dir, tmp_path / "other")
@@ -73,7 +73,7 @@ def test_killed_and_started_again(scripts, tmp_path, model):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_evaluation_says_how_it_routed(adm):
+def test_evaluation_reports_how_it_routed(adm):
     done = adm.run("eval.py", at(adm))
     assert "top-k routing (not causal), capacities 1 1" in done.stdout
     full = summary(adm)
@@ -88,10 +88,10 @@ def test_evaluation_says_how_it_routed(adm):
     assert causal["routing"] == "threshold" and len(causal["thresholds"]) == 2
     assert causal["calibration"]["reached"] == pytest.approx([0.5, 0.25], abs=0.01)
     assert causal["tokens_per_pass"][1] == pytest.approx(8, abs=1.5)
-    # The second time they are known.
+    # The second time the thresholds are known.
     done = adm.run("eval.py", f"{at(adm)} --eval_length_factor 0.5 0.25 --routing threshold")
     assert "finding thresholds" not in done.stdout and summary(adm)["loss"] == causal["loss"]
-    # And they may be given.
+    # They may also be given.
     given = " ".join(map(str, causal["thresholds"]))
     adm.run("eval.py", f"{at(adm)} --routing threshold --routing_threshold {given}")
     assert summary(adm)["loss"] == causal["loss"]
@@ -139,7 +139,7 @@ def test_figure_5(adm, tmp_path):
     with np.load(tmp_path / "router_weights_ckpt.npz", allow_pickle=False) as content:
         raw, lowest, rows = content["raw"], content["cascade"], content["position_cascade"]
     assert about["n_repeat"] == 3 and raw.shape == lowest.shape == (about["tokens"], 2)
-    # Token by token what the model says of the same text.
+    # Token by token, the scores of the model on the same text.
     run = restore(adm.folder(ADM), {"device": "cpu"})
     windows = torch.cat([inputs for inputs, _ in run.batches("val")])
     scores = run.model(windows, length_factors=[1.0, 1.0], get_routing=True)["router_scores"]
@@ -158,7 +158,7 @@ def test_figure_5(adm, tmp_path):
     adm.refuse("plot_fig5.py", f"{tmp_path} --router 3", 2, "has routers 1 to 2")
 
 
-def test_figure_4_goes_on_where_it_was_killed(adm, tmp_path):
+def test_the_sweep_of_figure_4_resumes_after_a_kill(adm, tmp_path):
     flags = f"{at(adm)} --output-dir {tmp_path} --eval_sample_size 1600 --budget 0.7"
     path = tmp_path / "ppl_per_mac_ckpt.json"
     running = subprocess.Popen(
@@ -188,7 +188,7 @@ def test_figure_4_goes_on_where_it_was_killed(adm, tmp_path):
     # A fixed depth is what eval.py measures with the same capacities.
     adm.run("eval.py", f"{at(adm)} --eval_sample_size 1600 --eval_length_factor 1 0")
     assert summary(adm)["loss"] == pytest.approx(fixed[1]["loss"], rel=1e-9)
-    # Complete, it does nothing more; of other text, it refuses.
+    # A complete sweep is not repeated; one of other text is refused.
     assert "25 of 25 points" in adm.run("get_ppl_per_mac.py", flags).stdout
     adm.refuse("get_ppl_per_mac.py", flags.replace("1600", "800"), 2, "holds points with sample_size 1600")
     adm.run("plot_fig4.py", f"{tmp_path} --output {tmp_path / '4.pdf'}")
@@ -223,7 +223,7 @@ def test_wrong_input_is_answered_with_a_sentence(adm, tmp_path, script, flags, c
     adm.refuse(script, f"{at(adm)} {flags}", code, part)
 
 
-def test_models_without_routers_are_told_so(scripts, tmp_path):
+def test_models_without_routers_are_refused(scripts, tmp_path):
     scripts.train("--model but --n_layer 2")
     folder = scripts.folder("but_full_depth")
     for script in ("get_router_weights.py", "get_ppl_per_mac.py"):
@@ -234,7 +234,7 @@ def test_models_without_routers_are_told_so(scripts, tmp_path):
 
 
 def test_thresholds_without_the_text_they_are_found_on(adm, tmp_path):
-    """A checkpoint alone writes with what was calibrated, and says what to do when that is nothing."""
+    """Without text, known thresholds serve; for unknown ones the error names the command to run."""
     adm.run("calibrate.py", f"{at(adm)} --budget 0.75")
     moved = tmp_path / "moved"
     shutil.copytree(adm.folder(ADM), moved)
@@ -247,7 +247,7 @@ def test_thresholds_without_the_text_they_are_found_on(adm, tmp_path):
     assert "python calibrate.py --checkpoint" in said and said.endswith("--budget 0.65")
 
 
-def test_generate_py_writes_what_the_model_draws(adm):
+def test_generate_py_prints_the_tokens_of_the_model(adm):
     run = restore(adm.folder(ADM), {"device": "cpu"})
     corpus = run.open_corpus()
     tokenizer = corpus.load_tokenizer()

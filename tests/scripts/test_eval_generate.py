@@ -26,7 +26,7 @@ def summary(folder, name="ckpt"):
     return json.loads((folder / f"eval_summary_{name}.json").read_text())
 
 
-def test_the_whole_validation_set(trained):
+def test_the_full_validation_set(trained):
     folder = trained.folder()
     done = trained.run("eval.py", f"--checkpoint {folder}")
     result = summary(folder)
@@ -63,7 +63,7 @@ def test_the_most_advanced_checkpoint_of_a_folder_is_taken(trained):
 
 
 def test_a_checkpoint_of_the_released_code(trained, tmp_path):
-    """Its layout: weights under "model", with prefixes and buffers, and the flags in summary.json."""
+    """Their layout: weights under "model", with prefixes and buffers, and the flags in summary.json."""
     folder = tmp_path / "released"
     folder.mkdir()
     args = json.loads((GOLDEN / "case.json").read_text())["config"]
@@ -160,7 +160,7 @@ def test_curves(trained, tmp_path):
     trained.refuse("plot_curves.py", f"{folder} --output {path}/x.png", 1, "cannot write")
 
 
-def test_nothing_but_plain_data_in_a_checkpoint(trained):
+def test_a_checkpoint_holds_plain_data_only(trained):
     content = checkpoint.load(trained.folder() / "ckpt.pt")
     assert content["format"] == "cotformer-lab/1" and content["tokenizer"]["name"] == "char"
     assert content["versions"].keys() == {"python", "torch", "numpy"}
@@ -187,7 +187,7 @@ def range_of(split):
 
 
 def test_a_corpus_of_local_files_is_trained_on_and_evaluated(scripts, tmp_path):
-    """Its pattern, with slashes and stars, is in no file name."""
+    """Slashes and stars of its pattern are in no file name."""
     for number in range(4):
         (tmp_path / f"{number}.txt").write_text(f"The cat sat on mat {number} and thought again.\n" * 40)
     flags = scripts.train_flags(f"--dataset files:{tmp_path}/*.txt --tokenizer bytes")
