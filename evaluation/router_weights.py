@@ -18,6 +18,7 @@ from errors import Failure, UsageError
 from evaluation.calibration import cascade, router_scores, routers_digest
 from evaluation.restore import Restored
 from files import write_atomically, write_json
+from tables import aligned_table
 
 # Arrays of the file; their descriptions are written to the .json.
 KINDS = {
@@ -174,12 +175,14 @@ def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def describe(summary: dict[str, Any]) -> str:
     """Returns a table of the statistics."""
-    lines = [f"{'':18}router {'mean':>9} {'median':>9} {'95 %':>9} {'under 0.01':>11}"]
+    rows = [("", "router", "mean", "median", "95 %", "under 0.01")]
     for kind, routers in summary["statistics"].items():
         for number, entry in enumerate(routers, start=1):
-            quantiles = entry["quantiles"]
-            lines.append(
-                f"{kind if number == 1 else '':18}{number:6} {entry['mean']:9.4f} {quantiles['0.5']:9.4f} "
-                f"{quantiles['0.95']:9.4f} {100 * entry['fraction_under_0.01']:9.1f} %"
-            )
-    return "\n".join(lines)
+            numbers = (entry["mean"], entry["quantiles"]["0.5"], entry["quantiles"]["0.95"])
+            rows.append((
+                kind if number == 1 else "",
+                str(number),
+                *(f"{value:.4f}" for value in numbers),
+                f"{100 * entry['fraction_under_0.01']:.1f} %",
+            ))  # fmt: skip
+    return aligned_table(rows, "lr")
