@@ -1,14 +1,20 @@
-"""What the tests of several packages share: small runs of the real scripts, in real processes."""
+"""Fixtures and helpers of several packages' tests: small runs of the real scripts, markers, groups for xdist."""
 
+import fcntl
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.in_process import run_in_process
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -42,13 +48,57 @@ def assert_same_state(first, second):
             assert torch.equal(value, second["optimizer"][index][name]), (index, name)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by folder and fixture; keep tests that share a service, or measure, on one worker of xdist."""
+    for item in items:
+        path = item.path.relative_to(ROOT / "tests").as_posix()
+        if "slurm" in item.fixturenames:
+            item.add_marker(pytest.mark.slurm)
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+        elif path.startswith(MEASURING):
+            item.add_marker(pytest.mark.xdist_group("measuring"))
+        elif path.startswith(SHARING_FIXTURES):
+            item.add_marker(pytest.mark.xdist_group(path))
+        if path.startswith(PROCESSES):
+            item.add_marker(pytest.mark.process)
+
+
+# Beginnings of paths in tests/.
+MEASURING = ("bench/", "distributed/test_heap.py")  # time, memory and page faults: one at a time
+PROCESSES = ("bench/test_suite.py", "bench/test_compare.py", "cluster/", "faults/")
+SHARING_FIXTURES = (  # fixtures of a module that take seconds: made once
+    "data/test_preparation.py", "evaluation/test_lm_eval.py", "faults/test_signals.py",
+    "scripts/test_adaptive.py",
+)  # fmt: skip
+
+_started: list[str] = []  # Python processes that the current test has started
+
+
+def _note_process(event: str, args: tuple) -> None:
+    if event == "subprocess.Popen" and str(args[0] or args[1][0]) == sys.executable:
+        _started.append(str(args[1]))
+
+
+sys.addaudithook(_note_process)
+
+
+@pytest.fixture(autouse=True)
+def only_marked_tests_start_processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """So that `make test-fast`, which leaves out what is marked `process`, stays fast."""
+    _started.clear()
+    yield
+    if not request.node.get_closest_marker("process"):
+        assert not _started, f"starts a process and is not marked `process`: {_started[0]}"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def processes():
-    """Those that tests start share two cores: one thread each, and sums in one order everywhere.
+    """Tests and the processes they start compute in one thread each: the same sums everywhere.
 
-    And they can be interrupted, though a shell's background jobs, which tests may be, ignore that.
+    SIGINT interrupts them, though a shell's background jobs, which tests may be, ignore it.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -74,21 +124,32 @@ class Scripts:
     def train_flags(self, flags: str = "") -> str:
         return f"{TINY} --data_dir {self.data_dir} --results_base_folder {self.results} {flags}"
 
-    def run(self, script: str, flags: str, code: int = 0, **env: str) -> subprocess.CompletedProcess:
-        """Run to the end and require the exit code; never a traceback."""
-        done = subprocess.run(
-            self.command(script, flags),
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
-            timeout=300,
-        )
+    def run(
+        self, script: str, flags: str, code: int = 0, *, process: bool = False, **env: str
+    ) -> subprocess.CompletedProcess:
+        """Run to the end and require the exit code; never a traceback.
+
+        process: in a process of its own (seconds more), for tests of signals, exit codes or imports.
+        """
+        command = self.command(script, flags)
+        if process:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+                timeout=300,
+            )
+        else:
+            done = run_in_process(command[1:], env)
         assert done.returncode == code, done.stdout + done.stderr
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
-    def train(self, flags: str = "", code: int = 0, **env: str) -> subprocess.CompletedProcess:
-        return self.run("main.py", self.train_flags(flags), code, **env)
+    def train(
+        self, flags: str = "", code: int = 0, *, process: bool = False, **env: str
+    ) -> subprocess.CompletedProcess:
+        return self.run("main.py", self.train_flags(flags), code, process=process, **env)
 
     def refuse(self, script: str, flags: str, code: int, *parts: str) -> str:
         """Run, and require one sentence on stderr that holds all the parts."""
@@ -111,3 +172,33 @@ class Scripts:
 @pytest.fixture
 def scripts(data_dir, tmp_path):
     return Scripts(data_dir, tmp_path / "exps")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The Scripts of a finished training by its flags, made once for all tests of all workers: only to be read.
+
+    A test that writes into the run's folder passes its own folder as `into` and gets a copy.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    return lambda flags="", into=None: _trained(root / "trained", flags, into)
+
+
+def _trained(root: Path, flags: str, into: Path | None) -> Scripts:
+    base = root / hashlib.sha256(flags.encode()).hexdigest()[:16]
+    base.mkdir(parents=True, exist_ok=True)
+    scripts = Scripts(base / "data", base / "exps")
+    with open(base / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / "finished").exists():
+            shutil.rmtree(base / "exps", ignore_errors=True)  # of a training that failed
+            (base / "data" / "shakespeare-char").mkdir(parents=True, exist_ok=True)
+            (base / "data" / "shakespeare-char" / "input.txt").write_text(TEXT)
+            scripts.train(flags)
+            (base / "finished").touch()
+    if into is None:
+        return scripts
+    shutil.copytree(base / "exps", into)
+    return Scripts(scripts.data_dir, into)
