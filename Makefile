@@ -2,22 +2,29 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-faults test-cluster bench lint clean
+.PHONY: demo test test-fast test-faults test-cluster bench lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python demo.py
 
+# Two workers: more than two cores can take more, as `make test WORKERS=8`.
+WORKERS ?= 2
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(PYTEST) -n $(WORKERS) --dist loadgroup
+
+# Without tests that start processes.
+test-fast: $(VENV)/ready
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m "not process and not slurm and not slow"
 
 # Kills 200 runs at random; about 20 minutes on two cores. Its figures go to bench/results/faults.json.
 test-faults: $(VENV)/ready
-	FAULTS=200 $(BIN)/python -m pytest -s tests/faults/test_kills.py
+	FAULTS=200 $(PYTEST) -s tests/faults/test_kills.py
 
 # Job packages on a real Slurm, with jobs that are cut off by their time limits: about 15 minutes on two cores.
 test-cluster: $(VENV)/ready
-	$(BIN)/python -m pytest -m "slow or not slow" -rs tests/cluster
+	$(PYTEST) -m "slow or not slow" -rs tests/cluster
 
 # All measurements, on a quiet machine, into bench/results/ and docs/benchmarks/; BENCH=--quick for a look.
 bench: $(VENV)/ready

@@ -1,4 +1,4 @@
-"""Fixtures and helpers of several packages' tests: small runs of the real scripts, markers, groups for xdist."""
+"""Fixtures and helpers of several packages' tests: small runs of the scripts, markers, groups for xdist."""
 
 import fcntl
 import hashlib
@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,7 +48,7 @@ def assert_same_state(first, second):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by folder and fixture; keep tests that share a service, or measure, on one worker of xdist."""
+    """Mark tests by folder and fixture; tests that measure or share a service run on one worker of xdist."""
     for item in items:
         path = item.path.relative_to(ROOT / "tests").as_posix()
         if "slurm" in item.fixturenames:
@@ -70,25 +69,6 @@ SHARING_FIXTURES = (  # fixtures of a module that take seconds: made once
     "data/test_preparation.py", "evaluation/test_lm_eval.py", "faults/test_signals.py",
     "scripts/test_adaptive.py",
 )  # fmt: skip
-
-_started: list[str] = []  # Python processes that the current test has started
-
-
-def _note_process(event: str, args: tuple) -> None:
-    if event == "subprocess.Popen" and str(args[0] or args[1][0]) == sys.executable:
-        _started.append(str(args[1]))
-
-
-sys.addaudithook(_note_process)
-
-
-@pytest.fixture(autouse=True)
-def only_marked_tests_start_processes(request: pytest.FixtureRequest) -> Iterator[None]:
-    """So that `make test-fast`, which leaves out what is marked `process`, stays fast."""
-    _started.clear()
-    yield
-    if not request.node.get_closest_marker("process"):
-        assert not _started, f"starts a process and is not marked `process`: {_started[0]}"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -176,7 +156,7 @@ def scripts(data_dir, tmp_path):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The Scripts of a finished training by its flags, made once for all tests of all workers: only to be read.
+    """The Scripts of a finished training by its flags, made once for the tests of all workers: read only.
 
     A test that writes into the run's folder passes its own folder as `into` and gets a copy.
     """

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from optim import checkpoint
@@ -18,6 +19,7 @@ def export(scripts, source, target):
     return scripts.run("-m optim.export", f"--checkpoint {source} --output {target}")
 
 
+@pytest.mark.process
 def test_a_fresh_process_loads_it_in_three_lines(scripts, tmp_path):
     scripts.train(f"{ADM} --save_checkpoint_freq 4")
     (source,) = scripts.results.glob("*/*/*/ckpt.pt")

@@ -155,6 +155,7 @@ def test_wandb_offline_goes_on_in_one_run(scripts):
     assert len(logged) == 2 and all(path.name.endswith(name) for path in logged)
 
 
+@pytest.mark.process
 def test_compile(scripts, tmp_path):
     scripts.train("--compile --exp_name compiled --iterations 4")
     other = Scripts(scripts.data_dir, tmp_path / "other")

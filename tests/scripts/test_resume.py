@@ -45,6 +45,7 @@ def start(scripts, flags, **env):
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.process
 def test_killed_at_random_steps(straight, tmp_path):
     """SIGKILL whenever a random line of metrics has been written, until a start runs through."""
     broken = Scripts(straight.data_dir, tmp_path / "broken")
@@ -76,6 +77,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("suffix", ["ckpt_5.pt", "ckpt_10.pt", "ckpt.pt", "summary.json"])
 def test_killed_inside_a_save(straight, tmp_path, suffix):
     """The disk is made slow between writing and renaming, and the process killed there."""
@@ -160,6 +162,7 @@ def test_intermediary_checkpoints_are_removed_when_asked(scripts):
     assert sorted(path.name for path in scripts.folder().glob("*.pt")) == ["ckpt.pt"]
 
 
+@pytest.mark.process
 def test_interrupting_says_how_to_go_on(scripts):
     process = start(scripts, "--iterations 100000 --eval_freq 50000 --log_freq 5 --save_checkpoint_freq 10")
     for line in process.stdout:
