@@ -8,7 +8,8 @@ recomputation count as nothing, so the floor can only be approached.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def step_flops(model: str, size: Size, factors: Sequence[float] | None = None) -
     return OPERATIONS * size.batch * int(macs)
 
 
-def product(shape: Shape, device: str, dtype: str) -> Callable[[], object]:
+def matrix_product(shape: Shape, device: str, dtype: str) -> Callable[[], object]:
     """A work: a product of matrices."""
     rows, inner, columns = shape
     form = {"device": device, "dtype": getattr(torch, dtype)}
@@ -40,7 +41,7 @@ def product(shape: Shape, device: str, dtype: str) -> Callable[[], object]:
     return partial(torch.mm, a, b, out=torch.empty(rows, columns, **form))
 
 
-def copy(elements: int, device: str) -> Callable[[], object]:
+def array_copy(elements: int, device: str) -> Callable[[], object]:
     """A work: a copy of an array of float32, which moves 8 bytes an element."""
     a, b = (torch.ones(elements, device=device) for _ in range(2))
     return partial(b.copy_, a)
@@ -54,13 +55,16 @@ def matrix_rates(size: Size, device: str, dtype: str, square: int, at_least_s: f
     rows, width = size.batch * size.length, size.flags["n_embd"]
     shapes = [(rows, width, 3 * width), (rows, width, 4 * width), (rows, 4 * width, width)]
     shapes += [(rows, width, size.flags["vocab_size"]), (square, square, square)]
-    works = {shape: product(shape, device, dtype) for shape in shapes}
+    works = {shape: matrix_product(shape, device, dtype) for shape in shapes}
     return {(a, b, c): 2 * a * b * c / seconds_of(work, at_least_s) for (a, b, c), work in works.items()}
 
 
-def rates_of(size: Size, dtype: str, plan: Plan) -> dict[Shape, float]:
+@cache
+def rates_of(size_name: str, dtype: str, plan: Plan) -> dict[Shape, float]:
+    """`matrix_rates`, measured once."""
     square = plan.pick(8192, 8192, 64) if plan.cuda else plan.pick(4096, 2048, 64)
-    return plan.isolated(matrix_rates, size, plan.device, dtype, square, plan.pick(1.0, 0.3, 0.001)).result
+    arguments = (SIZES[size_name], plan.device, dtype, square, plan.pick(1.0, 0.3, 0.001))
+    return plan.isolated(matrix_rates, *arguments).result
 
 
 def time_step(
@@ -68,42 +72,43 @@ def time_step(
 ) -> tuple[int, list[list[float]]]:
     """The number of parameters; seconds of each round of a step at full depth, a product and a copy."""
     step = Train(model_flags(model, size), size.batch, device, dtype, size.full_depth)
-    works = [step, product(shape, device, dtype), copy(elements, device)]
+    works = [step, matrix_product(shape, device, dtype), array_copy(elements, device)]
     return step.model.parameter_count(), in_turn(works, repeats)
 
 
-def measure_floor(size_name: str, dtype: str, plan: Plan) -> list[Result]:
-    """Of each model the step, in turn with the machine's fastest product and a copy of memory, so that time
-    over floor is a ratio of one round."""
-    size, elements = SIZES[size_name], plan.pick(128, 64, 1) * 10**6
-    rates = rates_of(size, dtype, plan)
-    shape = max(rates, key=rates.__getitem__)
-    by_shape = {" x ".join(map(str, one)): per_s / 1e9 for one, per_s in rates.items()}
+def measure_rates(size_name: str, dtype: str, plan: Plan) -> list[Result]:
+    rates = {" x ".join(map(str, shape)): r / 1e9 for shape, r in rates_of(size_name, dtype, plan).items()}
     name = f"matrix products, {size_name}, {dtype}"
-    results = [result("floor", name, "GFLOP/s", spread([rates[shape] / 1e9]), **by_shape)]
-    for model in plan.models:
-        arguments = (model, size, plan.device, dtype, shape, elements, plan.repeats)
-        parameters, (seconds, products, copies) = plan.isolated(time_step, *arguments).result
-        flops, traffic = step_flops(model, size, size.full_depth), parameters * ADAMW_TRAFFIC
-        rows, inner, columns = shape
-        floors = [
-            flops / (2 * rows * inner * columns) * product_s + traffic / (8 * elements) * copy_s
-            for product_s, copy_s in zip(products, copies, strict=True)
-        ]
-        over = ratio(floors, seconds)
-        details = {"floor_s": spread(floors).median, "gflop": flops / 1e9, "over_floor": over.median}
-        details |= {"over_low": over.low, "over_high": over.high}
-        name = f"{model}, {size_name}, {dtype}, whole step"
-        results.append(result("floor", name, "s", spread(seconds), **details))
-    return results
+    return [result("floor", name, "GFLOP/s", spread([max(rates.values())]), **rates)]
+
+
+def measure_floor(model: str, size_name: str, dtype: str, plan: Plan) -> list[Result]:
+    """The step in turn with the machine's fastest product and a copy of memory, so that time over floor is a
+    ratio of one round."""
+    size, elements = SIZES[size_name], plan.pick(128, 64, 1) * 10**6
+    rates = rates_of(size_name, dtype, plan)
+    rows, inner, columns = shape = max(rates, key=rates.__getitem__)
+    arguments = (model, size, plan.device, dtype, shape, elements, plan.repeats)
+    parameters, (seconds, products, copies) = plan.isolated(time_step, *arguments).result
+    flops, traffic = step_flops(model, size, size.full_depth), parameters * ADAMW_TRAFFIC
+    floors = [
+        flops / (2 * rows * inner * columns) * product_s + traffic / (8 * elements) * copy_s
+        for product_s, copy_s in zip(products, copies, strict=True)
+    ]
+    over = ratio(floors, seconds)
+    details = {"floor_s": spread(floors).median, "gflop": flops / 1e9, "over_floor": over.median}
+    details |= {"over_low": over.low, "over_high": over.high}
+    return [result("floor", f"{model}, {size_name}, {dtype}, whole step", "s", spread(seconds), **details)]
 
 
 def floor(plan: Plan) -> list[Case]:
-    return [
-        Case(f"{size}, {dtype}", partial(measure_floor, size, dtype, plan))
-        for size in plan.sizes or (plan.main_size,)
-        for dtype in plan.dtypes
-    ]
+    cases = []
+    for size, dtype in product(plan.sizes or (plan.main_size,), plan.dtypes):
+        name = f"{size}, {dtype}"
+        cases.append(Case(f"matrix products, {name}", partial(measure_rates, size, dtype, plan)))
+        measures = {model: partial(measure_floor, model, size, dtype, plan) for model in plan.models}
+        cases += [Case(f"{model}, {name}", measure) for model, measure in measures.items()]
+    return cases
 
 
 def largest(measure: Callable[[int], Any], limit: int) -> tuple[int, Any]:
@@ -137,7 +142,7 @@ def measure_paper(model: str, plan: Plan) -> list[Result]:
     name = f"{model}, {size_name}, {dtype}"
     if not batch:
         return [failed("paper", name, "not even one sequence fits into memory")]
-    seconds, rate = spread(found.result), max(rates_of(size, dtype, plan).values())
+    seconds, rate = spread(found.result), max(rates_of(size_name, dtype, plan).values())
     as_trained = spread(attempt(batch, None).result).median
     details = {
         "largest_micro_batch": batch,

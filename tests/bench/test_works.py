@@ -93,6 +93,7 @@ def test_the_largest_batch_is_a_power_of_two_that_fits():
 @pytest.fixture
 def here(monkeypatch):
     """Measurements in this process: processes of their own are the subject of test_processes.py."""
+    floor.rates_of.cache_clear()
     monkeypatch.setattr(
         Plan, "isolated", lambda plan, function, *arguments: Measured(function(*arguments), 1.0)
     )
