@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.plan import SIZES, model_flags
-from bench.results import ROOT, ratio, spread, spread_text, table
+from bench.results import QUARTILES_FROM, ROOT, ratio, spread, spread_text
 from bench.works import PROMPT
 from errors import Failure, UsageError
+from tables import aligned_table
 
 TURN_S = 0.3  # the least time of a turn: shorter works are called several times in it
 DECODED = 64  # tokens
@@ -52,9 +53,9 @@ def compare_work(sides: tuple[subprocess.Popen, ...], rounds: int, **work: Any) 
     before, after = losses
     differs = "" if before is None else f"{abs(after / before - 1):.0e}" if after != before else "0"
     over = ratio(*seconds)
-    slower = "slower" if over.low > 1 and over.median > 1 + MARGIN else ""
+    slower = over.repeats >= QUARTILES_FROM and over.low > 1 and over.median > 1 + MARGIN
     texts = [spread_text(value._asdict()) for value in (*map(spread, seconds), over)]
-    return [*texts, differs, slower]
+    return [*texts, differs, "slower" if slower else ""]
 
 
 def measure_against(args: Namespace) -> None:
@@ -83,4 +84,4 @@ def measure_against(args: Namespace) -> None:
             line = compare_work(sides, args.rounds, **work, device=args.device, dtype=dtype)
             lines.append([f"{kind}, {model}, {size_name}, {dtype}", *line])
             print("  ".join(lines[-1]), file=sys.stderr, flush=True)
-    print(table(COLUMNS, lines))
+    print(aligned_table([COLUMNS, *lines]))

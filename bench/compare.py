@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.plan import DTYPES, QUICK_MODELS, SIZES
-from bench.results import QUARTILES_FROM, number, read, spread_text, table
+from bench.results import QUARTILES_FROM, number, read, spread_text
 from errors import UsageError, run_script
+from tables import aligned_table
 
 RATES = "/s"  # the end of units of which more is better
 MEMORY_MARGIN = 0.05
@@ -58,7 +59,7 @@ def compared(before: dict[str, Any], after: dict[str, Any]) -> str:
     marks = [line[-1] for line in lines]
     better, worse = marks.count("better"), marks.count("worse")
     summary = f"{len(lines)} compared: {better} better and {worse} worse by more than the spreads"
-    return "\n".join([*differing, "", table(COLUMNS, lines), "", summary])
+    return "\n".join([*differing, "", aligned_table([COLUMNS, *lines]), "", summary])
 
 
 def main() -> None:

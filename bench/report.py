@@ -8,11 +8,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.results import COLUMNS, RESULTS, ROOT, cells, is_result_file, read, table
+from bench.results import COLUMNS, RESULTS, ROOT, cells, is_result_file, read
 from bench.suite import PARTS
 from errors import run_script
 from files import write_atomically
 from plots import scaling
+from tables import markdown_table
 
 PAGES = ROOT / "docs" / "benchmarks"
 
@@ -42,7 +43,7 @@ def page(path: Path) -> str:
         )
         if part == "scaling":
             blocks.append(f"![Time and memory of a training step]({path.stem}.png)")
-        blocks.append(table(COLUMNS, [cells(one) for one in results if one["part"] == part]))
+        blocks.append(markdown_table([COLUMNS, *(cells(one) for one in results if one["part"] == part)]))
     return "\n\n".join(blocks) + "\n"
 
 

@@ -109,16 +109,6 @@ def line(of: Result) -> str:
     return f"  {name:44} {', '.join(texts)}"
 
 
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, padded to read well on a screen too; empty columns are left out."""
-    filled = [i for i in range(len(head)) if any(one[i] for one in lines)]
-    shown = [[one[i] for i in filled] for one in (head, *lines)]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    shown.insert(1, ["-" * width for width in widths])
-    padded = ([cell.ljust(width) for cell, width in zip(one, widths, strict=True)] for one in shown)
-    return "\n".join(f"| {' | '.join(one)} |" for one in padded)
-
-
 def read_json(path: Path) -> Any:
     """Raises UsageError for a file that is missing or is not JSON."""
     try:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bench.report import PAGES, page, result_files
-from bench.results import RESULTS, cells, failed, line, number, rate, ratio, read, result, spread, table
+from bench.results import RESULTS, cells, failed, line, number, rate, ratio, read, result, spread
 from errors import UsageError
 from tests.bench.examples import result_file
 
@@ -31,20 +31,13 @@ def test_numbers_have_three_digits():
     ]  # fmt: skip
 
 
-def test_a_result_on_the_screen_and_in_a_table():
+def test_a_result_on_the_screen():
     slow = result("train", "adm", "s", spread([2.0] * 3), ratio([2.0], [4.0]), 10.04, tokens_per_s=5, at={})
     assert cells(slow) == ["adm", "2 (extremes 2 to 2) s", "2 (once)", "10.0", "tokens per s 5"]
     assert line(slow).split(maxsplit=1)[1] == (
         "2 (extremes 2 to 2) s, plain / ours 2 (once), 10.0 MiB, tokens per s 5"
     )
     assert "failed, no GPU" in line(failed("train", "adm", "no GPU"))
-    shown = table(("name", "time", "empty"), [["a", "2 (2 to 2) s", ""], ["longer", "3", ""]])
-    assert shown.splitlines() == [
-        "| name   | time         |",
-        "| ------ | ------------ |",
-        "| a      | 2 (2 to 2) s |",
-        "| longer | 3            |",
-    ]
 
 
 def test_files_of_older_commits_are_read(tmp_path):

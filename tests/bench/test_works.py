@@ -124,9 +124,10 @@ def test_preparing_a_corpus_is_timed_against_the_encoder_alone(monkeypatch):
     """With bytes: GPT-2's vocabulary may not be here."""
     encoder = SimpleNamespace(encode_ordinary_batch=lambda texts, num_threads: [*map(str.encode, texts)])
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: encoder)
+    monkeypatch.setattr("data.pydoc.documents", lambda: ["Some text. " * 100, "More text. " * 70])
     monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: None)
     ((ours,), (theirs,)), megabytes = time_tokeniser(1, 0.2, 1, "bytes")
-    assert ours > theirs > 0 and 0.2 <= megabytes < 0.4
+    assert ours > theirs > 0 and 0.2 <= megabytes < 0.21
 
 
 def test_a_point_that_does_not_fit_ends_its_curve(monkeypatch):
