@@ -23,11 +23,11 @@ def main() -> None:
     args = parser.parse(None)
     check_labels([], [], args.output)
     from plots import figure2
-    from reproduction.figures import figure_2, figure_2_rows
+    from reproduction.figures import figure_2, figure_2_experiments
     from reproduction.plan import make_plan
 
     flags = ["--results_base_folder", args.results_base_folder]
-    points = figure_2(make_plan(figure_2_rows(), args.scale, args.seeds, flags))
+    points = figure_2(make_plan(figure_2_experiments(), args.scale, args.seeds, flags))
     if not args.published and not any(point["perplexity"] is not None for point in points):
         raise Failure(
             f"none of its experiments is trained under {args.results_base_folder}: python reproduce.py run "

@@ -1,4 +1,4 @@
-"""The paper's tables from runs: `python reproduce.py list|show|run|status|report`."""
+"""Reproduce the paper's tables: `python reproduce.py list|show|run|status|report`."""
 
 import shlex
 import sys
@@ -9,18 +9,19 @@ from config.parser import Parser
 from config.scales import SCALES
 from errors import UsageError, run_script
 from reproduction import plan
+from tables import FORMATS, aligned_table
 
 COMMANDS = {
-    "list": "the rows, with their published values",
-    "show": "the flags of rows at a scale, and where their runs lie",
-    "run": "train and evaluate what is not complete; interrupted, it goes on from there",
-    "status": "how far each run is",
-    "report": "ours beside the published values, and whether the paper's ordering holds",
+    "list": "the experiments, with their published perplexity",
+    "show": "flags and run folders of experiments at a scale",
+    "run": "train and evaluate what is not complete; an interrupted run resumes",
+    "status": "the progress of each run",
+    "report": "our results next to the published ones, and whether the paper's claims hold",
 }
 
 
 def build_parser() -> Parser:
-    parser = Parser(description=__doc__, epilog="What stands behind -- is given to main.py, for all runs.")
+    parser = Parser(description=__doc__, epilog="Flags after -- go to main.py, for all runs.")
     add = parser.add_argument
     add(
         "command",
@@ -29,49 +30,54 @@ def build_parser() -> Parser:
         help="; ".join(f"{name}: {about}" for name, about in COMMANDS.items()),
     )
     add(
-        "rows",
+        "experiments",
         nargs="*",
-        metavar="row",
-        help="of config/experiments.py, or how they begin; none: all of them",
+        metavar="experiment",
+        help="names in config/experiments.py, or their beginnings (table1); none: all",
     )
     add("--scale", choices=tuple(SCALES), default="nano", help="the size of the experiments")
-    add("--seeds", type=int, nargs="+", default=list(plan.SEEDS), help="one run of each row for each of them")
-    add("--results_base_folder", default="./exps", help="where the runs lie")
-    add("--data_dir", help="where token files lie; None: data/datasets")
+    add("--seeds", type=int, nargs="+", default=list(plan.SEEDS), help="one run of each experiment for each")
+    add("--results_base_folder", default="./exps", help="folder of the runs")
+    add("--data_dir", help="folder of the token files; None: data/datasets")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--jobs", type=int, default=1, help="run: so many at a time")
-    add("--format", choices=("text", "markdown", "latex"), default="text", help="report: of the tables")
-    add("--output", type=Path, help="report: a file, besides the terminal")
-    add("--figures", type=Path, help="report: a folder, for its figures and their numbers")
+    add("--jobs", type=int, default=1, help="run: the number of runs at a time")
+    add("--format", choices=tuple(FORMATS), default="text", help="report: the format of tables")
+    add("--output", type=Path, help="report: also write it to this file")
+    add("--figures", type=Path, help="report: a folder for its figures and their numbers")
     return parser
 
 
 def planned(args: Namespace) -> list[plan.Run]:
     flags = ["--results_base_folder", args.results_base_folder, "--device", args.device]
     flags += ["--data_dir", args.data_dir] if args.data_dir else []
-    return plan.make_plan(plan.choose_rows(args.rows), args.scale, args.seeds, [*flags, *args.flags])
+    experiments = plan.choose_experiments(args.experiments)
+    return plan.make_plan(experiments, args.scale, args.seeds, [*flags, *args.flags])
 
 
-def show_rows(args: Namespace) -> None:
+def list_experiments(args: Namespace) -> None:
     from config.experiments import BY_NAME
 
-    for name in plan.choose_rows(args.rows):
-        row = BY_NAME[name]
-        value = "" if row.perplexity is None else f"{row.perplexity:.2f}"
-        error = "" if row.error is None else f" ({row.error:.2f})"
-        print(f"{name:36} {value}{error}".rstrip())
+    rows = []
+    for name in plan.choose_experiments(args.experiments):
+        published = BY_NAME[name]
+        value = "" if published.perplexity is None else f"{published.perplexity:.2f}"
+        error = "" if published.error is None else f" ({published.error:.2f})"
+        rows.append((name, value + error))
+    print(aligned_table(rows))
     print("\n".join(f"--scale {name}: {scale.about}" for name, scale in SCALES.items()))
 
 
 def show_flags(args: Namespace) -> None:
     for run in planned(args):
-        print(f"{', '.join(run.rows)}\n  python main.py {shlex.join(run.flags)}\n  {run.folder}")
+        print(f"{', '.join(run.experiments)}\n  python main.py {shlex.join(run.flags)}\n  {run.folder}")
 
 
 def show_status(args: Namespace) -> None:
+    rows = []
     for run in planned(args):
         state = "complete" if run.complete else f"step {run.step():,} of {run.args.iterations:,}"
-        print(f"{run.rows[0]:36} seed {run.seed}  {state}")
+        rows.append((run.experiments[0], f"seed {run.seed}", state))
+    print(aligned_table(rows))
 
 
 def train(args: Namespace) -> None:
@@ -83,20 +89,12 @@ def train(args: Namespace) -> None:
 
 
 def report(args: Namespace) -> None:
-    from reproduction import formats
-    from reproduction import report as numbers
-    from reproduction.origin import describe
+    from reproduction import claims
+    from reproduction import report as tables
 
     runs = planned(args)
-    lines = numbers.lines(runs)
-    findings, zero_shot = numbers.findings(runs), formats.zero_shot_cells(numbers.zero_shot(runs))
-    draw = formats.FORMATS[args.format]
-    parts = [draw(formats.HEADINGS, map(formats.line_cells, lines))]
-    if findings:
-        parts.append(draw(formats.CLAIM_HEADINGS, map(formats.finding_cells, findings)))
-    if zero_shot:
-        parts.append(draw(tuple(zero_shot[0]), zero_shot))
-    text = "\n\n".join([*parts, describe(runs)]) + "\n"
+    rows, findings = tables.rows(runs), claims.find(runs)
+    text = tables.write(runs, rows, findings, args.format)
     sys.stdout.write(text)
     if args.output:
         from files import write_atomically
@@ -105,7 +103,7 @@ def report(args: Namespace) -> None:
     if args.figures:
         from reproduction.figures import draw_report
 
-        print(f"written: {', '.join(map(str, draw_report(runs, lines, findings, args.figures)))}")
+        print(f"written: {', '.join(map(str, draw_report(runs, rows, findings, args.figures)))}")
 
 
 def main() -> None:
@@ -113,7 +111,13 @@ def main() -> None:
     split = words.index("--") if "--" in words else len(words)
     args = build_parser().parse(words[:split])
     args.flags = words[split + 1 :]
-    commands = {"list": show_rows, "show": show_flags, "run": train, "status": show_status, "report": report}
+    commands = {
+        "list": list_experiments,
+        "show": show_flags,
+        "run": train,
+        "status": show_status,
+        "report": report,
+    }
     commands[args.command](args)
 
 

@@ -10,43 +10,43 @@ from plots.style import COLOURS, new_figure, save_with_numbers
 VERDICTS = {"holds": COLOURS[2], "contradicted": COLOURS[1]}
 
 
-def draw_perplexity(lines: Sequence[Any], path: Path) -> None:
+def draw_perplexity(rows: Sequence[Any], path: Path) -> None:
     """Draw each experiment's perplexity, ours on the left and the paper's on the right.
 
     The two have axes of their own, as sizes and text may differ.
 
     Args:
-        lines: `reproduction.report.Line`, one for each experiment.
+        rows: `reproduction.report.Row`, one for each experiment.
         path: a .png, .pdf or .svg file.
 
     Raises:
         Failure: a file cannot be written.
     """
     figure, (ours, theirs) = new_figure(
-        1, 2, figsize=(10, 1.2 + 0.28 * len(lines)), sharey=True, width_ratios=(3, 2)
+        1, 2, figsize=(10, 1.2 + 0.28 * len(rows)), sharey=True, width_ratios=(3, 2)
     )
-    for y, line in enumerate(reversed(lines)):
-        if line.interval is not None:
-            ours.plot(line.interval, (y, y), color=COLOURS[5], linewidth=5, alpha=0.45, solid_capstyle="butt")
-        if line.ours is not None:
-            ours.errorbar(line.ours.value, y, xerr=line.ours.margin, fmt="o", color=COLOURS[0], capsize=2)
+    for y, row in enumerate(reversed(rows)):
+        if row.interval is not None:
+            ours.plot(row.interval, (y, y), color=COLOURS[5], linewidth=5, alpha=0.45, solid_capstyle="butt")
+        if row.ours is not None:
+            ours.errorbar(row.ours.value, y, xerr=row.ours.margin, fmt="o", color=COLOURS[0], capsize=2)
         else:
             ours.annotate("missing", (0.02, y), xycoords=("axes fraction", "data"), fontsize=8, va="center")
-        if line.published is not None:
-            theirs.errorbar(line.published, y, xerr=line.error, fmt="s", color=COLOURS[1], capsize=2)
-    ours.set_yticks(range(len(lines)), [line.row for line in reversed(lines)], fontsize=8)
+        if row.published is not None:
+            theirs.errorbar(row.published, y, xerr=row.error, fmt="s", color=COLOURS[1], capsize=2)
+    ours.set_yticks(range(len(rows)), [row.row for row in reversed(rows)], fontsize=8)
     ours.set_xlabel("our perplexity; 95 % over seeds (thin) and over batches (wide)")
     theirs.set_xlabel("the paper's, with its standard error")
     for axes in (ours, theirs):
         axes.grid(alpha=0.3)
-    save_with_numbers(figure, path, [asdict(line) for line in lines])
+    save_with_numbers(figure, path, [asdict(row) for row in rows])
 
 
 def draw_claims(findings: Sequence[Any], path: Path) -> None:
     """Draw paired differences in loss, with both intervals; left of zero the paper's claim holds.
 
     Args:
-        findings: `reproduction.report.Finding`, one for each claim.
+        findings: `reproduction.claims.Finding`, one for each claim.
         path: a .png, .pdf or .svg file.
 
     Raises:

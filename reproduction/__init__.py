@@ -1,1 +1,1 @@
-"""The paper's tables from runs: which are to be trained, their training, what came out."""
+"""Reproducing the paper's tables: planning and training runs, statistics, the report."""

@@ -1,6 +1,7 @@
-"""Training and evaluating the runs of a plan, one after the other or several at once, unattended."""
+"""Trains and evaluates the runs of a plan, one by one or several at a time, unattended."""
 
 import concurrent.futures
+import logging
 import os
 import shlex
 import signal
@@ -8,32 +9,44 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from errors import Failure
 from reproduction.plan import Run
 
 ROOT = Path(__file__).parents[1]
-LOG = "reproduce.log"  # in each run's folder: what the scripts said
+LOG = "reproduce.log"  # in each run's folder: the output of the scripts
+logger = logging.getLogger(__name__)
 
 
 class Executor:
-    """Runs what is not complete. Interrupted, each part goes on where it was when it is asked for again."""
+    """Completes runs; an interrupted run resumes from its newest checkpoint when it is asked for again."""
 
-    def __init__(self, say: Callable[[str], None] = print) -> None:
-        self._say, self._lock = say, threading.Lock()
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._processes: set[subprocess.Popen] = set()
         self._stopping = False
 
     def run(self, runs: Sequence[Run], jobs: int = 1, eval_flags: Sequence[str] = ()) -> list[Run]:
-        """Complete all of them, `jobs` at a time; returns those that failed, whose logs tell why."""
+        """Train and evaluate what is missing.
+
+        Args:
+            jobs: runs at a time.
+            eval_flags: further flags of eval.py and get_ppl_per_mac.py.
+
+        Returns:
+            The runs that failed; the log in the folder of each says why.
+
+        Raises:
+            Failure: a log cannot be written.
+        """
         todo = [run for run in runs if not run.complete]
         if len(todo) < len(runs):
-            self._say(f"{len(runs) - len(todo)} of {len(runs)} runs are complete")
+            logger.info(f"{len(runs) - len(todo)} of {len(runs)} runs are complete")
         began, done, failed = time.monotonic(), 0, []
-        for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: nothing is left running
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+        for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: no process is left running
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 signal.signal(number, signal.default_int_handler)
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
             try:
@@ -42,25 +55,25 @@ class Executor:
                     run = futures[future]
                     if not future.result():
                         failed.append(run)
-                        self._say(f"failed: {_name(run)}; {run.folder / LOG} tells why")
+                        logger.info(f"failed: {_name(run)}; see {run.folder / LOG}")
                         continue
                     done += 1
                     left = (time.monotonic() - began) / done * (len(todo) - done - len(failed))
-                    found = run.result()
-                    self._say(
+                    result = run.result()
+                    logger.info(
                         f"{done + len(failed)} of {len(todo)}: {_name(run)}, perplexity "
-                        f"{found['perplexity']:.3f}; about {left / 60:.0f} min left"
+                        f"{result['perplexity']:.3f}; about {left / 60:.0f} min left"
                     )
             except KeyboardInterrupt:
                 self.stop()
-                raise KeyboardInterrupt("the same command goes on from there") from None
+                raise KeyboardInterrupt("the same command resumes") from None
             except OSError as error:
                 self.stop()
                 raise Failure(f"cannot write to {error.filename}: {error.strerror}") from error
         return failed
 
     def stop(self) -> None:
-        """Have all that runs save and end; start nothing more."""
+        """Let running processes save and exit; start no others."""
         self._stopping = True
         with self._lock:
             for process in self._processes:
@@ -82,7 +95,7 @@ class Executor:
             if self._stopping:
                 return False
             print(f"$ python {shlex.join(command)}", file=out, flush=True)
-            # A session of its own: Ctrl-C reaches us alone, and we tell them.
+            # In a session of its own, so that Ctrl-C reaches this process only, which stops the others.
             process = subprocess.Popen(
                 [sys.executable, *command], cwd=ROOT, stdout=out, stderr=out, stdin=subprocess.DEVNULL,
                 start_new_session=True, env={**os.environ},
@@ -95,10 +108,10 @@ class Executor:
 
 
 def _name(run: Run) -> str:
-    return f"{run.rows[0]}, seed {run.seed}"
+    return f"{run.experiments[0]}, seed {run.seed}"
 
 
 def require_success(failed: Sequence[Run]) -> None:
-    """Raises Failure where runs have failed."""
+    """Raises Failure if there are failed runs."""
     if failed:
         raise Failure(f"{len(failed)} runs have failed: {', '.join(map(_name, failed))}")

@@ -12,8 +12,9 @@ from config.experiments import BY_NAME, EXPERIMENTS, find_experiment
 from models import count_macs
 from plots import figure2, figure4
 from plots.report import draw_claims, draw_perplexity
-from reproduction.plan import Run
-from reproduction.report import Finding, Line, gather
+from reproduction.claims import Finding
+from reproduction.plan import Run, results_by_experiment
+from reproduction.report import Row
 from reproduction.statistics import mean
 
 LENGTHS = tuple(range(128, 12288 + 1, 128))  # sequence lengths of Figure 3
@@ -28,17 +29,17 @@ PUBLISHED = {
 }
 
 
-def figure_2_rows() -> list[str]:
+def figure_2_experiments() -> list[str]:
     """Names of Figure 2's experiments."""
     return [e.name for e in EXPERIMENTS if e.name.startswith(("table1/", "figure2/")) and _panel(e.name)]
 
 
-def _panel(row: str) -> str | None:
-    return next((panel for panel in figure2.PANELS if f"-{panel}" in row), None)
+def _panel(name: str) -> str | None:
+    return next((panel for panel in figure2.PANELS if f"-{panel}" in name), None)
 
 
-def _series(row: str) -> str:
-    return next(series for series in figure2.SERIES if f"/{series}-" in row)
+def _series(name: str) -> str:
+    return next(series for series in figure2.SERIES if f"/{series}-" in name)
 
 
 def figure_2(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -47,25 +48,26 @@ def figure_2(runs: Sequence[Run]) -> list[dict[str, Any]]:
     Keys: row, panel, series, repeats; macs, perplexity and error (its standard error over seeds) of ours and,
     with the prefix published_, of the paper's model at the published size. Missing values are None.
     """
-    found, args = gather(runs), {row: run.args for run in runs for row in run.rows}
+    found = results_by_experiment(runs)
+    args = {name: run.args for run in runs for name in run.experiments}
     points = []
-    for row in figure_2_rows():
-        if row not in found:
+    for name in figure_2_experiments():
+        if name not in found:
             continue
-        results = [result["perplexity"] for result in found[row].values()]
+        results = [result["perplexity"] for result in found[name].values()]
         ours = mean(results) if results else None
-        published = config.parse_args(["--experiment", row])
+        published = config.parse_args(["--experiment", name])
         points.append({
-            "row": row,
-            "panel": _panel(row),
-            "series": _series(row),
-            "repeats": 1 if _series(row) == "standard" else args[row].n_repeat,
-            "macs": int(count_macs(args[row], args[row].sequence_length)),
+            "row": name,
+            "panel": _panel(name),
+            "series": _series(name),
+            "repeats": 1 if _series(name) == "standard" else args[name].n_repeat,
+            "macs": int(count_macs(args[name], args[name].sequence_length)),
             "perplexity": ours and ours.value,
             "error": ours and ours.standard_error,
             "published_macs": int(count_macs(published, published.sequence_length)),
-            "published_perplexity": BY_NAME[row].perplexity,
-            "published_error": BY_NAME[row].error,
+            "published_perplexity": BY_NAME[name].perplexity,
+            "published_error": BY_NAME[name].error,
         })  # fmt: skip
     return points
 
@@ -83,20 +85,20 @@ def figure_3() -> dict[str, Any]:
 def published_anchors() -> list[tuple[str, float, float]]:
     """Returns (label, MACs of a sequence, perplexity) of the paper's models in Figure 4."""
     anchors = []
-    for row, label in PUBLISHED.items():
-        args = config.parse_args(["--experiment", row])
-        anchors.append((label, count_macs(args, args.sequence_length), find_experiment(row).perplexity))
+    for name, label in PUBLISHED.items():
+        args = config.parse_args(["--experiment", name])
+        anchors.append((label, count_macs(args, args.sequence_length), find_experiment(name).perplexity))
     return anchors
 
 
 def draw_report(
-    runs: Sequence[Run], lines: Sequence[Line], findings: Sequence[Finding], folder: Path
+    runs: Sequence[Run], rows: Sequence[Row], findings: Sequence[Finding], folder: Path
 ) -> list[Path]:
     """Draw the figures of a report, each with its numbers, as far as there are results for them.
 
     Args:
         runs: of the plan.
-        lines: one for each experiment.
+        rows: one for each experiment.
         findings: one for each claim of the paper.
         folder: receives the files.
 
@@ -107,7 +109,7 @@ def draw_report(
         Failure: a file cannot be written.
     """
     drawn = [folder / "perplexity.png"]
-    draw_perplexity(lines, drawn[-1])
+    draw_perplexity(rows, drawn[-1])
     if findings:
         drawn.append(folder / "claims.png")
         draw_claims(findings, drawn[-1])
@@ -116,7 +118,9 @@ def draw_report(
         drawn.append(folder / "figure2.png")
         figure2.draw(points, drawn[-1], published=True, same_size=all(run.as_published for run in runs))
     sweeps = {
-        f"{run.rows[0]}, seed {run.seed}": run.sweep_result() for run in runs if run.sweep and run.swept
+        f"{run.experiments[0]}, seed {run.seed}": run.sweep_result()
+        for run in runs
+        if run.sweep and run.swept
     }
     if sweeps:
         drawn.append(folder / "figure4.png")

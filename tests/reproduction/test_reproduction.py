@@ -1,4 +1,4 @@
-"""Which runs rows stand for, the statistics of comparisons, reproduce.py on runs that are really trained."""
+"""The runs of experiments, the statistics of comparisons, reproduce.py on runs that are really trained."""
 
 import json
 import math
@@ -12,42 +12,41 @@ import pytest
 import config
 from config.experiments import BY_NAME
 from errors import Failure, UsageError
-from reproduction import formats, report
+from reproduction import claims, report
 from reproduction.claims import CLAIMS, GROWING_GAPS
-from reproduction.plan import choose_rows, make_plan
-from reproduction.router import at_fixed_depths
-from reproduction.statistics import Scores, compare, mean
+from reproduction.plan import choose_experiments, make_plan
+from reproduction.statistics import Scores, at_fixed_depths, compare, mean
 
 
 def scores(batches, of="text"):
     return Scores(sum(batches) / len(batches), batches, of)
 
 
-def test_rows_that_are_one_run_are_trained_once():
-    rows = choose_rows(["table1/cotformer-24x5", "table2", "table6/cotformer-24x5"])
-    runs = make_plan(rows, "nano", [0, 1], [])
+def test_experiments_that_share_a_run_train_it_once():
+    experiments = choose_experiments(["table1/cotformer-24x5", "table2", "table6/cotformer-24x5"])
+    runs = make_plan(experiments, "nano", [0, 1], [])
     assert len({run.folder for run in runs}) == len(runs) == 8
-    shared = next(run for run in runs if "table1/cotformer-24x5" in run.rows)
-    assert {"table2/cotformer-24x5", "table6/cotformer-24x5"} <= set(shared.rows)
+    shared = next(run for run in runs if "table1/cotformer-24x5" in run.experiments)
+    assert {"table2/cotformer-24x5", "table6/cotformer-24x5"} <= set(shared.experiments)
     assert [run.seed for run in runs] == [0] * 4 + [1] * 4  # seed by seed
 
 
 @pytest.mark.parametrize("scale", ["nano", "small", "paper"])
-def test_no_two_rows_are_one_run_of_different_length(scale):
-    runs = make_plan(choose_rows([]), scale, [0], [])
+def test_no_two_experiments_are_one_run_of_different_length(scale):
+    runs = make_plan(choose_experiments([]), scale, [0], [])
     for run in runs:
-        for row in run.rows:
+        for row in run.experiments:
             words = ["--experiment", row, "--scale", scale, "--seed", "0"]
             assert config.parse_args(words).iterations == run.args.iterations, row
     assert len({run.folder for run in runs}) == len(runs)
-    published = {row for run in runs if run.as_published for row in run.rows}
-    assert published == (set(choose_rows([])) if scale == "paper" else set())
+    published = {row for run in runs if run.as_published for row in run.experiments}
+    assert published == (set(choose_experiments([])) if scale == "paper" else set())
 
 
 def test_flags_that_would_mix_runs_up():
     rows = ["table1/standard-12", "table1/standard-24"]
     for flags in (["--exp_name", "one"], ["--seed=5"], ["--scale", "paper"]):
-        with pytest.raises(UsageError, match="rows, --seeds and --scale decide"):
+        with pytest.raises(UsageError, match="experiments, --seeds and --scale decide"):
             make_plan(rows, "nano", [0], flags)
     assert len(make_plan(rows, "nano", [0, 0], [])) == 2
     other = make_plan(rows[:1], "paper", [0], ["--dataset", "pydoc"])
@@ -71,17 +70,17 @@ def test_damaged_results(tmp_path):
         assert run.swept == whole
 
 
-def test_rows_by_how_they_begin():
-    assert choose_rows(["table1/but"]) == [name for name in BY_NAME if name.startswith("table1/but")]
-    assert not any(name.startswith("figure3") for name in choose_rows([]))
+def test_experiments_by_their_beginnings():
+    assert choose_experiments(["table1/but"]) == [name for name in BY_NAME if name.startswith("table1/but")]
+    assert not any(name.startswith("figure3") for name in choose_experiments([]))
     for row in ("figure3", "figure3/but-12x5"):
         with pytest.raises(UsageError, match="nothing is trained for figure3"):
-            choose_rows([row])
+            choose_experiments([row])
     with pytest.raises(UsageError, match="did you mean table1/but-12x2"):
-        choose_rows(["table1/but_12x2"])
+        choose_experiments(["table1/but_12x2"])
 
 
-def test_every_claim_is_about_rows():
+def test_claims_are_about_experiments():
     names = {name for claim in CLAIMS for name in (claim.better, claim.worse)}
     names |= {name for gaps in GROWING_GAPS for gap in gaps for name in gap}
     assert names <= BY_NAME.keys()
@@ -96,7 +95,7 @@ def test_mean_with_students_interval():
     assert mean([1.0]).margin is None and mean([5.0, 5.1, 5.2]).sign == 1
 
 
-def test_pairs_see_what_is_lost_in_the_spread_of_the_text():
+def test_paired_differences_are_sharper_than_the_spread_of_text():
     generator = random.Random(0)
     text = [generator.gauss(2.0, 0.5) for _ in range(40)]
 
@@ -153,10 +152,10 @@ def test_verdicts():
         (losses(-0.1, of="other batches"), "holds"),  # the seeds alone say it
     )
     for found, verdict in cases:
-        (finding,) = report.judge({better: found, worse: losses(0.0)})
+        (finding,) = claims.judge({better: found, worse: losses(0.0)})
         assert finding.verdict.startswith(verdict), finding
-    assert formats.finding_cells(finding)["over seeds"].startswith("-0.1")
-    assert formats.finding_cells(finding)["over batches"] == ""
+    cells = dict(zip(report.CLAIM_HEADINGS, report.finding_cells(finding), strict=True))
+    assert cells["over seeds"].startswith("-0.1") and cells["over batches"] == ""
 
 
 def test_growing_gaps():
@@ -169,10 +168,10 @@ def test_growing_gaps():
         f"table1/{model}-12x{n}": level(loss)
         for model, n, loss in (("but", 2, 3.0), ("cotformer", 2, 2.9), ("but", 5, 2.8), ("cotformer", 5, 2.5))
     }
-    (gap,) = (finding for finding in report.judge(rows) if finding.where == "Figure 2")
+    (gap,) = (finding for finding in claims.judge(rows) if finding.where == "Figure 2")
     assert gap.compared.over_seeds.value == pytest.approx(-0.2) and gap.verdict == "holds"
     rows["table1/but-12x5"] = {seed: scores([2.8] * 12, "other batches") for seed in range(3)}
-    (gap,) = (finding for finding in report.judge(rows) if finding.where == "Figure 2")
+    (gap,) = (finding for finding in claims.judge(rows) if finding.where == "Figure 2")
     assert gap.compared.over_batches is None and gap.verdict == "holds"
 
 
@@ -204,7 +203,7 @@ def test_a_router_is_compared_at_the_compute_of_fixed_depths():
     assert at_fixed_depths(sweep, "router, top-k") is None
 
 
-def test_zero_shot_beside_the_papers(tmp_path):
+def test_zero_shot_next_to_the_papers(tmp_path):
     (run,) = make_plan(["table3/but-24x2"], "nano", [0], ["--results_base_folder", str(tmp_path)])
     assert report.zero_shot([run])["table3/but-24x2"]["ARC"] == (None, 29.5)
     results = {
@@ -220,20 +219,12 @@ def test_zero_shot_beside_the_papers(tmp_path):
         and scores["MMLU"][0] == 25.0
         and scores["PIQA"] == (None, 59.09)
     )
-    (cells,) = formats.zero_shot_cells({"table3/but-24x2": scores})
+    cells = dict(zip(*report.zero_shot_cells({"table3/but-24x2": scores}), strict=True))
     assert cells["ARC: ours"] == "30.00" and cells["PIQA: ours"] == "" and cells["PIQA: paper"] == "59.09"
 
 
-def test_formats():
-    lines = [{"row": "a_b", "95 %": "1 +- 2"}]
-    assert formats.to_markdown(("row", "95 %"), lines).split("\n")[1] == "| --- | --- |"
-    latex = formats.to_latex(("row", "95 %"), lines)
-    assert r"a\_b & 1 $\pm$ 2 \\" in latex and r"95 \%" in latex
-    assert formats.to_text(("row", "95 %"), lines).split("\n")[1] == "a_b  1 +- 2"
-
-
-def test_run_report_and_what_is_there_is_not_trained_again(scripts):
-    """Two rows in a size for tests: a signal in the first, then both, then nothing is left to do."""
+def test_run_and_report_and_complete_runs_are_not_trained_again(scripts):
+    """Two tiny experiments: a signal interrupts the first, then both finish, then nothing is left to do."""
     rows = (
         f"table1/standard-12 table5/pondernet --seeds 0 --results_base_folder {scripts.results} --device cpu"
     )
@@ -246,9 +237,9 @@ def test_run_report_and_what_is_there_is_not_trained_again(scripts):
     end = time.monotonic() + 120
     while not list(scripts.results.glob("*/base/*/metrics.jsonl")) and time.monotonic() < end:
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)  # as Ctrl-C, which a shell's background commands do not hear
+    process.send_signal(signal.SIGTERM)  # as Ctrl-C, which background commands of a shell ignore
     said, _ = process.communicate(timeout=120)
-    assert process.returncode == 130 and "the same command goes on from there" in said, said
+    assert process.returncode == 130 and "the same command resumes" in said, said
     status = scripts.run("reproduce.py", f"status {rows} {tiny}").stdout
     assert "table1/standard-12" in status and "complete" not in status
     assert "perplexity" in scripts.run("reproduce.py", f"run --jobs 2 {rows} {tiny}").stdout
@@ -269,7 +260,7 @@ def test_run_report_and_what_is_there_is_not_trained_again(scripts):
 
 def test_wrong_input(scripts):
     refuse = scripts.refuse
-    refuse("reproduce.py", "run table9", 2, "there is no row table9")
+    refuse("reproduce.py", "run table9", 2, "there is no experiment table9")
     refuse("reproduce.py", "run --jobs 0", 2, "--jobs 0")
     refuse("reproduce.py", "train", 2, "invalid choice")
     refuse("reproduce.py", "report --scale nan", 2, "invalid choice")
