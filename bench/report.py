@@ -38,9 +38,8 @@ def page(path: Path) -> str:
     )
     blocks = [f"# {title}", about]
     for part in dict.fromkeys(one["part"] for one in results):
-        blocks.append(
-            f"## {part}\n\n{PARTS.get(part, ('', 'no longer a part of the suite'))[1].capitalize()}."
-        )
+        measures = PARTS.get(part, ("", "no longer a part of the suite"))[1]
+        blocks.append(f"## {part}\n\n{measures[0].upper()}{measures[1:]}.")
         if part == "scaling":
             blocks.append(f"![Time and memory of a training step]({path.stem}.png)")
         blocks.append(markdown_table([COLUMNS, *(cells(one) for one in results if one["part"] == part)]))
