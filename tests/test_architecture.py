@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT, TEXT, TINY
 
-ROOT_MODULES = {"errors", "files", "flags", "hardware", "provenance"}  # imported by every package
+ROOT_MODULES = {"errors", "files", "flags", "hardware", "provenance", "tables"}  # imported by every package
 BELOW_CONFIG = {"models", "data", "distributed"}
 BELOW_OPTIM = BELOW_CONFIG | {"config"}
 BELOW_EVALUATION = BELOW_OPTIM | {"optim"}

@@ -76,8 +76,8 @@ def test_halting_tokens_are_refused(routing):
         measure_last_token(make("adm"), text(), None, 0, **routing)
 
 
-def test_commands(scripts, tmp_path):
-    scripts.train("--model ln_cotformer --n_layer 3 --n_layer_end 1 --n_repeat 2")
+def test_commands(trained, tmp_path):
+    scripts = trained("--model ln_cotformer --n_layer 3 --n_layer_end 1 --n_repeat 2", into=tmp_path / "exps")
     folder = next((scripts.results / "shakespeare-char").glob("*/*"))
     said = scripts.run("get_attention.py", f"--checkpoint {folder} --heads 1 0 --device cpu").stdout
     assert "middle layer 1" in said and str(folder / "attention_ckpt.npz") in said

@@ -65,8 +65,8 @@ def test_measures():
     assert found[1, 3].item() == pytest.approx(2 * p - 1)  # p log(p / q) + q log(q / p), with log(p / q) = 1
 
 
-def test_command(scripts):
-    scripts.train("--model ln_cotformer --n_layer 3 --n_layer_end 1 --n_repeat 2")
+def test_command(trained, tmp_path):
+    scripts = trained("--model ln_cotformer --n_layer 3 --n_layer_end 1 --n_repeat 2", into=tmp_path / "exps")
     folder = scripts.folder("cotformer_full_depth_lnmid_depthemb")
     said = scripts.run("-m analysis.logit_lens", f"--checkpoint {folder} --layers --device cpu").stdout
     content = json.loads((folder / "logit_lens_ckpt.json").read_text())

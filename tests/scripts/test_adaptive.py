@@ -14,22 +14,16 @@ import torch
 from evaluation.restore import restore
 from models.generation import generate as model_generate
 from optim import checkpoint
-from tests.conftest import ROOT, TEXT, Scripts
+from tests.conftest import ROOT, Scripts
 
 SIZES = "--n_layer 3 --n_layer_end 1 --n_repeat 3 --depth_embedding linear_learned --lr 3e-3 --iterations 30"
 ADM = "adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_single_final"
 
 
 @pytest.fixture(scope="module")
-def adm(tmp_path_factory):
+def adm(trained, tmp_path_factory):
     """A trained ADM; the tests only add files next to its checkpoint."""
-    base = tmp_path_factory.mktemp("adm")
-    folder = base / "data" / "shakespeare-char"
-    folder.mkdir(parents=True)
-    (folder / "input.txt").write_text(TEXT)
-    scripts = Scripts(base / "data", base / "exps")
-    scripts.train(f"--model adm {SIZES}")
-    return scripts
+    return trained(f"--model adm {SIZES}", into=tmp_path_factory.mktemp("adm") / "exps")
 
 
 def at(scripts, model=ADM):

@@ -17,9 +17,8 @@ GOLDEN = ROOT / "tests" / "golden" / "lncot_linear_lnmid"
 
 
 @pytest.fixture
-def trained(scripts):
-    scripts.train("--save_checkpoint_freq 4")
-    return scripts
+def trained(trained, tmp_path):
+    return trained("--save_checkpoint_freq 4", into=tmp_path / "exps")
 
 
 def summary(folder, name="ckpt"):
@@ -105,13 +104,14 @@ def test_evaluation_refuses(trained, tmp_path):
     trained.refuse("eval.py", f"--checkpoint {tmp_path / 'broken.pt'}", 1, "is damaged or no checkpoint")
 
 
-def test_another_tokeniser_is_refused(trained):
-    text = trained.data_dir / "shakespeare-char"
+def test_another_tokeniser_is_refused(scripts):
+    scripts.train()
+    text = scripts.data_dir / "shakespeare-char"
     for path in text.iterdir():
         if path.name != "input.txt":
             path.unlink()
     (text / "input.txt").write_text((text / "input.txt").read_text().replace("cat", "CAT"))
-    said = trained.run("eval.py", f"--checkpoint {trained.folder()}", 2).stderr
+    said = scripts.run("eval.py", f"--checkpoint {scripts.folder()}", 2).stderr
     assert "but the model in" in said and "was trained on char (28) tokens" in said
 
 

@@ -95,8 +95,9 @@ def test_accumulation_equals_a_larger_batch(scripts, tmp_path):
         assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-4)
 
 
+@pytest.mark.process
 def test_the_same_command_gives_the_same_bits(scripts, tmp_path):
-    scripts.train("--dropout 0.2 --model cotformer")
+    scripts.train("--dropout 0.2 --model cotformer", process=True)
     other = Scripts(scripts.data_dir, tmp_path / "other")
     other.train("--dropout 0.2 --model cotformer --data_in_ram")
     first, second = (

@@ -35,9 +35,8 @@ def assert_same_end(one, other, model=MODEL):
 
 
 @pytest.fixture
-def straight(scripts):
-    scripts.train(LN)
-    return scripts
+def straight(trained, tmp_path):
+    return trained(LN, into=tmp_path / "exps")
 
 
 def start(scripts, flags, **env):
