@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,26 @@ SHARING_FIXTURES = (  # fixtures of a module that take seconds: made once
     "data/test_preparation.py", "distributed/test_processes.py", "evaluation/test_lm_eval.py",
     "faults/test_signals.py",
 )  # fmt: skip
+
+
+_started: list[str] = []  # Python processes that the current test has started
+
+
+def _note_process(event: str, args: tuple) -> None:
+    if event == "subprocess.Popen" and str(args[0] or args[1][0]) == sys.executable:
+        _started.append(str(args[1]))
+
+
+sys.addaudithook(_note_process)
+
+
+@pytest.fixture(autouse=True)
+def only_marked_tests_start_processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """So that `make test-fast`, which leaves out what is marked `process`, stays fast."""
+    _started.clear()
+    yield
+    if not request.node.get_closest_marker("process"):
+        assert not _started, f"starts a process and is not marked `process`: {_started[0]}"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -94,6 +94,7 @@ def test_one_that_hangs_is_ended_with_its_children(tmp_path):
     assert all_ended(tmp_path / "pids")
 
 
+@pytest.mark.process
 def test_an_interrupted_suite_leaves_no_process(tmp_path):
     """Ctrl-C in a terminal reaches all processes of the group."""
     code = (

@@ -99,6 +99,7 @@ def here(monkeypatch):
     )
 
 
+@pytest.mark.process
 def test_every_part_measures_each_case_once(here):
     """Except the tokeniser, which needs GPT-2's vocabulary; without it, its result says so."""
     plan = replace(PLAN, models=("adm", "cotformer"), dtypes=("float32", "bfloat16"))

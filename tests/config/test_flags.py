@@ -66,6 +66,7 @@ def test_every_flag_has_a_meaning_and_flags_without_effect_say_so():
         assert "no effect" in actions[name].help, name
 
 
+@pytest.mark.process
 def test_help_shows_groups():
     text = subprocess.run(
         [sys.executable, ROOT / "main.py", "--help"], capture_output=True, text=True, check=True
@@ -82,6 +83,7 @@ def test_help_shows_groups():
     assert "--n_repeat" in text and "(default: 2)" in text
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "script", ["main.py --help", "main.py --n_layers 3", "eval.py --help", "generate.py --help"]
 )
@@ -176,6 +178,7 @@ def test_refusals(flags, parts):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.process
 def test_a_refusal_is_one_line_and_exit_code_2():
     done = subprocess.run(
         [sys.executable, ROOT / "main.py", "--n_layers", "3"], capture_output=True, text=True, check=False
@@ -197,6 +200,7 @@ def help_of(*command):
     ).stdout
 
 
+@pytest.mark.process
 def test_help_begins_with_a_short_usage_line_and_leaves_out_flags_without_effect():
     short, full = help_of("main.py", "--help"), help_of("main.py", "--help-all")
     for text in (short, full):
@@ -206,6 +210,7 @@ def test_help_begins_with_a_short_usage_line_and_leaves_out_flags_without_effect
     assert parse("--lm_cache none --multiple_of 3").multiple_of == 3
 
 
+@pytest.mark.process
 def test_scripts_on_a_run_show_their_own_flags_and_the_others_when_asked():
     short, full = help_of("eval.py", "--help"), help_of("eval.py", "--help-all")
     assert short.startswith("usage: python eval.py --checkpoint CHECKPOINT [flags]\n")

@@ -176,6 +176,7 @@ def test_tokens_must_mean_what_they_meant_to_the_model(data_dir):
         corpus.require_tokenizer({"name": "bytes", "vocab_size": 257}, "the model")
 
 
+@pytest.mark.process
 def test_nothing_of_this_imports_torch():
     code = "import sys, data; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

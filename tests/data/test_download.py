@@ -136,6 +136,7 @@ def test_a_file_that_is_not_there(server, tmp_path):
         fetch(server, "elsewhere", tmp_path)
 
 
+@pytest.mark.process
 def test_without_network_a_sentence_at_once(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -144,6 +145,7 @@ def test_without_network_a_sentence_at_once(tmp_path):
     assert "cannot download" in done.stderr and "wget -c" in done.stderr and ARCHIVE in done.stderr
 
 
+@pytest.mark.process
 def test_the_command(server, tmp_path):
     done = run("download", "--data_dir", tmp_path, "--url", f"{server.url}/hub", "--sha256", SHA256)
     assert "is complete" in done.stdout

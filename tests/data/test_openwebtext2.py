@@ -47,6 +47,7 @@ def encode_bytes(text):
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [1, 2])
 def test_equal_to_the_plain_pipeline_in_bytes(tmp_path, workers):
     path = archive(tmp_path, monthly(texts(150), 7))
@@ -65,6 +66,7 @@ def test_equal_to_the_plain_pipeline_in_bytes(tmp_path, workers):
     assert files(tmp_path)["val.bin"] == expected["val"]
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path(CACHE).exists(), reason="GPT-2's vocabulary is not cached")
 def test_equal_to_the_plain_pipeline_in_gpt2_tokens(tmp_path):
     documents = texts(60)
@@ -98,6 +100,7 @@ def _parent(pid):
         return None
 
 
+@pytest.mark.process
 def test_killed_anywhere_a_second_run_writes_the_same_bytes(tmp_path):
     """SIGKILL behind several files, and while the parts are put together; workers end with their parent."""
     documents = texts(800)
@@ -134,6 +137,7 @@ def test_killed_anywhere_a_second_run_writes_the_same_bytes(tmp_path):
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("finished", [0, 3])  # files: at 0 the workers are only starting
 def test_ctrl_c_ends_it_with_a_sentence_and_the_next_run_goes_on(tmp_path, finished):
     """In the process group, as a terminal sends it: the workers leave the last word to their parent."""
@@ -157,6 +161,7 @@ def test_ctrl_c_ends_it_with_a_sentence_and_the_next_run_goes_on(tmp_path, finis
     assert files(tmp_path) == files(tmp_path / "undisturbed")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("limit", [100_000, 2_000_000])  # bytes: of a part, of train.bin
 def test_a_file_system_that_takes_no_more(tmp_path, limit):
     members = monthly(texts(800), 8)
@@ -178,6 +183,7 @@ def test_a_file_system_that_takes_no_more(tmp_path, limit):
     assert files(tmp_path) == files(tmp_path / "undisturbed")
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path(CACHE).exists(), reason="GPT-2's vocabulary is not cached")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_text_that_the_tokeniser_cannot_split_is_a_bad_record(tmp_path, workers):
@@ -204,6 +210,7 @@ BAD_LINES = b"\n".join(
 )
 
 
+@pytest.mark.process
 def test_bad_records_and_damaged_files_are_named_and_left_out_or_fatal(tmp_path):
     whole = member(["a document of a file that breaks off"] * 2000)
     members = {
@@ -236,6 +243,7 @@ def test_bad_records_and_damaged_files_are_named_and_left_out_or_fatal(tmp_path)
     assert not (tmp_path.parent / "escaped.jsonl.zst").exists()
 
 
+@pytest.mark.process
 def test_what_was_finished_before_a_fatal_file_is_kept(tmp_path):
     path = archive(tmp_path, {"a.jsonl.zst": member(["one", "two"]), "b.jsonl.zst": b"damaged"})
     assert "b.jsonl.zst: its compression is damaged" in tokenize(tmp_path, code=1).stderr
@@ -244,11 +252,13 @@ def test_what_was_finished_before_a_fatal_file_is_kept(tmp_path):
     assert path.exists()
 
 
+@pytest.mark.process
 def test_a_single_document_is_no_corpus(tmp_path):
     archive(tmp_path, {"a.jsonl.zst": member(["one"])})
     assert "has 1 document; training and validation need one each" in tokenize(tmp_path, code=1).stderr
 
 
+@pytest.mark.process
 def test_another_archive_is_not_mixed_into_a_preparation_that_was_begun(tmp_path):
     archive(tmp_path, {"a.jsonl.zst": member(["one", "two"]), "b.jsonl.zst": b"damaged"})
     tokenize(tmp_path, code=1)
@@ -259,6 +269,7 @@ def test_another_archive_is_not_mixed_into_a_preparation_that_was_begun(tmp_path
     tokenize(tmp_path)
 
 
+@pytest.mark.process
 def test_archives_that_are_none(tmp_path):
     path = tmp_path / "openwebtext2" / ARCHIVE
     missing = tokenize(tmp_path, code=1)
@@ -278,6 +289,7 @@ def test_archives_that_are_none(tmp_path):
     assert "--workers 0 must be at least 1" in tokenize(tmp_path, "--workers", 0, code=2).stderr
 
 
+@pytest.mark.process
 def test_damage_is_found_by_verify_and_reset_deletes_only_what_was_made(tmp_path):
     path = archive(tmp_path, monthly(texts(40), 2))
     tokenize(tmp_path)
@@ -296,6 +308,7 @@ def test_damage_is_found_by_verify_and_reset_deletes_only_what_was_made(tmp_path
     assert "prepare the corpus first" in run("verify", "--data_dir", tmp_path, code=1).stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("killed", [False, True])
 def test_of_two_at_once_the_second_waits(tmp_path, killed):
     """And goes on where the first was, should that one be killed."""
@@ -319,6 +332,7 @@ def test_of_two_at_once_the_second_waits(tmp_path, killed):
     run("verify", "--data_dir", tmp_path, "--tokenizer", "bytes")
 
 
+@pytest.mark.process
 def test_token_files_that_were_brought_are_not_overwritten(tmp_path):
     archive(tmp_path, monthly(texts(10), 2))
     brought = tmp_path / "openwebtext2-bytes" / "train.bin"

@@ -60,6 +60,7 @@ def kill_when_there_is(folder, pattern, process):
     process.communicate()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("moment", ["train.bin.*", "train.bin"])
 def test_a_killed_preparation_never_looks_whole(tmp_path, undisturbed, moment):
     """SIGKILL while train.bin is being written, and when it has just been."""
@@ -79,6 +80,7 @@ def test_a_killed_preparation_never_looks_whole(tmp_path, undisturbed, moment):
     assert checksums(folder) == undisturbed
 
 
+@pytest.mark.process
 def test_two_preparations_at_once(tmp_path, undisturbed):
     folder = put_text(tmp_path)
     for process in [start(tmp_path), start(tmp_path)]:
@@ -98,6 +100,7 @@ def test_token_files_without_description_are_prepared_again(data_dir):
     assert checksums(folder) == whole
 
 
+@pytest.mark.process
 def test_a_disk_that_fills_up(data_dir):
     """A limit on the size of files stands in for the disk: the system refuses the write in the same place."""
     code = (
@@ -111,6 +114,7 @@ def test_a_disk_that_fills_up(data_dir):
     assert [path.name for path in (data_dir / "shakespeare-char").iterdir()] == ["input.txt"]
 
 
+@pytest.mark.process
 def test_the_command_prints_the_description(tmp_path):
     folder = put_text(tmp_path, TEXT)
     process = start(tmp_path)
@@ -121,6 +125,7 @@ def test_the_command_prints_the_description(tmp_path):
     assert description["bytes"] == {"train": int(0.9 * len(TEXT)), "val": len(TEXT) - int(0.9 * len(TEXT))}
 
 
+@pytest.mark.process
 def test_the_command_refuses_with_a_sentence(tmp_path):
     process = start(tmp_path, dataset="shakespear-char")
     _, err = process.communicate()
@@ -128,6 +133,7 @@ def test_the_command_refuses_with_a_sentence(tmp_path):
     assert "did you mean shakespeare-char?" in err
 
 
+@pytest.mark.process
 def test_an_answer_that_is_not_in_http(tmp_path):
     """As behind the login page of a network; in a process of its own, as urllib keeps the first proxy."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -142,6 +148,7 @@ def test_an_answer_that_is_not_in_http(tmp_path):
     assert "tiny Shakespeare could not be downloaded" in err and "input.txt" in err
 
 
+@pytest.mark.process
 def test_pydoc_in_gpt2_tokens(tmp_path):
     cache = os.environ.get("TIKTOKEN_CACHE_DIR", str(CACHE) if CACHE.exists() else "")
     if not cache:

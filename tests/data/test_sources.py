@@ -196,6 +196,7 @@ def test_the_year_of_a_paper():
     assert not any(map(row.keep, ({"meta": {"yymm": "1907"}}, {"meta": None}, {"meta": {}}, {})))
 
 
+@pytest.mark.process
 def test_without_network_a_hub_corpus_says_how_to_bring_it(tmp_path):
     flags = ["--dataset", "wikitext", "--data_dir", str(tmp_path), "--tokenizer", "bytes"]
     command = [sys.executable, "-m", "data.prepare", *flags]
@@ -238,6 +239,7 @@ def test_a_mixture_of_two_corpora(tmp_path):
         open_corpus("arxiv+wiki", data_dir=tmp_path / "elsewhere")
 
 
+@pytest.mark.process
 def test_shards_written_and_read(tmp_path):
     write(tmp_path / "raw", "jsonl", DOCUMENTS)
     name = f"files:{tmp_path}/raw/*.jsonl"

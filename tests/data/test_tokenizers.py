@@ -77,6 +77,7 @@ def test_unknown_characters_and_tokenisers_are_refused():
         tokenizer_from_meta({"name": "char", "vocab_size": 65})
 
 
+@pytest.mark.process
 def test_without_network_or_cache_a_sentence(tmp_path):
     """In a process of its own: tiktoken remembers what it has loaded."""
     code = "from data.tokenizers import make_tokenizer; from errors import run_script\n"

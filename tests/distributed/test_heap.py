@@ -32,11 +32,13 @@ def run(**env):
     return int(before), kept, int(after)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has it")
 def test_large_tensors_come_from_kept_memory():
     before, kept, after = run()
     assert kept == "True" and after < before / 50
 
 
+@pytest.mark.process
 def test_the_environment_has_its_way():
     assert run(MALLOC_ARENA_MAX="2")[1] == "False"

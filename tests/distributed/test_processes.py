@@ -43,6 +43,7 @@ def alone(tmp_path_factory):
     return make
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("model", "size", "backend"),
     [
@@ -58,6 +59,7 @@ def test_the_same_losses_as_one_process(alone, tmp_path, model, size, backend):
     assert_close(team, alone(model))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("backend", ["gloo", "fsdp"])
 def test_processes_that_part_the_sequences_of_a_micro_batch(alone, tmp_path, backend):
     """acc_steps 3 among 2: each takes half of every micro-batch. The capacities are those of the whole."""
@@ -67,6 +69,7 @@ def test_processes_that_part_the_sequences_of_a_micro_batch(alone, tmp_path, bac
     assert_close(team, alone("adm", flags))
 
 
+@pytest.mark.process
 def test_a_task_whose_answers_fall_unevenly(alone, tmp_path):
     """Parts of a micro-batch weigh by the targets that count in them."""
     flags = (
@@ -81,6 +84,7 @@ def test_a_task_whose_answers_fall_unevenly(alone, tmp_path):
     assert runs[0] == pytest.approx(runs[1], abs=2e-6)
 
 
+@pytest.mark.process
 def test_wrong_flags_are_told_of_once(tmp_path):
     team = Team(tmp_path / "exps", "base", 2)
     for flags, sentence in (
@@ -94,6 +98,7 @@ def test_wrong_flags_are_told_of_once(tmp_path):
         assert "exitcode  : 2" in said
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["raise", "kill"])
 def test_a_rank_that_fails_ends_all_in_seconds(tmp_path, kind):
     team = Team(tmp_path / "exps", "base", 2)
@@ -108,6 +113,7 @@ def test_a_rank_that_fails_ends_all_in_seconds(tmp_path, kind):
     assert "finished" in team.run()  # and the same command goes on
 
 
+@pytest.mark.process
 def test_a_rank_that_hangs_is_named_after_the_time_that_was_set(tmp_path):
     team = Team(tmp_path / "exps", "base", 2)
     said = team.run("--distributed_timeout 0.2", code=1, FAULT="hang:1:5")

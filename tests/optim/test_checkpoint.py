@@ -112,6 +112,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["ckpt.pt"]
 
 
+@pytest.mark.process
 def test_sigkill_inside_saves(tmp_path):
     """A process that does nothing but save is killed again and again: the file is always whole."""
     script = textwrap.dedent(

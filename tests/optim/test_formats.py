@@ -137,6 +137,7 @@ def commands(*words, code=0):
     return done.stdout + done.stderr
 
 
+@pytest.mark.process
 def test_commands_on_a_run_of_two_processes(tmp_path):
     """List, verify, convert; and eval.py reads what FSDP wrote, as what it becomes in one file."""
     team = Team(tmp_path / "exps", "adm", 2, "fsdp")

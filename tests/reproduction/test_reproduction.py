@@ -223,6 +223,7 @@ def test_zero_shot_next_to_the_papers(tmp_path):
     assert cells["ARC: ours"] == "30.00" and cells["PIQA: ours"] == "" and cells["PIQA: paper"] == "59.09"
 
 
+@pytest.mark.process
 def test_run_and_report_and_complete_runs_are_not_trained_again(scripts):
     """Two tiny experiments: a signal interrupts the first, then both finish, then nothing is left to do."""
     rows = (

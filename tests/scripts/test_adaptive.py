@@ -47,6 +47,7 @@ def test_every_adaptive_model_trains_evaluates_and_generates(scripts, model):
     assert done.stdout.startswith("line") and "passes and" in done.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("model", [ADM, "mla_ln_cotformer", "pause"])
 def test_a_killed_run_resumes_exactly(scripts, tmp_path, model):
     """Random capacities are functions of the step: a run that was killed ends with the same weights."""
@@ -152,6 +153,7 @@ def test_figure_5(adm, tmp_path):
     adm.refuse("plot_fig5.py", f"{tmp_path} --router 3", 2, "has routers 1 to 2")
 
 
+@pytest.mark.process
 def test_the_sweep_of_figure_4_resumes_after_a_kill(adm, tmp_path):
     flags = f"{at(adm)} --output-dir {tmp_path} --eval_sample_size 1600 --budget 0.7"
     path = tmp_path / "ppl_per_mac_ckpt.json"
