@@ -33,7 +33,7 @@ def time_saves(megabytes: int, repeats: int, device_name: str) -> list[list[floa
         folder = Path(name)
         saver = Saver(
             folder, sharded=False, group=None, staging=None, keep_last=None, keep_every=None,
-            on_cuda=device.type == "cuda", say=print,
+            on_cuda=device.type == "cuda",
         )  # fmt: skip
         plain = partial(checkpoint_file.write, folder / "plain.pt", content)
         works = [plain, partial(saver.save, content, 1), partial(saver.wait, must=True)]

@@ -5,8 +5,8 @@ loading one runs no code. `python -m optim.checkpoint list|verify|convert` looks
 """
 
 import contextlib
+import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from files import TEMPORARY_SUFFIX
 from optim import checkpoint_file
 from optim.lock import FILE_NAME as LOCK
 from optim.run_folder import FILE, FOLDER, in_folder, is_final, name_of, step_of
+
+logger = logging.getLogger(__name__)
 
 
 def write(
@@ -64,7 +66,7 @@ def find(path: Path) -> Path:
     return found[0]
 
 
-def newest(folder: Path, report: Callable[[str], None] = print) -> tuple[Path, dict[str, Any]] | None:
+def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The readable checkpoint with the most steps and its content; None where there is no checkpoint.
 
     One that cannot be read is named, left in place and passed over. Raises Failure when none can be read:
@@ -76,7 +78,7 @@ def newest(folder: Path, report: Callable[[str], None] = print) -> tuple[Path, d
         try:
             content = load(path)
         except Failure as error:
-            report(f"warning: {error}; trying the checkpoint before it")
+            logger.warning(f"{error}; trying the checkpoint before it")
             continue
         # A run that is being extended has later ckpt_<step>.pt beside its ckpt.pt.
         if best is None or content.get("step", 0) > best[1].get("step", 0):
@@ -120,7 +122,7 @@ def keep_some(newest: Path, last: int, every: int | None) -> None:
             delete(path)
 
 
-def set_aside(start: Path, step: int, say: Callable[[str], None]) -> None:
+def set_aside(start: Path, step: int) -> None:
     """Before a run goes back to `start`, of `step`: later ones lose the names they would be taken by."""
     for path in in_folder(start.parent):
         if path != start and (is_final(path) or step_of(path) > step):
@@ -130,7 +132,7 @@ def set_aside(start: Path, step: int, say: Callable[[str], None]) -> None:
                 number += 1
                 aside = path.with_name(f"{path.name}.set-aside-{number}")
             path.rename(aside)
-            say(f"note: {path.name} is of more steps than {start.name}: it is now {aside.name}")
+            logger.info(f"note: {path.name} is of more steps than {start.name}: it is now {aside.name}")
 
 
 def delete(path: Path) -> None:

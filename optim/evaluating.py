@@ -1,5 +1,6 @@
 """Evaluations of a run while it trains, and at its end; each with a text sample."""
 
+import logging
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,8 @@ from evaluation.text import write_text
 from optim.randomness import derive_seed
 from optim.validation import Evaluation, evaluate
 
+logger = logging.getLogger(__name__)
+
 SAMPLE_TOKENS = 64
 EVAL_BATCHES = 24  # of an intermediate evaluation
 
@@ -30,11 +33,10 @@ class Evaluator:
         corpus: Corpus,
         precision: Precision,
         parallel: Alone,
-        say: Callable[[str], None],
     ) -> None:
         self._config, self._corpus, self._precision, self._parallel = config, corpus, precision, parallel
         self._vocab_size, self._prefix = args.vocab_size, args.eval_seq_prefix
-        self._tokenizer = self._sample_tokenizer(say)
+        self._tokenizer = self._sample_tokenizer()
 
     def __call__(self, model: nn.Module, step: int, stop: Callable[[], bool]) -> dict[str, Any] | None:
         """What the line of that step says of it; None where it was stopped. All processes call this."""
@@ -64,14 +66,14 @@ class Evaluator:
             result["sample"] = self._prefix + text
         return result
 
-    def _sample_tokenizer(self, say: Callable[[str], None]):
+    def _sample_tokenizer(self):
         if self._prefix in (None, "none"):
             return None
         try:
             tokenizer = self._corpus.load_tokenizer()
             tokenizer.encode(self._prefix)
         except Failure as error:
-            say(f"note: no text samples at evaluations: {error}")
+            logger.info(f"note: no text samples at evaluations: {error}")
             return None
         return tokenizer
 

@@ -2,16 +2,18 @@
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from errors import Failure, UsageError
 from files import write_json
+
+logger = logging.getLogger(__name__)
 
 FILE_NAME = "run.lock"
 BEAT = 15.0  # seconds between signs of life
@@ -22,7 +24,7 @@ class RunLock:
     """Holds a run's folder. A thread renews the file's time; other machines see by its moving, whatever their
     clocks say, that this one is alive."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None] = print) -> None:
+    def __init__(self, folder: Path) -> None:
         """Take the folder, waiting up to a minute to see whether another machine still has it.
 
         Raises UsageError, naming host and process, where it does; Failure where it cannot be written.
@@ -32,7 +34,7 @@ class RunLock:
         if "SLURM_JOB_ID" in os.environ:
             self._mine["job"] = os.environ["SLURM_JOB_ID"]
         self._ended = threading.Event()
-        self._take(say)
+        self._take()
         self._beater = threading.Thread(target=self._beat, daemon=True)
         self._beater.start()
 
@@ -45,21 +47,23 @@ class RunLock:
                 self.path.unlink()
                 self.path.parent.rmdir()  # if nothing came of the run
 
-    def _take(self, say: Callable[[str], None]) -> None:
+    def _take(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             while True:
                 if self._create():
                     return
                 holder = _read(self.path)
-                if holder is not None and self._alive(holder, say):
+                if holder is not None and self._alive(holder):
                     job = f", Slurm job {holder['job']}" if "job" in holder else ""
                     raise UsageError(
                         f"{self.path.parent} is in use by process {holder['pid']} on {holder['host']}{job}; "
                         f"end that run, or give another --exp_name"
                     )
                 if holder is not None:
-                    say(f"process {holder['pid']} on {holder['host']} has ended and left its lock behind")
+                    logger.info(
+                        f"process {holder['pid']} on {holder['host']} has ended and left its lock behind"
+                    )
                 self._remove(holder)
         except OSError as error:
             raise Failure(f"cannot write {self.path}: {error.strerror or error}") from error
@@ -86,10 +90,10 @@ class RunLock:
                     os.link(moved, self.path)
             moved.unlink()
 
-    def _alive(self, holder: dict[str, Any], say: Callable[[str], None]) -> bool:
+    def _alive(self, holder: dict[str, Any]) -> bool:
         if holder.get("host") == self._mine["host"]:
             return holder.get("started") is not None and _started(holder.get("pid", 0)) == holder["started"]
-        say(
+        logger.info(
             f"{self.path.parent} was in use by process {holder['pid']} on {holder['host']}; waiting up to "
             f"{STALE:.0f} s to see whether it still is"
         )

@@ -1,12 +1,15 @@
 """metrics.jsonl: one line for each logged interval of a run, and the curves read back from it."""
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from errors import Failure
 from files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 FILE_NAME = "metrics.jsonl"
 CURVES = ("train_loss", "lr", "grad_norm", "val_loss", "val_perplexity", "val_accuracy")
@@ -91,7 +94,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
             # The power may fail in the middle of the last line; it is written again with its step.
-            print(f"warning: {path}, line {number} is incomplete and is left out")
+            logger.warning(f"{path}, line {number} is incomplete and is left out")
     return lines
 
 

@@ -1,5 +1,6 @@
 """What a person sees of a run: a bar on a terminal, plain lines elsewhere."""
 
+import logging
 import sys
 import time
 
@@ -8,13 +9,15 @@ from tqdm import tqdm
 from config.training import TrainConfig
 from data.progress import clock
 
+logger = logging.getLogger(__name__)
+
 
 class Progress:
-    """Loss, tokens per second, time left. Lines go to stdout; a bar to stderr, where that is a terminal."""
+    """Loss, tokens per second, time left: log lines, and a bar on stderr where that is a terminal."""
 
     def __init__(self, config: TrainConfig, step: int, shown: bool = True) -> None:
         """shown: False in a process that is not the first."""
-        self._config, self._shown = config, shown
+        self._config = config
         self._start = (step, time.perf_counter())
         self._bar = tqdm(
             total=config.iterations,
@@ -32,14 +35,6 @@ class Progress:
         )
         self._bar.update()
 
-    def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
-        if not self._shown:
-            return
-        self._bar.clear()
-        print(text, flush=True)
-        self._bar.refresh()
-
     def metrics(self, line: dict) -> None:
         """The line that went into metrics.jsonl."""
         parts = [f"step {line['step']}/{self._config.iterations}", f"loss {line['train_loss']:.4f}"]
@@ -49,9 +44,9 @@ class Progress:
         if line["grad_norm"] is not None:
             parts.append(f"grad {line['grad_norm']:.2f}")
         parts += [f"{line['tokens_per_second']:,.0f} tok/s", f"{clock(self._left(line['step']))} left"]
-        self.say("  ".join(parts))
+        logger.info("  ".join(parts))
         if line.get("sample"):
-            self.say(f"  sample: {line['sample']!r}")
+            logger.info(f"  sample: {line['sample']!r}")
 
     def close(self) -> None:
         self._bar.close()

@@ -1,6 +1,7 @@
 """A training run from its flags to its summary: what main.py calls."""
 
 import dataclasses
+import logging
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from optim.lock import RunLock
 from optim.metrics import MetricsFile
 from optim.progress import Progress
 from optim.randomness import seed_torch
-from optim.resume import extension, find_start
+from optim.resume import Extension, extension, find_start
 from optim.saver import Saver
 from optim.state import TrainState
 from optim.stop import Stop
@@ -34,8 +35,10 @@ from optim.summary import versions, write_summary
 from optim.train import train
 from optim.wandb_log import WandbLog
 
+logger = logging.getLogger(__name__)
 
-def run_training(args: Namespace, say: Callable[[str], None] = print) -> int:
+
+def run_training(args: Namespace) -> int:
     """Train what the flags describe, or go on with it; returns the exit code.
 
     That is 0, or --exit_code_unfinished for a run that was stopped with steps left. Raises UsageError for
@@ -44,19 +47,18 @@ def run_training(args: Namespace, say: Callable[[str], None] = print) -> int:
     began = time.monotonic()
     on_cuda = args.device != "cpu" and args.distributed_backend != "gloo"
     processes = Processes(on_cuda, timeout_minutes=args.distributed_timeout)
-    say = say if processes.is_main else _say_nothing
     with processes.one_voice():
         device = choose_device(args.device)
         folder = experiment_dir(args)
         if processes.broadcast(processes.is_main and run_folder.covered_by_summary(folder, args.iterations)):
             what = f"{folder / 'summary.json'} covers {args.iterations} iterations"
-            say(f"finished already: {what}; nothing to do")
+            logger.info(f"finished already: {what}; nothing to do")
             return 0
-        lock = RunLock(folder, say) if processes.is_main else None
+        lock = RunLock(folder) if processes.is_main else None
         processes.after_all()
         try:
-            run = Run(args, folder, processes, device, say)
-            with Stop(processes, args.max_time, began, say) as stop:
+            run = Run(args, folder, processes, device)
+            with Stop(processes, args.max_time, began) as stop:
                 try:
                     finished = run.train(stop)
                 except KeyboardInterrupt:
@@ -68,10 +70,6 @@ def run_training(args: Namespace, say: Callable[[str], None] = print) -> int:
             if lock is not None:
                 lock.release()
     return 0 if finished else args.exit_code_unfinished
-
-
-def _say_nothing(_: str) -> None:
-    """What the other processes have to say is what the first says."""
 
 
 def _kept(folder: Path) -> str:
@@ -89,9 +87,8 @@ class Run:
         folder: Path,
         processes: Processes,
         device: torch.device,
-        say: Callable[[str], None],
     ) -> None:
-        self.args, self.folder, self.processes, self.say = args, folder, processes, say
+        self.args, self.folder, self.processes = args, folder, processes
         self.config = TrainConfig.from_args(args)
         self.share = Share.of(args.batch_size, args.acc_steps, processes.rank, processes.size)
         self.parallel = choose_parallel(
@@ -104,10 +101,10 @@ class Run:
             )
         self.precision = choose_precision(args.dtype, device)
         if processes.is_main:
-            self.corpus = open_corpus_of(args, args.sequence_length, say)
+            self.corpus = open_corpus_of(args, args.sequence_length, logger.info)
         processes.after_all()  # by now its token files are there
         if not processes.is_main:
-            self.corpus = open_corpus_of(args, args.sequence_length, say)
+            self.corpus = open_corpus_of(args, args.sequence_length, logger.info)
         seed_torch(args.seed, "initialisation")
         self.model = models.make_model_from_args(args).to(device)
         start = self._find_start()
@@ -117,9 +114,9 @@ class Run:
         self.model = self.parallel.place(self.model)
         self.state = TrainState.fresh(self.model, self.config, self.precision.gradient_scaler())
         if start is not None:
-            self._restore(*start, extended.sentence)
+            self._restore(*start, extended)
         self._describe()
-        self.evaluator = Evaluator(args, self.config, self.corpus, self.precision, self.parallel, say)
+        self.evaluator = Evaluator(args, self.config, self.corpus, self.precision, self.parallel)
 
     def train(self, stop: Stop) -> bool:
         """Train to the last iteration, evaluate on the whole validation set, save ckpt.pt.
@@ -137,14 +134,14 @@ class Run:
         metrics = MetricsFile(self.folder, self.state.step) if main else None
         progress = Progress(self.config, self.state.step, shown=main)
         wandb = WandbLog(self.args, self.folder) if main else None
-        saver = self._saver(progress)
+        saver = self._saver()
         self.processes.let_finish(saver.busy)
         windows = self.corpus.windows("train", self.config.sequence_length, self.args.vocab_size)
         saved = -1
 
         def log(line: dict[str, Any]) -> None:
             if main:
-                self._try(lambda: metrics.append(line), progress)
+                self._try(lambda: metrics.append(line))
                 wandb.log(line)
                 progress.metrics(line)
 
@@ -154,7 +151,7 @@ class Run:
             if main and final:
                 metrics.sync()
             elif main:
-                logged = self._try(metrics.sync, progress)
+                logged = self._try(metrics.sync)
             if self.processes.any(not logged):
                 return  # a checkpoint would claim that its steps are logged
             if main or self.parallel.sharded:
@@ -177,7 +174,7 @@ class Run:
                 progress=progress,
             )
             if not finished:
-                progress.say(self._unfinished(stop))
+                logger.info(self._unfinished(stop))
             if finished or saved != self.state.step:
                 save(final=finished)
             if saved != self.state.step:
@@ -209,11 +206,11 @@ class Run:
         if self.args.remove_intermediary_checkpoints_at_end:
             checkpoint.remove_intermediary(self.folder)
         final = run_folder.in_folder(self.folder)[0]
-        self.say(f"finished: {final}, summary.json and metrics.jsonl beside it")
+        logger.info(f"finished: {final}, summary.json and metrics.jsonl beside it")
 
     def _find_start(self) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint to go on from, the same one for all processes: the first one chooses it."""
-        start = find_start(self.args, self.folder, self.say) if self.processes.is_main else None
+        start = find_start(self.args, self.folder) if self.processes.is_main else None
         self.processes.after_all()  # it may have read for long
         path = self.processes.broadcast(None if start is None else start[0])
         if path is None:
@@ -222,11 +219,10 @@ class Run:
         self.processes.after_all()  # they have read it: the first may rename it now
         return path, content
 
-    def _restore(self, path: Path, content: dict[str, Any], extended: str) -> None:
-        """extended: the sentence of `optim.resume.extension`."""
+    def _restore(self, path: Path, content: dict[str, Any], extended: Extension) -> None:
         self.state.restore(content, self.config, self.parallel.localise)
         self.corpus.require_tokenizer(content["tokenizer"], f"the model in {path}")
-        self.say(f"resuming from {path} at step {self.state.step}")
+        logger.info(f"resuming from {path} at step {self.state.step}")
         # Of a run whose final checkpoint is there, only the summary can be missing; else nothing is to do.
         of_end = run_folder.is_final(path) and path.parent == self.folder
         left = self.state.step < self.config.iterations or self.state.interval.steps
@@ -236,38 +232,38 @@ class Run:
                 "asks for no more; ask for more, or give another --exp_name"
             )
         if self.processes.is_main and self.args.use_pretrained != "auto" and path.parent == self.folder:
-            checkpoint.set_aside(path, self.state.step, self.say)
-        if extended and self.state.step < self.config.iterations:
+            checkpoint.set_aside(path, self.state.step)
+        if extended.sentence and self.state.step < self.config.iterations:
             if of_end and self.processes.is_main and path.exists():
                 checkpoint.keep_final(path, self.state.step)
-            self.say(extended.format(rate=self.state.schedule.get_last_lr()[0]))
+            logger.log(extended.level, extended.sentence.format(rate=self.state.schedule.get_last_lr()[0]))
 
     def _describe(self) -> None:
         of_vocabulary = vocabulary_note(self.corpus.meta, self.args.vocab_size)
         for note in [*notes(self.args), *([of_vocabulary] if of_vocabulary else [])]:
-            self.say(note)
+            logger.info(note)
         device = self.precision.device
         name = (
             torch.cuda.get_device_name(device)
             if device.type == "cuda"
             else f"{torch.get_num_threads()} threads"
         )
-        self.say(f"{self.args.model}: {self.model.parameter_count():,} parameters, on {device} ({name})")
-        self.say(f"{self.config.tokens_per_step:,} tokens a step, computed in {self.precision.reason}")
+        logger.info(f"{self.args.model}: {self.model.parameter_count():,} parameters, on {device} ({name})")
+        logger.info(f"{self.config.tokens_per_step:,} tokens a step, computed in {self.precision.reason}")
         if self.processes.size > 1:
             rows = self.share.rows
-            self.say(
+            logger.info(
                 f"{self.processes.size} processes ({self.parallel.name}); each takes {self.share.acc_steps} "
                 f"micro-batches of {rows.stop - rows.start} sequences a step"
             )
-        self.say(f"run folder: {self.folder}")
+        logger.info(f"run folder: {self.folder}")
 
     def _forward(self) -> torch.nn.Module:
         if self.args.compile:
             compile_training(self.model, self.precision.device)
         return self.parallel.forward_of(self.model)
 
-    def _saver(self, progress: Progress) -> Saver:
+    def _saver(self) -> Saver:
         staging = self.args.checkpoint_staging_dir
         return Saver(
             self.folder,
@@ -277,7 +273,6 @@ class Run:
             keep_last=self.args.keep_last,
             keep_every=self.args.keep_every,
             on_cuda=self.precision.device.type == "cuda",
-            say=progress.say,
         )
 
     def _content(self) -> dict[str, Any]:
@@ -288,12 +283,12 @@ class Run:
         }
 
     @staticmethod
-    def _try(write: Callable[[], None], progress: Progress) -> bool:
+    def _try(write: Callable[[], None]) -> bool:
         """Whether it worked. A line that cannot be written now is written with the next one."""
         try:
             write()
         except Failure as error:
-            progress.say(f"warning: {error}; training goes on, and tries again")
+            logger.warning(f"{error}; training goes on, and tries again")
             return False
         return True
 

@@ -1,5 +1,6 @@
 """Checkpoints are written by a thread: training waits for a copy in host memory, and for nothing else."""
 
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from errors import Failure
 from optim import checkpoint, run_folder
+
+logger = logging.getLogger(__name__)
 
 _LONG = 5.0  # seconds of waiting that are worth a line
 
@@ -82,10 +85,9 @@ class Saver:
         keep_last: int | None,
         keep_every: int | None,
         on_cuda: bool,
-        say: Callable[[str], None],
     ) -> None:
         """staging: see `checkpoint_file.write`. keep_last, keep_every: which to keep; None: all."""
-        self._folder, self._sharded, self._group, self._say = folder, sharded, group, say
+        self._folder, self._sharded, self._group = folder, sharded, group
         self._staging, self._keep = staging, (keep_last, keep_every)
         self._stage = _parts_on_host(on_cuda) if sharded else HostCopy(on_cuda)
         self._thread = ThreadPoolExecutor(max_workers=1)
@@ -97,7 +99,7 @@ class Saver:
         self.wait()
         waited = time.perf_counter() - started
         if waited > _LONG:
-            self._say(f"warning: training waited {waited:.0f} s for the checkpoint before to be written")
+            logger.warning(f"training waited {waited:.0f} s for the checkpoint before to be written")
         suffix = run_folder.FOLDER if self._sharded else run_folder.FILE
         path = self._folder / run_folder.name_of(None if final else step, suffix)
         self._job = self._thread.submit(self._write, path, self._stage(content))
@@ -111,7 +113,7 @@ class Saver:
         except Failure as error:
             if must:
                 raise
-            self._say(f"warning: {error}; training goes on, and the next checkpoint is tried in its turn")
+            logger.warning(f"{error}; training goes on, and the next checkpoint is tried in its turn")
         finally:
             self._job = None
 

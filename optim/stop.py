@@ -1,11 +1,13 @@
 """When a run stops before its last iteration: signals, a time, a number of steps."""
 
+import logging
 import signal
 import time
-from collections.abc import Callable
 from types import FrameType
 
 from distributed import Processes
+
+logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _MINUTE = 60.0
@@ -18,15 +20,9 @@ class Stop:
     All processes agree: `asked` is a question to all of them. reason: of the stop, once it was asked for.
     """
 
-    def __init__(
-        self,
-        processes: Processes,
-        max_time: float | None,
-        began: float,
-        say: Callable[[str], None] = print,
-    ) -> None:
+    def __init__(self, processes: Processes, max_time: float | None, began: float) -> None:
         """max_time: minutes from `began` (of time.monotonic) on; None: no limit."""
-        self._processes, self._say = processes, say
+        self._processes = processes
         self._end = None if max_time is None else began + max_time * _MINUTE
         self._signal = 0  # the last one that came
         self._before: dict[signal.Signals, object] = {}
@@ -53,5 +49,5 @@ class Stop:
         if number == signal.SIGINT and self._signal == signal.SIGINT:
             raise KeyboardInterrupt
         if number == signal.SIGINT:
-            self._say("stopping behind this micro-batch; Ctrl-C again ends at once, and saves nothing")
+            logger.info("stopping behind this micro-batch; Ctrl-C again ends at once, and saves nothing")
         self._signal = number

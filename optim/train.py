@@ -3,6 +3,7 @@
 Shapes: B batch, T tokens.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,8 @@ from errors import Failure
 from optim.progress import Progress
 from optim.randomness import seed_torch
 from optim.state import Interval, TrainState
+
+logger = logging.getLogger(__name__)
 
 SPIKE = 5.0  # a gradient norm this many times the interval's mean is worth a warning
 
@@ -68,7 +71,7 @@ def train(
                     return False
                 line |= found
             log(line)
-            _warn_of_spike(line, progress)
+            _warn_of_spike(line)
             state.interval = Interval()
         if state.step > first and _due_to_save(state.step, config):
             save()
@@ -175,10 +178,10 @@ def _line(state: TrainState, config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _warn_of_spike(line: dict[str, Any], progress: Progress) -> None:
+def _warn_of_spike(line: dict[str, Any]) -> None:
     mean, largest = line["mean_grad_norm"], line["max_grad_norm"]
     if mean and largest > SPIKE * mean:
-        progress.say(
-            f"warning: a gradient spike: the largest norm since the last line was {largest:.2f}, "
+        logger.warning(
+            f"a gradient spike: the largest norm since the last line was {largest:.2f}, "
             f"{largest / mean:.1f} times the mean"
         )

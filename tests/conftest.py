@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import errors
 from tests.in_process import run_in_process
 
 ROOT = Path(__file__).parents[1]
@@ -101,6 +102,7 @@ def processes():
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    errors.log_to_stdout()  # as every script does
 
 
 @pytest.fixture

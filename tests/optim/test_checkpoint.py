@@ -52,23 +52,24 @@ def test_order(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"hello" * 50])
-def test_a_damaged_file_is_named_and_the_one_before_taken(tmp_path, damage):
+def test_a_damaged_file_is_named_and_the_one_before_taken(tmp_path, damage, capsys):
     write(tmp_path / "ckpt_1.pt", 1)
     write(tmp_path / "ckpt_2.pt", 2)
     newest = tmp_path / "ckpt_2.pt"
     broken = damage(newest.read_bytes())
     newest.write_bytes(broken)
-    said = []
-    path, content = checkpoint.newest(tmp_path, said.append)
+    path, content = checkpoint.newest(tmp_path)
     assert path.name == "ckpt_1.pt" and content["step"] == 1
-    assert len(said) == 1 and "ckpt_2.pt is damaged or no checkpoint" in said[0]
+    said = capsys.readouterr().out
+    assert said.count("warning: ") == said.count("\n") == 1
+    assert "ckpt_2.pt is damaged or no checkpoint" in said
     assert newest.read_bytes() == broken  # left in place
 
 
 def test_starting_afresh_silently_is_worse_than_stopping(tmp_path):
     (tmp_path / "ckpt_2.pt").write_bytes(b"broken")
     with pytest.raises(Failure, match="none of the 1 checkpoints"):
-        checkpoint.newest(tmp_path, lambda text: None)
+        checkpoint.newest(tmp_path)
 
 
 class RunsACommand:
