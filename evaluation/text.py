@@ -105,21 +105,6 @@ def stream_texts(
     yield [(decoder.finish(), 0) for decoder in decoders]
 
 
-def write_text(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    prompt: str,
-    max_new_tokens: int,
-    precision: Precision,
-    *,
-    seed: int,
-    **settings: Any,
-) -> str:
-    """Returns the full continuation of one prompt; arguments as for `stream_texts`."""
-    steps = stream_texts(model, tokenizer, [prompt], max_new_tokens, precision, seed=seed, **settings)
-    return "".join(piece for ((piece, _),) in steps)
-
-
 def colour(passes: int, n_repeat: int) -> tuple[int, int, int]:
     """Returns (red, green, blue) of the background for a token that took 1 <= passes <= n_repeat passes."""
     place = (len(_SCALE) - 1) * (passes - 1) / max(1, n_repeat - 1)

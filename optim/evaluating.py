@@ -5,15 +5,17 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from config.training import TrainConfig
 from data import Corpus
 from data.batches import contiguous_batches, validation_subset
+from data.tokenizers import decode
 from distributed import Precision
 from distributed.parallel import Alone
 from errors import Failure
-from evaluation.text import write_text
+from models.generation import generate
 from optim.randomness import derive_seed
 from optim.validation import Evaluation, evaluate
 
@@ -53,25 +55,33 @@ class Evaluator:
         result = _line(found)
         # A network that lies in several processes is run by all of them.
         if self._tokenizer is not None and (processes.is_main or self._parallel.sharded):
-            text = write_text(
+            result["sample"] = self._prefix + self._continuation(model, step)
+        return result
+
+    def _continuation(self, model: nn.Module, step: int) -> str:
+        """A sample of text after the prefix; a function of the weights, the seed and the step."""
+        start = self._tokenizer.encode(self._prefix).tolist() or [self._tokenizer.end_of_text]
+        with self._precision.autocast():
+            drawn = generate(
                 model,
-                self._tokenizer,
-                self._prefix,
+                [start],
                 SAMPLE_TOKENS,
-                self._precision,
-                seed=derive_seed(config.seed, "sample", step),
+                n_tokens=self._tokenizer.vocab_size,
+                generator=torch.Generator().manual_seed(derive_seed(self._config.seed, "sample", step)),
                 temperature=0.8,
                 top_k=40,
             )
-            result["sample"] = self._prefix + text
-        return result
+            return decode(self._tokenizer, [int(one.tokens) for one in drawn])
 
     def _sample_tokenizer(self):
         if self._prefix in (None, "none"):
             return None
         try:
             tokenizer = self._corpus.load_tokenizer()
-            tokenizer.encode(self._prefix)
+            if not len(tokenizer.encode(self._prefix)) and tokenizer.end_of_text is None:
+                raise Failure(
+                    "the prefix is empty, and the tokeniser has no end-of-text token to begin with"
+                )
         except Failure as error:
             logger.info(f"note: no text samples at evaluations: {error}")
             return None

@@ -13,7 +13,7 @@ from data.tokenizers import Bytes, Characters
 from distributed import choose_precision
 from errors import UsageError
 from evaluation.restore import restore
-from evaluation.text import write_text
+from evaluation.text import stream_texts
 from models import ModelConfig
 from models.language_model import LanguageModel
 from tests.conftest import ROOT
@@ -152,18 +152,20 @@ def test_no_tokens_to_score_or_to_begin_with(lab):
         harness.loglikelihood_rolling(instances(lab, ("abc",)), disable_tqdm=True)
 
 
+def greedy_text(harness, prompt, count):
+    """The greedy continuation, as generate.py prints it."""
+    steps = stream_texts(
+        harness.model, Bytes(), [prompt], count, PRECISION, seed=0, temperature=0.0, **harness.routing
+    )
+    return "".join(piece for ((piece, _),) in steps)
+
+
 @pytest.mark.parametrize("name", ["ln_cotformer", "adm"])
 def test_continuations(lab, name):
     harness = make(lab, name)
     settings = {"until": ["\n\n"], "max_gen_toks": 12, "do_sample": False}
     contexts = ["The", "The cat sat", "Once upon a time there was a context", ""]
-    whole = {
-        context: write_text(
-            harness.model, Bytes(), context[-8:], 12, PRECISION, seed=0, temperature=0.0,
-            **harness.routing,
-        )
-        for context in contexts[:3]
-    }  # fmt: skip
+    whole = {context: greedy_text(harness, context[-8:], 12) for context in contexts[:3]}
     found = harness.generate_until(
         instances(lab, *((context, settings) for context in contexts)), disable_tqdm=True
     )
