@@ -173,7 +173,6 @@ def test_config_does_not_import_torch():
             assert not any(name.split(".")[0] == "torch" for name in names), module
 
 
-@pytest.mark.xfail(strict=True, reason="optim/run.py")
 def test_no_file_is_longer_than_300_lines():
     lengths = {path: len((ROOT / path).read_text().splitlines()) for path in our_files()}
     longer = {path for path, length in lengths.items() if length > 300}
