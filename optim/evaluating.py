@@ -79,9 +79,7 @@ class Evaluator:
         try:
             tokenizer = self._corpus.load_tokenizer()
             if not len(tokenizer.encode(self._prefix)) and tokenizer.end_of_text is None:
-                raise Failure(
-                    "the prefix is empty, and the tokeniser has no end-of-text token to begin with"
-                )
+                raise Failure("the prefix is empty, and the tokeniser has no end-of-text token to begin with")
         except Failure as error:
             logger.info(f"note: no text samples at evaluations: {error}")
             return None
