@@ -19,7 +19,7 @@ from distributed import Precision
 from errors import Failure, UsageError
 from files import write_atomically, write_json
 from models.config import ModelConfig
-from models.key_values import Visible
+from models.kv_cache import Visible
 from models.language_model import LanguageModel
 from tables import aligned_table
 
@@ -32,31 +32,32 @@ AVERAGE = (
 
 
 def log_probabilities(
-    queries: Tensor, seen: Visible, chunk: int = CHUNK
+    queries: Tensor, seen: Visible, chunk: int = CHUNK, first: int = 0
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Log-probabilities of attention: softmax with scale 1/sqrt(D), in float32 at least.
 
     Args:
         queries: (B, H, n, D), rotated.
         chunk: how many probabilities to hold at once, about.
+        first: the first query to look at.
 
     Yields:
         a slice of the queries, their log-probabilities (B, H, c, S), -inf where masked, and the mask (c, S)
         or (B, 1, c, S), True where a query sees a key.
     """
     batch, heads, count, size = queries.shape
-    n_keys = seen.kept[0].shape[2]
     dtype = torch.promote_types(queries.dtype, torch.float32)
-    keys = seen.kept[0].to(dtype).transpose(-1, -2)
+    keys = seen.concatenated()[0].to(dtype).mT
+    n_keys = keys.shape[-1]
     step = max(1, chunk // (batch * heads * n_keys))
     positions = torch.arange(n_keys, device=queries.device)
-    for start in range(0, count, step):
+    for start in range(first, count, step):
         part = slice(start, min(start + step, count))
-        if seen.mask is not None:
-            visible = seen.mask[..., part, :]
+        if seen.mask.tensor is not None:
+            visible = seen.mask.tensor[..., part, :]
         else:  # causal: query i sees the first i + 1 keys; else every query sees all keys
             last = torch.arange(part.start, part.stop, device=queries.device)[:, None]
-            visible = positions <= (last if seen.causal else n_keys)
+            visible = positions <= (last if seen.mask.is_causal else n_keys)
         scores = queries[:, :, part].to(dtype) @ keys / size**0.5
         yield part, scores.masked_fill(~visible, -torch.inf).log_softmax(-1), visible
 
@@ -90,13 +91,11 @@ class LastTokenAttention:
         """Add one call, for `watch_attention`. Raises UsageError unless every token took every pass."""
         if call.repeat < self._repeats:
             return
-        kept, mask = call.seen.kept, call.seen.mask
-        batch, _, n_keys, _ = kept[0].shape
-        if call.rows.token is not None or n_keys != self._repeats * call.rows.grid.length:
+        batch, _, n_keys, _ = call.seen.concatenated()[0].shape
+        if call.tokens.index is not None or n_keys != self._repeats * call.tokens.grid.length:
             raise UsageError("attention to all passes exists only where every token takes every pass")
-        # The last query sees all keys unless a mask says otherwise.
-        seen = call.seen._replace(mask=None if mask is None else mask[..., -1:, :], causal=False)
-        ((_, logs, _),) = log_probabilities(call.queries[:, :, -1:], seen)
+        last = call.queries.shape[2] - 1
+        ((_, logs, _),) = log_probabilities(call.queries, call.seen, first=last)
         added = logs[:, :, 0].exp().double().sum(0).unflatten(-1, (self._repeats, -1)).cpu()
         self._sum = added if self._sum is None else self._sum + added
         self.windows += batch

@@ -4,11 +4,11 @@ Each `watch_*` is a context manager. Inside it, `see` is called at every place o
 so that it may compute in float64; on leaving, the hooks are removed. Hooks keep nothing between forward
 passes but counters.
 
-Shapes: B batch, T tokens, H heads, D head size, C = n_embd; *rows.shape as in `models.active_tokens`.
+Shapes: B batch, T tokens, H heads, D head size, C = n_embd; *tokens.shape as in `models.active_tokens`.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from distributed import Precision
 from errors import Failure
-from models.active_tokens import Rows
+from models.active_tokens import ActiveTokens
 from models.block import Block
-from models.key_values import Store, View, Visible
+from models.embeddings import rotate
+from models.kv_cache import Cache, KeysValues, LayerKeys, Visible
 from models.language_model import LanguageModel
-from models.positions import rotate
 
 
 class Layer(NamedTuple):
@@ -39,8 +39,8 @@ class Attended(NamedTuple):
     """One call of a layer's attention.
 
     repeat: the number of this call in the forward pass, from 1; for middle layers, the pass. queries:
-    (B, H, n, D), rotated, padded where sequences are uneven. keys, values: (*key_rows.shape, H, D), those of
-    this pass, before rotation. seen: all keys and values with their mask. output: (*rows.shape, C).
+    (B, H, n, D), rotated, padded where sequences are uneven. keys, values: (*key_tokens.shape, H, D), those of
+    this pass, before rotation. seen: all keys and values with their mask. output: (*tokens.shape, C).
     """
 
     layer: Layer
@@ -48,8 +48,8 @@ class Attended(NamedTuple):
     queries: Tensor
     keys: Tensor
     values: Tensor
-    rows: Rows
-    key_rows: Rows
+    tokens: ActiveTokens
+    key_tokens: ActiveTokens
     seen: Visible
     output: Tensor
 
@@ -107,18 +107,19 @@ def watch_attention(
     """Call `see` after each attention layer, or after that of one layer. Projections are computed again."""
 
     def look(layer: Layer, repeat: int, attention: nn.Module, args: tuple, output: Tensor) -> None:
-        x, rows, store, context = args
-        if not rows.total:
+        x, tokens, layer_keys, source = args
+        if not tokens.count:
             return
-        queries, keys, values = attention.project(x, rows, context)
-        queries = rows.to_batch(rotate(queries, rows.rotation))
-        key_rows = rows if context is None else context.rows
+        queries, keys, values = attention.project(x, tokens, source)
+        queries = tokens.pad(rotate(queries, tokens.rotation))
+        key_tokens = tokens if source is None else source.tokens
+        seen = layer_keys.cache.seen
         with _exact(x):
-            see(Attended(layer, repeat, queries, keys, values, rows, key_rows, store.seen, output))
+            see(Attended(layer, repeat, queries, keys, values, tokens, key_tokens, seen, output))
 
     def listen(attention: nn.Module, args: tuple) -> tuple:
-        x, rows, store, context = args
-        return x, rows, _Listening(store), context
+        x, tokens, keys, source = args
+        return x, tokens, keys._replace(cache=_Listening(keys.cache)), source
 
     blocks = layers_of(model)
     attentions = {layer: block.attn for layer, block in blocks.items() if only in (None, layer)}
@@ -127,8 +128,10 @@ def watch_attention(
 
 
 @contextmanager
-def watch_blocks(model: LanguageModel, see: Callable[[Layer, int, Tensor, Rows], None]) -> Iterator[None]:
-    """Call `see(layer, repeat, x, rows)` after each block; x (*rows.shape, C) is its output."""
+def watch_blocks(
+    model: LanguageModel, see: Callable[[Layer, int, Tensor, ActiveTokens], None]
+) -> Iterator[None]:
+    """Call `see(layer, repeat, x, tokens)` after each block; x (*tokens.shape, C) is its output."""
 
     def look(layer: Layer, repeat: int, block: nn.Module, args: tuple, output: Tensor) -> None:
         with _exact(output):
@@ -139,13 +142,13 @@ def watch_blocks(model: LanguageModel, see: Callable[[Layer, int, Tensor, Rows],
 
 
 @contextmanager
-def watch_passes(model: LanguageModel, see: Callable[[int, Tensor, Rows], None]) -> Iterator[None]:
-    """Call `see(repeat, x, rows)` after each pass; x (*rows.shape, C) is the input of the next one."""
+def watch_passes(model: LanguageModel, see: Callable[[int, Tensor, ActiveTokens], None]) -> Iterator[None]:
+    """Call `see(repeat, x, tokens)` after each pass; x (*tokens.shape, C) is the input of the next one."""
 
     def look(module: nn.Module, args: tuple, output: Tensor) -> None:
-        _, rows, repeat = args
+        _, tokens, repeat = args
         with _exact(output):
-            see(repeat, output, rows)
+            see(repeat, output, tokens)
 
     handle = model.after_pass.register_forward_hook(look)
     try:
@@ -187,17 +190,18 @@ def _counting(
 
 
 class _Listening:
-    """A store that remembers its last answer."""
+    """A cache that remembers its last answer."""
 
     seen: Visible
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, cache: Cache) -> None:
+        self._cache, self.persistent = cache, cache.persistent
 
-    def add(self, kept: Sequence[Tensor], key_rows: Rows, query_rows: Rows) -> View:
-        view = self._store.add(kept, key_rows, query_rows)
-        self.seen = view.whole()
-        return view
+    def update(
+        self, of: LayerKeys, new: KeysValues, key_tokens: ActiveTokens, query_tokens: ActiveTokens
+    ) -> Visible:
+        self.seen = self._cache.update(of, new, key_tokens, query_tokens)
+        return self.seen
 
 
 def _exact(x: Tensor) -> torch.autocast:

@@ -97,7 +97,7 @@ class KVStatistics:
         return self._moments[layer, repeat]
 
     def _add_stacked(self, call: Attended, z: Tensor) -> None:
-        grid = call.key_rows.grid
+        grid = call.key_tokens.grid
         if len(z) != grid.batch * grid.length:
             raise UsageError(
                 "keys and values of all passes can be stacked only where every token takes every pass; "
@@ -116,7 +116,7 @@ class KVStatistics:
         nats, counts = entropies(call.queries, call.seen, self._chunk)
         normalised = torch.where(counts > 1, nats / counts.log(), torch.nan)
         both = torch.stack((nats, normalised), -1)
-        both = call.rows.from_batch(both).flatten(0, -3)  # (n, H, 2): without padding
+        both = call.tokens.unpad(both).flatten(0, -3)  # (n, H, 2): without padding
         heads = torch.arange(both.shape[1], device=both.device).expand(both.shape[:2])
         if place not in self.entropy:
             self.entropy[place] = GroupedMeans(both.shape[1], 2)

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from analysis.hooks import Layer, forward_passes, watch_blocks, watch_passes
 from analysis.statistics import GroupedMeans
 from distributed import Precision
-from models.active_tokens import Rows
+from models.active_tokens import ActiveTokens
 from models.heads import IGNORED
-from models.key_values import ForwardMemory
+from models.kv_cache import PassKeys
 from models.language_model import LanguageModel
 
 # loss: cross entropy, nats per token. accuracy: the target is the most likely token. agreement: the full
@@ -49,29 +49,29 @@ class HiddenStates:
     def reset(self) -> None:
         self._current, self.by_depth = None, {}
 
-    def _after_block(self, layer: Layer, repeat: int, x: Tensor, rows: Rows) -> None:
-        current = self._updated(x, rows)
+    def _after_block(self, layer: Layer, repeat: int, x: Tensor, tokens: ActiveTokens) -> None:
+        current = self._updated(x, tokens)
         if layer.part != "end":
             self._current = current  # halted tokens keep the state of their last block
         name = layer.name if layer.part != "middle" else f"{layer.name}, repeat {repeat}"
         self.by_depth[name] = current
 
-    def _after_pass(self, repeat: int, x: Tensor, rows: Rows) -> None:
-        self._current = self._updated(x, rows)
-        self.by_depth[f"repeat {repeat}"] = self._through_end_blocks(self._current, rows)
+    def _after_pass(self, repeat: int, x: Tensor, tokens: ActiveTokens) -> None:
+        self._current = self._updated(x, tokens)
+        self.by_depth[f"repeat {repeat}"] = self._through_end_blocks(self._current, tokens)
 
-    def _updated(self, x: Tensor, rows: Rows) -> Tensor:
+    def _updated(self, x: Tensor, tokens: ActiveTokens) -> Tensor:
         """The states of all tokens (B * T, C), with x for the active ones."""
         flat = x.detach().flatten(0, -2)
-        if self._current is None or rows.total == len(self._current):
+        if self._current is None or tokens.count == len(self._current):
             return flat
-        return self._current.to(flat.dtype).index_copy(0, rows.tokens, flat)
+        return self._current.to(flat.dtype).index_copy(0, tokens.flat_index, flat)
 
-    def _through_end_blocks(self, current: Tensor, rows: Rows) -> Tensor:
+    def _through_end_blocks(self, current: Tensor, tokens: ActiveTokens) -> Tensor:
         if not self._through:
             return current
-        everyone = Rows(rows.grid)
-        memory = ForwardMemory(self._model.config.attention_window_length)
+        everyone = ActiveTokens(tokens.grid)
+        keys = PassKeys(self._model.config.attention_window_length)
         x = current.view(*everyone.shape, -1)
         for index, block in enumerate(self._model.transformer.h_end):
             # Calling the block would trigger the hooks.

@@ -28,7 +28,7 @@ def main() -> None:
 
     analysis = command.begin(own, given, "logit_lens", attentions=("mha", "mla"))
     run = analysis.run
-    if run.model.config.rows_per_token > 1:
+    if run.model.config.positions_per_token > 1:
         raise UsageError(
             f"{run.path} is a {run.model.config.variant.paper_name}: it predicts from its pauses only"
         )

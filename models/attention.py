@@ -1,72 +1,176 @@
-"""Multi-head attention, and what every kind of attention is given.
+"""Attention modules: multi-head attention, and multi-head latent attention (DeepSeek-V2).
 
-Shapes: *rows.shape as in `models.active_tokens`, C = n_embd, H = n_head, D = C / H.
+Shapes: *tokens.shape as in `models.active_tokens`, B batch, n queries, S visible keys, C = n_embd, H =
+n_head, D = C / H; latent attention: L = kv_lora_rank, E = qk_rope_head_dim.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.active_tokens import Rows
-from models.attention_op import attend
+from models.active_tokens import ActiveTokens
+from models.attention_op import attention_op
 from models.config import ModelConfig
-from models.key_values import Store
-from models.positions import rotate
+from models.embeddings import rotate
+from models.kv_cache import LayerKeys, Visible
 
 
-class Context(NamedTuple):
-    """Representations that offer keys and values in place of the rows' own: x (*rows.shape, C)."""
+class KeySource(NamedTuple):
+    """Representations x (*tokens.shape, C) that keys and values are made from in place of the queries'."""
 
     x: Tensor
-    rows: Rows
+    tokens: ActiveTokens
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head softmax attention with scale 1/sqrt(D); what it may look at is the store's affair."""
+    """Multi-head softmax attention with scale 1 / sqrt(D)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
         self.dropout, self.fast = config.dropout, config.attention == "fast"
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # rows: q, k, v
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # queries, keys, values
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rows: Rows, store: Store, context: Context | None = None) -> Tensor:
-        """x (*rows.shape, C) -> (*rows.shape, C). context: what keys and values are made of, if not x."""
-        q, k, v = self.project(x, rows, context)
-        key_rows = rows if context is None else context.rows
-        k = rotate(k, key_rows.rotation)
-        seen = store.add((key_rows.to_batch(k), key_rows.to_batch(v)), key_rows, rows)
-        if not rows.total:
+    def forward(
+        self, x: Tensor, tokens: ActiveTokens, keys: LayerKeys, source: KeySource | None = None
+    ) -> Tensor:
+        """x (*tokens.shape, C) -> the same. source: what keys and values are made from, if not x."""
+        q, k, v = self.project(x, tokens, source)  # (*shape, H, D) each
+        key_tokens = tokens if source is None else source.tokens
+        k = rotate(k, key_tokens.rotation)
+        visible = keys.update((key_tokens.pad(k), key_tokens.pad(v)), key_tokens, tokens)
+        if not tokens.count:
             return x
-        queries = rows.to_batch(rotate(q, rows.rotation))
-        dropout = self.dropout if self.training else 0.0
-        y = attend(queries, *seen, fast=self.fast, dropout=dropout)
-        return self.resid_dropout(self.c_proj(rows.from_batch(y).flatten(-2)))
+        q = tokens.pad(rotate(q, tokens.rotation))  # (B, H, n, D)
+        y = attention_op(q, visible, fast=self.fast, dropout=self.dropout if self.training else 0.0)
+        return self.resid_dropout(self.c_proj(tokens.unpad(y).flatten(-2)))
 
-    def project(self, x: Tensor, rows: Rows, context: Context | None = None) -> list[Tensor]:
-        """Queries of `rows`, and keys and values of the context's rows or these, all before their rotation.
+    def project(self, x: Tensor, tokens: ActiveTokens, source: KeySource | None = None) -> list[Tensor]:
+        """Queries of x, keys and values of x or of `source`, before rotation: (*their shape, H, D) each.
 
-        Each (*shape of its rows, H, D). Where there are no rows, the queries mean nothing.
+        Where there are no tokens, the queries are meaningless.
         """
-        if context is None:
+        if source is None:
             return self._heads(self.c_attn(x), 3)
-        return self._apart(x, context.x) if rows.total else self._heads(self.c_attn(context.x), 3)
+        if not tokens.count:
+            return self._heads(self.c_attn(source.x), 3)
+        # Slicing the weight pays only here, where queries are saved: autocast converts each slice anew.
+        width = self.c_proj.in_features
+        weight, bias = self.c_attn.weight, self.c_attn.bias
+        query_bias, other_bias = (None, None) if bias is None else (bias[:width], bias[width:])
+        query = self._heads(F.linear(x, weight[:width], query_bias), 1)
+        return query + self._heads(F.linear(source.x, weight[width:], other_bias), 2)
 
     def _heads(self, projected: Tensor, parts: int) -> list[Tensor]:
         """(..., parts * C) -> parts times (..., H, D)."""
         return [part.unflatten(-1, (self.n_head, -1)) for part in projected.chunk(parts, dim=-1)]
 
-    def _apart(self, x: Tensor, context: Tensor) -> list[Tensor]:
-        """Queries of x, keys and values of `context`.
 
-        Under autocast a part of the weight is converted at each call, the whole only once: so this is for
-        when there are queries to save.
+class LatentAttention(nn.Module):
+    """Multi-head latent attention (DeepSeek-AI 2024, arXiv:2405.04434, Section 2.1).
+
+    Keys and values of all heads are made from one normalised latent of L numbers, and one key of E rotated
+    numbers that the heads share. A head's key is qk_nope_head_dim numbers made from the latent, then the
+    shared key; its value is v_head_dim numbers made from the latent. Queries come from a latent of
+    q_lora_rank numbers; the scale is 1 / sqrt(size of a key).
+
+    A KV cache keeps (latent, shared key), L + E numbers a token. A prompt makes keys and values from these; a
+    single new token attends to the latents themselves (`_absorbed`), with the same result. In training, keys
+    and values are made once and shared by all passes. As in DeepSeek's code, up-projections have no biases.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout, self.fast = config.dropout, config.attention == "fast"
+        self.latent_sizes = [config.kv_lora_rank, config.qk_rope_head_dim]
+        self.query_sizes = [config.qk_nope_head_dim, config.qk_rope_head_dim]
+        self.head_sizes = [config.qk_nope_head_dim, config.v_head_dim]  # made from the latent, per head
+        self.scale = sum(self.query_sizes) ** -0.5
+        self.q_down = nn.Linear(config.n_embd, config.q_lora_rank, bias=config.bias)
+        self.q_norm = nn.RMSNorm(config.q_lora_rank, eps=1e-5)
+        self.q_up = nn.Linear(config.q_lora_rank, self.n_head * sum(self.query_sizes), bias=False)
+        self.kv_down = nn.Linear(config.n_embd, sum(self.latent_sizes), bias=config.bias)
+        self.kv_norm = nn.RMSNorm(config.kv_lora_rank, eps=1e-5)
+        self.kv_up = nn.Linear(config.kv_lora_rank, self.n_head * sum(self.head_sizes), bias=False)
+        self.c_proj = nn.Linear(self.n_head * config.v_head_dim, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, tokens: ActiveTokens, keys: LayerKeys, source: KeySource | None = None
+    ) -> Tensor:
+        """x (*tokens.shape, C) -> (*tokens.shape, C). source: what latents are made from, if not x."""
+        key_x, key_tokens = (x, tokens) if source is None else source
+        latents = key_tokens.pad(self._latents(key_x, key_tokens))  # (B, 1, n, L + E)
+        cached = keys.cache.persistent
+        visible = keys.update((latents,) if cached else self._keys_values(latents), key_tokens, tokens)
+        if not tokens.count:
+            return x
+        q = tokens.pad(self._queries(x, tokens))  # (B, H, n, size of a key)
+        if cached and tokens.grid.length == 1:
+            y = self._absorbed(q, visible)
+        else:
+            if cached:
+                visible = Visible([self._keys_values(*one) for one in visible.passes], visible.mask)
+            q = F.pad(q, (0, visible.passes[0][0].shape[-1] - q.shape[-1]))
+            dropout = self.dropout if self.training else 0.0
+            y = attention_op(q, visible, fast=self.fast, dropout=dropout, scale=self.scale)
+            y = y[..., : self.head_sizes[1]]
+        return self.resid_dropout(self.c_proj(tokens.unpad(y).flatten(-2)))
+
+    def _latents(self, x: Tensor, tokens: ActiveTokens) -> Tensor:
+        """x (*tokens.shape, C) -> latents and shared keys (*tokens.shape, 1, L + E)."""
+        latent, key = self.kv_down(x).unsqueeze(-2).split(self.latent_sizes, dim=-1)
+        return torch.cat((_normalised(self.kv_norm, latent), rotate(key, tokens.rotation)), dim=-1)
+
+    def _queries(self, x: Tensor, tokens: ActiveTokens) -> Tensor:
+        """x (*tokens.shape, C) -> (*tokens.shape, H, size of a key)."""
+        heads = self.q_up(_normalised(self.q_norm, self.q_down(x))).unflatten(-1, (self.n_head, -1))
+        fixed, rotated = heads.split(self.query_sizes, dim=-1)
+        return torch.cat((fixed, rotate(rotated, tokens.rotation)), dim=-1)
+
+    def _keys_values(self, latents: Tensor) -> Sequence[Tensor]:
+        """(B, 1, S, L + E) -> keys and values (B, H, S, D), the narrower of them padded with zeros.
+
+        Attention kernels want one head size: on a CPU, equal sizes take two thirds of the time.
         """
-        width = self.c_proj.in_features
-        weight, bias = self.c_attn.weight, self.c_attn.bias
-        of_query, of_rest = (None, None) if bias is None else (bias[:width], bias[width:])
-        query = self._heads(F.linear(x, weight[:width], of_query), 1)
-        return query + self._heads(F.linear(context, weight[width:], of_rest), 2)
+        latent, shared = latents.split(self.latent_sizes, dim=-1)
+        heads = self.kv_up(latent.squeeze(1)).unflatten(-1, (self.n_head, -1)).transpose(1, 2)
+        keys, values = heads.split(self.head_sizes, dim=-1)
+        keys = torch.cat((keys, shared.expand(-1, self.n_head, -1, -1)), dim=-1)
+        size = max(keys.shape[-1], values.shape[-1])
+        return [F.pad(tensor, (0, size - tensor.shape[-1])) for tensor in (keys, values)]
+
+    def _absorbed(self, queries: Tensor, visible: Visible) -> Tensor:
+        """The same for one query (B, H, 1, size of a key), without making keys and values: (B, H, 1, D).
+
+        A key's part from the latent c is U c, and q . U c = (U^T q) . c: so U^T q attends to latents. Values
+        are V c, whose weighted mean is V times that of the latents. All heads attend to the same latents, so
+        for the kernel they are H queries of one head.
+        """
+        (latents,) = visible.concatenated()
+        up_keys, up_values = self.kv_up.weight.unflatten(0, (self.n_head, -1)).split(self.head_sizes, dim=1)
+        fixed, rotated = queries.squeeze(2).split(self.query_sizes, dim=-1)  # (B, H, ...)
+        into_latents = torch.einsum("bhk,hkl->bhl", fixed, up_keys)
+        means = F.scaled_dot_product_attention(
+            torch.cat((into_latents, rotated), dim=-1)[:, None],
+            latents,
+            latents[..., : self.latent_sizes[0]],
+            attn_mask=visible.mask.tensor,
+            dropout_p=self.dropout if self.training else 0.0,
+            scale=self.scale,
+        )
+        return torch.einsum("bhl,hvl->bhv", means[:, 0], up_values)[:, :, None]
+
+
+def _normalised(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    """norm(x) in the format of its weight: autocast gives x another one, which the kernel refuses."""
+    return norm(x.to(torch.promote_types(x.dtype, norm.weight.dtype))).to(x.dtype)
+
+
+ATTENTIONS = {"mha": MultiHeadAttention, "mla": LatentAttention}

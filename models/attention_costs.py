@@ -54,4 +54,4 @@ def cache_bytes_per_token(args: Any, dtype: Any = "torch.bfloat16", attention: s
     costs = ATTENTION_COSTS[attention or config.variant.attention](config)
     n_begin, n_mid, n_end = config.layers
     blocks = n_begin + n_mid * config.repeats + n_end * config.exits
-    return blocks * config.rows_per_token * costs.kept * BYTES[str(dtype)]
+    return blocks * config.positions_per_token * costs.kept * BYTES[str(dtype)]

@@ -1,100 +1,155 @@
-"""Attention over the keys and values of one or several passes: the plain form, and faster ones.
+"""The attention operation: one softmax over the visible keys of one or several passes.
 
-Shapes: B batch, H heads, n queries, S_i keys of the i-th pass, D size of a head.
+Shapes: B batch, H heads, n queries, S visible keys, D head size; in a block of queries q queries and k keys.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from hardware import cpu_multiplies_bfloat16
-from models.by_patches import by_patches
-from models.by_products import by_products
-from models.masks import Sights
+from models.kv_cache import KeysValues, Visible
+from models.masks import MaskBlock
 
-# Measured on a CPU.
-SHORT, LONG = 256, 512  # queries
-FEWEST_QUERIES = 16
+# Measured on a CPU with AVX512-BF16.
+FEWEST_QUERIES = 16  # below, as in decoding, keys and values would be copied for little computation
 FEWEST_SCORES, FEWEST_SCORES_IN_TRAINING = 2**20, 2**16
-
-Pass = tuple[Tensor, Tensor]  # keys (B, H, S_i, D), values alike
-Form = Callable[[Tensor, Sequence[Pass], Sights, float], Tensor]
+LONG, SHORT_BLOCK, LONG_BLOCK = 1024, 128, 256  # queries
 
 
-def attend(
-    queries: Tensor,
-    passes: Sequence[Pass],
-    sights: Sights,
-    *,
-    fast: bool,
-    dropout: float = 0.0,
-    scale: float | None = None,
+def attention_op(
+    queries: Tensor, visible: Visible, *, fast: bool, dropout: float = 0.0, scale: float | None = None
 ) -> Tensor:
-    """One softmax over the visible keys of all passes: queries (B, H, n, D) -> (B, H, n, D).
+    """Attend to the keys and values of all passes: queries (B, H, n, D) -> (B, H, n, D).
 
-    dropout: of probabilities. scale: of scores, None: 1 / sqrt(D). fast: by a faster form, where there is one
-    and it pays: on CPUs, without dropout, not in a compiled step.
+    Args:
+        fast: use `cpu_matmul_attention` where it is faster (`--attention fast`).
+        dropout: of attention probabilities.
+        scale: of scores; None: 1 / sqrt(D).
     """
     scale = queries.shape[-1] ** -0.5 if scale is None else scale
-    # Compiled, faster forms would be hundreds of kernels, which takes minutes to compile.
-    if not fast or dropout or queries.device.type != "cpu" or torch.compiler.is_compiling():
-        return _plain(queries, passes, sights, dropout, scale)
-    work = _format(queries)
-    form = faster(queries, passes, work)
-    if form is None:
-        return _plain(queries, passes, sights, dropout, scale)
-    return form(queries.to(work), [(k.to(work), v.to(work)) for k, v in passes], sights, scale)
+    if fast and not dropout and _cpu_matmul_is_faster(queries, visible.passes, dtype := _dtype(queries)):
+        passes = [[tensor.to(dtype) for tensor in keys_values] for keys_values in visible.passes]
+        return cpu_matmul_attention(queries.to(dtype), Visible(passes, visible.mask), scale)
+    keys, values = visible.concatenated()
+    mask = visible.mask
+    return F.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=mask.tensor, is_causal=mask.is_causal, dropout_p=dropout, scale=scale
+    )
 
 
-def faster(queries: Tensor, passes: Sequence[Pass], work: torch.dtype) -> Form | None:
-    """The form that is faster in the format `work` than the plain one on this CPU, if any."""
-    if work == torch.bfloat16 and cpu_multiplies_bfloat16() and torch.backends.mkldnn.is_available():
-        return by_products if _products_pay(queries, passes) else None
-    return by_patches if _patches_pay(queries, passes) else None
+def _dtype(queries: Tensor) -> torch.dtype:
+    """The format in which autocast computes attention."""
+    device = queries.device.type
+    autocast = torch.is_autocast_enabled(device) and queries.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if autocast else queries.dtype
 
 
-def _products_pay(queries: Tensor, passes: Sequence[Pass]) -> bool:
-    """As measured: from a million scores on; where there is a backward pass, from fewer.
-
-    Not for a few queries, as in decoding, for which keys and values would be copied and little is computed.
-    """
+def _cpu_matmul_is_faster(queries: Tensor, passes: Sequence[KeysValues], dtype: torch.dtype) -> bool:
+    """On CPUs that multiply bfloat16, for enough scores. Compiling its many kernels would take minutes."""
+    if queries.device.type != "cpu" or dtype != torch.bfloat16 or torch.compiler.is_compiling():
+        return False
+    if not cpu_multiplies_bfloat16() or not torch.backends.mkldnn.is_available():
+        return False
     batch, heads, length, _ = queries.shape
     scores = batch * heads * length * sum(keys.shape[2] for keys, _ in passes)
     fewest = FEWEST_SCORES_IN_TRAINING if torch.is_grad_enabled() else FEWEST_SCORES
     return length >= FEWEST_QUERIES and scores >= fewest
 
 
-def _patches_pay(queries: Tensor, passes: Sequence[Pass]) -> bool:
-    """As measured, forward and backward: for long texts, and shorter ones if there are several.
+def cpu_matmul_attention(queries: Tensor, visible: Visible, scale: float) -> Tensor:
+    """`attention_op` as matrix products, block by block of queries: see `_CPUMatmulAttention`."""
+    size = LONG_BLOCK if len(visible.passes) == 1 or queries.shape[2] >= LONG else SHORT_BLOCK
+    blocks = visible.mask.blocks(size, queries.dtype)
+    return _CPUMatmulAttention.apply(scale, blocks, queries, *(x for one in visible.passes for x in one))
 
-    Not for one long pass alone, of which PyTorch's kernel leaves out what is hidden by itself.
+
+class _CPUMatmulAttention(torch.autograd.Function):
+    """softmax(scale Q K^T + bias) V; the backward pass recomputes the probabilities.
+
+    PyTorch's attention kernel for CPUs gains nothing by bfloat16, matrix products do. A product in bfloat16
+    rounds its result: a score of 20 to the nearest eighth. Softmax ignores a constant, and only scores near a
+    query's largest matter: so the row maximum is subtracted before rounding, which limits the error. Likewise
+    the mean (y . grad y) is subtracted from the gradients of probabilities before they are rounded.
     """
-    batch, length = len(queries), queries.shape[2]
-    enough = length >= LONG or (length >= SHORT and batch * length >= 2 * LONG)
-    return enough and (len(passes) > 1 or length < 2 * LONG)
+
+    @staticmethod
+    def forward(ctx: Any, scale: float, blocks: Sequence[MaskBlock], *tensors: Tensor) -> Tensor:
+        queries, *keys_values = tensors
+        batch, heads, length, _ = queries.shape
+        # (B, n, H, D) in memory, which the output projection takes without a copy.
+        y = queries.new_empty(batch, length, heads, keys_values[1].shape[-1]).transpose(1, 2)
+        half = torch.finfo(queries.dtype).bits < 32
+        maximum = queries.new_empty(batch, heads, length, 1) if half else None
+        for block in blocks:
+            q, k, v = _of_block(block, queries, keys_values)
+            if maximum is not None:
+                scores = _biased_product(block.bias, None, q, k, scale)
+                maximum[:, :, block.queries] = scores.amax(-1, keepdim=True).unflatten(0, y.shape[:2])
+            p = _biased_product(block.bias, _rows(maximum, block), q, k, scale).softmax(-1)
+            y[:, :, block.queries] = torch.bmm(p, v.flatten(0, 1)).unflatten(0, y.shape[:2])
+        ctx.scale, ctx.blocks = scale, blocks
+        ctx.save_for_backward(maximum, y, *tensors)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        maximum, y, queries, *keys_values = ctx.saved_tensors
+        mean = None if maximum is None else (grad * y).sum(-1, keepdim=True)
+        grad_queries = torch.empty_like(queries)
+        # Many blocks add to the gradients of a key: summed in float32 at least.
+        sums = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in keys_values]
+        for block in ctx.blocks:
+            q, k, v = _of_block(block, queries, keys_values)
+            grad_y = grad[:, :, block.queries].contiguous()
+            p = _biased_product(block.bias, _rows(maximum, block), q, k, ctx.scale).softmax(-1)
+            grad_p = _biased_product(None, _rows(mean, block), grad_y, v)
+            grad_scores = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
+            grad_queries[:, :, block.queries] = _product(grad_scores, k, ctx.scale)
+            grad_k, grad_v = _product(grad_scores.mT, q, ctx.scale), _product(p.mT, grad_y)
+            sizes = [keys.stop - keys.start for _, keys in block.keys]
+            parts = zip(block.keys, grad_k.split(sizes, dim=2), grad_v.split(sizes, dim=2), strict=True)
+            for (number, keys), of_keys, of_values in parts:
+                sums[2 * number][:, :, keys] += of_keys
+                sums[2 * number + 1][:, :, keys] += of_values
+        return None, None, grad_queries, *(s.to(x.dtype) for s, x in zip(sums, keys_values, strict=True))
 
 
-def _format(queries: Tensor) -> torch.dtype:
-    """In which autocast would have the plain form's kernel compute."""
-    if not torch.is_autocast_enabled("cpu") or queries.dtype == torch.float64:
-        return queries.dtype
-    return torch.get_autocast_dtype("cpu")
+def _of_block(block: MaskBlock, queries: Tensor, keys_values: Sequence[Tensor]) -> list[Tensor]:
+    """The block's queries, and its keys and values of all passes: (B, H, q or k, D) each."""
+    parts = [
+        torch.cat([keys_values[2 * number + kind][:, :, keys] for number, keys in block.keys], dim=2)
+        for kind in range(2)
+    ]
+    return [queries[:, :, block.queries].contiguous(), *parts]
 
 
-def _plain(queries: Tensor, passes: Sequence[Pass], sights: Sights, dropout: float, scale: float) -> Tensor:
-    keys, values = joined(passes)
-    return F.scaled_dot_product_attention(
-        queries, keys, values, attn_mask=sights.whole_mask, is_causal=sights.all_causal,
-        dropout_p=dropout, scale=scale,
-    )  # fmt: skip
+def _rows(x: Tensor | None, block: MaskBlock) -> Tensor | None:
+    return None if x is None else x[:, :, block.queries]
 
 
-def joined(passes: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """The tensors of several passes, each kind one behind the other."""
-    return (
-        list(passes[0])
-        if len(passes) == 1
-        else [torch.cat(part, dim=2) for part in zip(*passes, strict=True)]
-    )
+def _biased_product(
+    bias: Tensor | None, subtracted: Tensor | None, a: Tensor, b: Tensor, scale: float = 1.0
+) -> Tensor:
+    """bias - subtracted + scale * a @ b^T, rounded once: a (B, H, q, D), b (B, H, k, D) -> (B * H, q, k).
+
+    subtracted: (B, H, q, 1).
+    """
+    shape = *a.shape[:3], b.shape[2]
+    total = a.new_zeros(()) if bias is None else bias
+    if subtracted is not None:
+        total = total - subtracted
+    if subtracted is None or total.shape != shape:  # it is not a tensor of our own, of that size
+        total = total.expand(shape).clone(memory_format=torch.contiguous_format)
+    return total.flatten(0, 1).baddbmm_(a.flatten(0, 1), b.flatten(0, 1).mT, alpha=scale)
+
+
+def _product(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
+    """scale * a @ b: (B * H, q, k), (B, H, k, D) -> (B, H, q, D)."""
+    product = torch.baddbmm(b.new_empty(()), a, b.flatten(0, 1), beta=0, alpha=scale)
+    return product.unflatten(0, b.shape[:2])

@@ -1,6 +1,6 @@
-"""The pre-norm block that every variant is built from: a kind of attention, an MLP, their norms.
+"""The pre-norm transformer block that every variant is built from.
 
-Shapes: *rows.shape as in `models.active_tokens`, C = n_embd.
+Shapes: *tokens.shape as in `models.active_tokens`, C = n_embd.
 """
 
 from collections.abc import Sequence
@@ -8,18 +8,14 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.active_tokens import Rows
-from models.attention import Context, MultiHeadAttention
-from models.checkpointing import pays, recomputed
+from models.active_tokens import ActiveTokens
+from models.attention import ATTENTIONS, KeySource
 from models.config import ModelConfig
-from models.key_values import Store
-from models.latent_attention import LatentAttention
-
-ATTENTIONS = {"mha": MultiHeadAttention, "mla": LatentAttention}
+from models.kv_cache import LayerKeys, recomputation_pays, recomputed
 
 
 def layer_norm(config: ModelConfig) -> nn.LayerNorm:
-    """LayerNorm with eps 1e-5; it has a bias only if the configuration asks for biases."""
+    """LayerNorm with eps 1e-5; with a bias if the configuration asks for biases."""
     return nn.LayerNorm(config.n_embd, eps=1e-5, bias=config.bias)
 
 
@@ -48,19 +44,22 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self._checkpointed = config.activation_checkpointing == "block"
 
-    def forward(self, x: Tensor, rows: Rows, store: Store, context: Context | None = None) -> Tensor:
-        """x (*rows.shape, C) -> (*rows.shape, C).
+    def forward(
+        self, x: Tensor, tokens: ActiveTokens, keys: LayerKeys, source: KeySource | None = None
+    ) -> Tensor:
+        """x (*tokens.shape, C) -> (*tokens.shape, C).
 
-        context: keys and values are those of ln_1 of its representations instead of x's.
+        source: keys and values are made from ln_1 of its representations instead of x's.
         """
-        if not (self._checkpointed and pays(self.training, store)):
-            return self._run([store], x, rows, context)
-        key_rows = rows if context is None else context.rows
-        return recomputed(self._run, [store], key_rows, rows, x, rows, context)
+        if not (self._checkpointed and recomputation_pays(self.training, keys)):
+            return self._run([keys], x, tokens, source)
+        key_tokens = tokens if source is None else source.tokens
+        return recomputed(self._run, [keys], key_tokens, tokens, x, tokens, source)
 
-    def _run(self, stores: Sequence[Store], x: Tensor, rows: Rows, context: Context | None) -> Tensor:
-        (store,) = stores
-        if context is not None:
-            context = Context(self.ln_1(context.x), context.rows)
-        x = x + self.attn(self.ln_1(x), rows, store, context)
-        return x + self.mlp(self.ln_2(x)) if rows.total else x  # else only its context was to be kept
+    def _run(
+        self, keys: Sequence[LayerKeys], x: Tensor, tokens: ActiveTokens, source: KeySource | None
+    ) -> Tensor:
+        if source is not None:
+            source = KeySource(self.ln_1(source.x), source.tokens)
+        x = x + self.attn(self.ln_1(x), tokens, keys[0], source)
+        return x + self.mlp(self.ln_2(x)) if tokens.count else x  # without tokens only keys were to be cached

@@ -150,10 +150,10 @@ class ModelConfig:
         latent = self.variant.attention == "mla"
         if not latent and self.n_embd % self.n_head:
             raise UsageError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}")
-        if self.positional_encoder == "rotary" and self.turning_size % 2:
+        if self.positional_encoder == "rotary" and self.rotary_size % 2:
             what = "qk_rope_head_dim" if latent else "n_embd / n_head"
             raise UsageError(
-                f"rotary positions rotate pairs of numbers: {what} = {self.turning_size} must be even"
+                f"rotary positions rotate pairs of numbers: {what} = {self.rotary_size} must be even"
             )
         for name in ("training_length_factor", "eval_length_factor"):
             if getattr(self, name) is not None:
@@ -181,7 +181,7 @@ class ModelConfig:
         return find_variant(self.model)
 
     @property
-    def turning_size(self) -> int:
+    def rotary_size(self) -> int:
         """Numbers of a head's query or key that rotary positions rotate."""
         return self.qk_rope_head_dim if self.variant.attention == "mla" else self.n_embd // self.n_head
 
@@ -198,7 +198,7 @@ class ModelConfig:
         return self.n_repeat if self.variant.repeats else 1
 
     @property
-    def rows_per_token(self) -> int:
+    def positions_per_token(self) -> int:
         """Positions that a token of the text occupies: itself and its pause tokens."""
         return 1 + self.n_pause if self.variant.pauses else 1
 

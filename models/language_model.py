@@ -1,6 +1,6 @@
 """The language model: embedding, begin blocks, repeated middle, end blocks, norm, head, loss.
 
-Shapes: B batch, T tokens, C = n_embd, V = vocab_size.
+Shapes: B batch, T tokens, C = n_embd, V = vocab_size, R = n_repeat.
 """
 
 import functools
@@ -11,20 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.active_tokens import Grid, Rows
+from models.active_tokens import ActiveTokens, InputGrid
 from models.block import Block, layer_norm
-from models.cache import Cache
 from models.capacities import check_factors, draw_factors, tokens_per_pass
 from models.config import ModelConfig
-from models.depth_embedding import DEPTH_EMBEDDINGS
+from models.embeddings import DEPTH_EMBEDDINGS, POSITIONS, PauseTokens
 from models.halting import HaltingGate, StickBreaking
 from models.heads import ExpectedExit, LastExit
-from models.key_values import ForwardMemory, Memory
-from models.mixture_of_repeats import MixtureOfRepeats, RoutedUniversal
-from models.pause import PauseTokens
-from models.positions import POSITIONS
-from models.repeaters import AfterPass, CrossRepeat, Middle, Once, Repeated, Universal
-from models.routing import Router, Routing, Threshold, TopK
+from models.kv_cache import KVCache, LayerKeys, PassKeys
+from models.mixture_of_repeats import MixtureOfRepeats, RoutedUniversal, Router, Routing, Threshold, TopK
+from models.repeaters import AfterPass, CrossRepeat, Middle, Once, RepeaterOutput, Universal
 
 REPEATERS = {
     "once": Once,
@@ -38,10 +34,10 @@ REPEATERS = {
 
 
 class LanguageModel(nn.Module):
-    """One class for all variants: the row of `models.variants` says which parts it is put together from.
+    """One class for all variants: the row of `models.variants` names its parts.
 
     Parameters carry the names of the published checkpoints: `transformer.` with `wte`, `h_begin`, `h_mid`
-    (`h` in the plain transformer), `h_end`, `ln_mid`, `ln_f`, `mod` (routers); `depth_emb`; `pause_emb`;
+    (`h` in the standard transformer), `h_end`, `ln_mid`, `ln_f`, `mod` (routers); `depth_emb`; `pause_emb`;
     `depth_predictor` (the gate of stick breaking); `to_halt_logits` (PonderNet); `lm_head`, tied to wte.
     """
 
@@ -50,7 +46,7 @@ class LanguageModel(nn.Module):
         self.config = config
         variant = config.variant
         n_begin, n_mid, n_end = config.layers
-        # The released checkpoints call the blocks of a transformer without repeats plainly "h".
+        # Released checkpoints call the blocks of a transformer without repeats just "h".
         self._middle_name = "h_mid" if variant.repeats else "h"
 
         self.transformer = nn.ModuleDict(
@@ -67,17 +63,17 @@ class LanguageModel(nn.Module):
             DEPTH_EMBEDDINGS[config.depth_embedding](config) if config.has_depth_embedding else None
         )
         self.pause_emb = PauseTokens(config) if variant.pauses else None
-        self.positions = POSITIONS[config.positional_encoder](config.turning_size)
+        self.positions = POSITIONS[config.positional_encoder](config.rotary_size)
         if variant.routed:
             self.transformer["mod"] = nn.ModuleList(Router(config) for _ in range(config.n_repeat - 1))
-        self.depth_predictor = HaltingGate(config) if variant.repeater == "stick_breaking" else None
+        self.depth_predictor = HaltingGate(config) if variant.has_halting_gate else None
         # The last pass takes the rest of the halting probability, so it has no head of its own.
         self.to_halt_logits = nn.ModuleList(nn.Linear(config.n_embd, 1) for _ in range(config.exits - 1))
         self.drop = nn.Dropout(config.dropout)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.repeater = REPEATERS[variant.repeater]()
         self.after_pass = AfterPass()
-        self.readout = ExpectedExit(config) if variant.repeater == "ponder" else LastExit(config)
+        self.loss_head = ExpectedExit(config) if variant.predicts_every_pass else LastExit(config)
         self.compute_in_training: Callable[..., dict[str, Any]] | None = None  # None: `compute`
         self._initialise()
         self.lm_head.weight = self.transformer.wte.weight
@@ -101,27 +97,35 @@ class LanguageModel(nn.Module):
         thresholds: Sequence[float] | None = None,
         get_predictions: bool = False,
         get_routing: bool = False,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
         lengths: Sequence[int] | None = None,
     ) -> dict[str, Any]:
-        """Run the network on token ids idx (B, T), of any length T, and score it where targets are given.
+        """Run the network on token ids, and score it where targets are given.
 
-        targets: (B, T) ids; -1 is ignored by the loss. length_factors or thresholds: route by the top k of
-        R - 1 capacities, or by R - 1 thresholds, instead of as the configuration says; of no effect on models
-        that do not route. cache: continue the sequences that it holds, and add these tokens to them.
-        lengths: tokens of each sequence that count, where they differ; the rest of its row is padding.
+        Args:
+            idx: token ids (B, T), of any length T.
+            targets: next token ids (B, T); -1 is ignored by the loss.
+            get_logits, get_predictions, get_routing: what to return, see below.
+            length_factors: route by top-k with these R - 1 capacities, instead of as configured.
+            thresholds: route by these R - 1 thresholds. Both have no effect on models without routers.
+            cache: continue the texts in it, and add these tokens to them.
+            lengths: tokens of each sequence that count, where they differ; the rest of its row is padding.
 
-        Returns a dict with
-        logits: None unless get_logits; (B, T, V), or (B, 1, V), the last position, without targets.
-        loss: what training minimises, and cross_entropy_loss, the part that perplexity is made of: scalars in
-        nats per token, None without targets.
-        predictions: None unless get_predictions; the likeliest ids, in the shape of the logits without V.
-        With targets, and without get_logits, the logits that they come from are never all there at once.
-        average_depth: blocks that a token passes one after the other, on average; pauses pass them beside it,
-        and do not add. tokens_per_pass: tokens of a sequence, pauses not counted, that each of the R passes
-        computed, averaged over the batch. Scalar tensors where only the device knows them.
-        With get_routing also router_scores (B, R - 1, T), NaN where a router did not see a token, and passes
-        (B, T), how many each token took.
+        Returns:
+            logits: None unless get_logits; (B, T, V), or without targets (B, 1, V), the last position.
+            loss: what training minimises, and cross_entropy_loss, the part that perplexity is made of:
+            scalars in
+                nats per token; None without targets.
+            predictions: None unless get_predictions; the most probable ids, in the shape of the logits
+            without V.
+                With targets and without get_logits, logits are computed in chunks.
+            average_depth: blocks that a token passes in sequence, on average (pause tokens do not add).
+            tokens_per_pass: tokens of a sequence that each of the R passes computed, averaged over the batch,
+            pause
+                tokens not counted. Scalar tensors where only the device knows them.
+            router_scores (B, R - 1, T), NaN where a router did not see a token, and passes (B, T), how many
+            each
+                token took: with get_routing only.
         """
         routing = None
         if self.config.variant.routed:
@@ -140,73 +144,68 @@ class LanguageModel(nn.Module):
         get_logits: bool,
         get_predictions: bool,
         get_routing: bool,
-        cache: Cache | None,
+        cache: KVCache | None,
         lengths: Sequence[int] | None,
     ) -> dict[str, Any]:
-        """`forward` once capacities have been drawn: what `optim.compiling` compiles.
+        """`forward` after capacities have been drawn: the part that `--compile` compiles.
 
-        Where it is compiled, stick breaking computes frozen tokens too, and get_routing counts them.
+        When compiled, stick breaking computes frozen tokens too, and get_routing counts them.
         """
-        config = self.config
-        rows, memory = self._rows(idx, cache, lengths)
-        x = self._embed(idx, rows)
-        for index, block in enumerate(self.transformer.h_begin):
-            x = block(x, rows, memory.own_pass(("begin", index)))
-        repeated = self.repeater(x, rows, self._middle(routing), memory)
-        exits = [self._end(x, rows, memory, number) for number, x in enumerate(repeated.exits, start=1)]
+        tokens, keys = self._active_tokens(idx, cache, lengths)
+        x = self._embed(idx, tokens)
+        for layer, block in enumerate(self.transformer.h_begin):
+            x = block(x, tokens, LayerKeys(keys, ("begin", layer), 1, all_passes=False))
+        middle = self.repeater(x, tokens, self._middle(routing), keys)
+        exits = [self._end(x, tokens, keys, number) for number, x in enumerate(middle.exits, start=1)]
         logits = loss = cross_entropy = passes = predictions = None
         if targets is not None or get_logits or get_predictions:
-            each = config.rows_per_token  # the last of a token's rows predicts
-            exits = [rows.last(x) if targets is None else x[..., each - 1 :: each, :] for x in exits]
-            logits, loss, cross_entropy, passes, predictions = self.readout(
+            each = self.config.positions_per_token  # the last of a token's positions predicts
+            exits = [tokens.last(x) if targets is None else x[..., each - 1 :: each, :] for x in exits]
+            logits, loss, cross_entropy, passes, predictions = self.loss_head(
                 self, exits, targets, self.training, get_logits or targets is None, get_predictions
             )
-        if loss is not None and self.training and repeated.penalty is not None:
-            per = rows.total if config.act_loss_reduction == "sum" else 1
-            loss = loss + config.penalty_weight * per * repeated.penalty
-        tokens = [total / config.rows_per_token / rows.grid.batch for total in repeated.totals]
-        tokens += [0.0] * (config.repeats - len(tokens))
-        if passes is None:
-            passes = sum(repeated.totals) / rows.total
-        n_begin, n_mid, n_end = config.layers
+        if loss is not None and self.training and middle.penalty is not None:
+            per = tokens.count if self.config.act_loss_reduction == "sum" else 1
+            loss = loss + self.config.penalty_weight * per * middle.penalty
         output = {
             "logits": logits if get_logits else None,
             "predictions": predictions,
             "loss": loss,
             "cross_entropy_loss": cross_entropy,
-            "average_depth": passes * n_mid + n_begin + n_end,
-            "tokens_per_pass": tokens,
+            **self._depth(tokens, middle, passes),
         }
         if get_routing:
-            output |= _routing_by_position(repeated, config.repeats, config.rows_per_token)
+            output |= _routing_by_position(middle, self.config.repeats, self.config.positions_per_token)
         return output
 
-    def _embed(self, idx: Tensor, rows: Rows) -> Tensor:
-        """(*rows.shape, C). The rows of a token stand together: it, then its pauses."""
-        each = self.config.rows_per_token
-        x = self.transformer.wte(idx.flatten()[rows.tokens[::each] // each])
-        if self.pause_emb is not None:
-            x = self.pause_emb(x)
-        return self.drop(x.view(*rows.shape, -1))
-
-    def _rows(self, idx: Tensor, cache: Cache | None, lengths: Sequence[int] | None) -> tuple[Rows, Memory]:
-        """All tokens of the input, and their pauses, as rows, and the memory that they work with."""
-        each = self.config.rows_per_token
+    def _active_tokens(
+        self, idx: Tensor, cache: KVCache | None, lengths: Sequence[int] | None
+    ) -> tuple[ActiveTokens, PassKeys | KVCache]:
+        """All tokens of the input with their pause tokens, and where their keys and values are kept."""
+        each = self.config.positions_per_token
         batch, length = len(idx), idx.shape[1] * each
         positions = torch.arange(length, device=idx.device)
         if cache is not None and any(cache.lengths):
             positions = positions + each * torch.tensor(cache.lengths, device=idx.device)[:, None]
         work = torch.promote_types(self.lm_head.weight.dtype, torch.float32)
         rotation = self.positions(positions)
-        grid = Grid(batch, length, positions, rotation and tuple(table.to(work) for table in rotation))
-        rows = Rows(grid)
+        rotation = rotation and tuple(table.to(work) for table in rotation)
+        tokens = ActiveTokens(InputGrid(batch, length, positions, rotation))
         if lengths is not None:
             ends = each * torch.tensor(lengths, device=idx.device)[:, None]
-            rows = rows.keep(torch.arange(length, device=idx.device) < ends)
+            tokens = tokens.filter(torch.arange(length, device=idx.device) < ends)
         if cache is None:
-            return rows, ForwardMemory(self.config.attention_window_length)
-        cache.advance([count // each for count in rows.counts])
-        return rows, cache
+            return tokens, PassKeys(self.config.attention_window_length)
+        cache.advance([count // each for count in tokens.counts])
+        return tokens, cache
+
+    def _embed(self, idx: Tensor, tokens: ActiveTokens) -> Tensor:
+        """Token ids (B, T) -> (*tokens.shape, C), each token followed by its pause tokens."""
+        each = self.config.positions_per_token
+        x = self.transformer.wte(idx.flatten()[tokens.flat_index[::each] // each])
+        if self.pause_emb is not None:
+            x = self.pause_emb(x)
+        return self.drop(x.view(*tokens.shape, -1))
 
     def _middle(self, routing: Routing | None) -> Middle:
         """The parts that the repeater works with."""
@@ -224,6 +223,11 @@ class LanguageModel(nn.Module):
             checkpointed=self.config.activation_checkpointing == "repeat",
         )
 
+    def _end(self, x: Tensor, tokens: ActiveTokens, keys: PassKeys | KVCache, exit_number: int) -> Tensor:
+        for layer, block in enumerate(self.transformer.h_end):
+            x = block(x, tokens, LayerKeys(keys, ("end", layer), exit_number, all_passes=False))
+        return x
+
     def _routing(
         self,
         length_factors: Sequence[float] | None,
@@ -231,7 +235,7 @@ class LanguageModel(nn.Module):
         length: int,
         cached: bool,
     ) -> Routing:
-        """What was asked for; else in training a draw of capacities, in evaluation what the flags say."""
+        """As asked for; otherwise capacities drawn in training, and in evaluation as configured."""
         config = self.config
         by_threshold = config.routing == "threshold" and not self.training
         if length_factors is None and thresholds is None and (by_threshold or cached):
@@ -247,50 +251,57 @@ class LanguageModel(nn.Module):
         return TopK(tokens_per_pass(length, config.n_repeat, length_factors, rounded))
 
     def _drawn_factors(self) -> list[float]:
-        """From torch's generator on the CPU, which the training loop seeds by step and micro-batch.
+        """Capacities of a training forward pass, from torch's CPU generator, which training seeds by step.
 
-        Before anything else of the forward pass is drawn: a compiled step cannot stop for it.
+        Drawn before anything else of the forward pass: a compiled step cannot stop for it.
         """
         if self.config.n_repeat == 1:
             return []
         return draw_factors(self.config.depth_random_method, torch.rand(self.config.n_repeat - 1).tolist())
 
-    def _end(self, x: Tensor, rows: Rows, memory: Memory, exit_number: int) -> Tensor:
-        for index, block in enumerate(self.transformer.h_end):
-            x = block(x, rows, memory.own_pass(("end", index), exit_number))
-        return x
+    def _depth(self, tokens: ActiveTokens, middle: RepeaterOutput, passes: Tensor | None) -> dict[str, Any]:
+        """average_depth and tokens_per_pass of `forward`. passes: their average number; None: as counted."""
+        config = self.config
+        counts = [count / config.positions_per_token / tokens.grid.batch for count in middle.counts]
+        if passes is None:
+            passes = sum(middle.counts) / tokens.count
+        n_begin, n_mid, n_end = config.layers
+        return {
+            "average_depth": passes * n_mid + n_begin + n_end,
+            "tokens_per_pass": counts + [0.0] * (config.repeats - len(counts)),
+        }
 
     def blocks_that_run_once(self) -> list[Block]:
-        """Those that every forward pass calls exactly once, whatever the model and the text."""
+        """The blocks that every forward pass calls exactly once, whatever the model and the text."""
         once = [*self.transformer.h_begin]
         if not self.config.variant.repeats:
             once += self.transformer[self._middle_name]
-        if self.config.variant.repeater != "ponder":  # which predicts from every pass
+        if not self.config.variant.predicts_every_pass:
             once += self.transformer.h_end
         return once
 
-    def new_cache(self, batch: int) -> Cache:
-        """An empty cache for `batch` sequences of up to `sequence_length` tokens: for forward's `cache`."""
+    def new_cache(self, batch: int) -> KVCache:
+        """An empty cache for `batch` texts of up to `sequence_length` tokens: for forward's `cache`."""
         config = self.config
         window = config.attention_window_length
-        return Cache(batch, config.sequence_length, window, config.rows_per_token)
+        return KVCache(batch, config.sequence_length, window, config.positions_per_token)
 
     def parameter_count(self) -> int:
         """Number of weights; the head shares the embedding's, which are counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def _routing_by_position(repeated: Repeated, n_repeat: int, rows_per_token: int) -> dict[str, Tensor]:
-    """Scores and passes in the order of the input, of each token's last row."""
-    rows = repeated.passes[0]
-    size = rows.grid.batch, rows.grid.length
-    passes = torch.zeros(size, dtype=torch.long, device=rows.tokens.device)
-    for taken in repeated.passes:
-        passes.view(-1)[taken.tokens] += 1
+def _routing_by_position(middle: RepeaterOutput, n_repeat: int, each: int) -> dict[str, Tensor]:
+    """router_scores and passes of `forward`. each: positions of a token, of which the last one is read."""
+    tokens = middle.passes[0]
+    size = tokens.grid.batch, tokens.grid.length
+    passes = torch.zeros(size, dtype=torch.long, device=tokens.flat_index.device)
+    for active in middle.passes:
+        passes.view(-1)[active.flat_index] += 1
     scores = torch.full((n_repeat - 1, *size), torch.nan, device=passes.device)
-    for number, (seen, score) in enumerate(repeated.scores):
-        scores[number].view(-1)[seen.tokens] = score.detach().flatten().float()
-    at = slice(rows_per_token - 1, None, rows_per_token)
+    for number, (active, score) in enumerate(middle.scores):
+        scores[number].view(-1)[active.flat_index] = score.detach().flatten().float()
+    at = slice(each - 1, None, each)
     return {"router_scores": scores.transpose(0, 1)[..., at], "passes": passes[:, at]}
 
 

@@ -67,7 +67,7 @@ def macs_of_passes(config: ModelConfig, tokens: Sequence[float], convention: str
     """The same from the tokens that took each pass, as a forward pass reports them (`tokens_per_pass`)."""
     if convention not in CONVENTIONS:
         raise UsageError(unknown(f"convention {convention!r} is unknown", convention, CONVENTIONS))
-    rows = [Fraction(n).limit_denominator(10**6) * config.rows_per_token for n in tokens]
+    rows = [Fraction(n).limit_denominator(10**6) * config.positions_per_token for n in tokens]
     count = _Count(config, rows, convention == "true")
     n_begin, n_mid, n_end = config.layers
     repeater = config.variant.repeater
@@ -125,7 +125,7 @@ class _Count:
             self.parts["router"] += width * (self.length if self.true else 1)
 
     def head(self) -> None:
-        positions = self.length / self.config.rows_per_token if self.true else 1
+        positions = self.length / self.config.positions_per_token if self.true else 1
         self.parts["head"] += self.config.exits * positions * self.config.vocab_size * self.config.n_embd
 
 

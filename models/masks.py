@@ -1,36 +1,22 @@
-"""What the rows of a pass may see of the passes whose keys and values they look at.
+"""Attention masks between the active tokens of a pass and the keys of all passes so far.
 
-Shapes: B batch, n rows that ask, S_i rows of the i-th pass, S all of them.
+Shapes: B batch, n queries, S_i keys of the i-th pass, S all of them.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from models.active_tokens import FAR
-
-Made = TypeVar("Made")
+from models.active_tokens import PADDING
 
 
-class Patch(NamedTuple):
-    """What a run of queries sees of a pass: a run of its keys, and what is added to their scores, 0 or -inf.
+class MaskBlock(NamedTuple):
+    """A block of queries and the keys that at least one of them attends to.
 
-    bias: (queries, keys) or (B, 1, queries, keys); None: they see all of these. blind: which queries see none
-    of them, (queries,) or (B, 1, queries); None: nobody.
-    """
-
-    keys: slice
-    bias: Tensor | None
-    blind: Tensor | None = None
-
-
-class Run(NamedTuple):
-    """What a run of queries sees of all passes: (number of a pass, which of its keys) each.
-
-    bias: what is added to the scores of those keys, one behind the other: (queries, keys) or
-    (B, 1, queries, keys); None: nothing.
+    keys: (number of a pass, which of its keys). bias: 0 or -inf, added to the scores of those keys, one pass
+    after another: (queries, keys) or (B, 1, queries, keys); None: nothing to add.
     """
 
     queries: slice
@@ -38,92 +24,88 @@ class Run(NamedTuple):
     bias: Tensor | None
 
 
-class Sights:
-    """Made once for a pass of a forward pass, and shared by all its layers (by a cache: for each layer).
+class AttentionMask:
+    """Which keys each query attends to: those at its own position and before, at most `window` positions.
 
-    Masks are made when first asked for. One is True where a query may look: (n, S), or (B, 1, n, S) where
-    sequences differ; None: see `causal`.
+    Made once for each pass of a forward pass and shared by all its layers. Tensors are made when first used.
     """
 
     def __init__(
-        self, query: Tensor, keys: Sequence[Tensor], window: int | None = None, everything: bool = False
+        self, query: Tensor, keys: Sequence[Tensor], window: int | None = None, sees_all: bool = False
     ) -> None:
-        """query: positions of the rows, (n,) or (B, n). keys: of each pass, (S_i,) or (B, S_i).
-
-        A pass whose positions are `query` itself is the rows' own, or one of the same rows. everything: all
-        keys are visible, as they are to the newest token.
         """
-        self._query, self._keys, self._window, self._everything = query, keys, window, everything
+        Args:
+            query: positions of the queries, (n,) or (B, n).
+            keys: positions of each pass' keys, (S_i,) or (B, S_i). A pass whose positions are `query` itself
+            is
+                that of the queries, or one of the same tokens.
+            sees_all: every key is visible, as to the newest token of a text.
+        """
+        self._query, self._keys, self._window, self._sees_all = query, keys, window, sees_all
         self._made: dict[Hashable, Any] = {}
 
-    def causal(self, number: int) -> bool:
-        """Of the `number`-th pass: whether the i-th query sees its first i keys; no mask is needed then."""
-        return self._keys[number] is self._query and self._window is None and not self._everything
+    @property
+    def is_causal(self) -> bool:
+        """Whether there is one pass, and query i sees its first i keys: no tensor is needed then."""
+        return len(self._keys) == 1 and self._is_causal_pass(0)
 
-    def mask(self, number: int) -> Tensor | None:
-        """Of the `number`-th pass, (n, S_i) or (B, 1, n, S_i)."""
-        if self._everything or self.causal(number):
-            return None
-        return self._once(number, lambda: visible(self._query, self._keys[number], self._window))
+    @property
+    def tensor(self) -> Tensor | None:
+        """True where a query attends, over all passes: (n, S), or (B, 1, n, S) where sequences differ.
 
-    def patches(self, number: int, step: int, dtype: torch.dtype) -> list[Patch | None]:
-        """Of the `number`-th pass, for each run of `step` queries; None where they see nothing.
-
-        Keys that none of them sees are left out at both ends: before all of a window, and behind them.
+        None where `is_causal`, or where every key is visible.
         """
-        starts = range(0, self._query.shape[-1], step)
-        which = None if self.causal(number) else number  # causal passes have the same patches
-        return self._once(
-            (which, step, dtype),
-            lambda: [self._patch(number, slice(start, start + step), dtype) for start in starts],
-        )
-
-    def runs(self, step: int, dtype: torch.dtype) -> list[Run]:
-        """All passes, for each run of `step` queries."""
-        return self._once(("runs", step, dtype), lambda: [*self._runs(step, dtype)])
-
-    def _runs(self, step: int, dtype: torch.dtype) -> Iterator[Run]:
-        by_pass = [self.patches(number, step, dtype) for number in range(len(self._keys))]
-        for place, patches in enumerate(zip(*by_pass, strict=True)):
-            seen = [(number, patch) for number, patch in enumerate(patches) if patch is not None]
-            stop = min((place + 1) * step, self._query.shape[-1])
-            keys = [(number, patch.keys) for number, patch in seen]
-            yield Run(slice(place * step, stop), keys, _joined([patch.bias for _, patch in seen]))
-
-    def _patch(self, number: int, run: slice, dtype: torch.dtype) -> Patch | None:
-        if self._everything:
-            return Patch(slice(0, self._keys[number].shape[-1]), None)
-        if self.causal(number):
-            end = min(run.stop, self._query.shape[-1])
-            form = {"dtype": dtype, "device": self._query.device}
-            bias = torch.full((end - run.start, end), -torch.inf, **form).triu_(run.start + 1)
-            return Patch(slice(0, end), bias)
-        mask = self.mask(number)[..., run, :]
-        seen = mask.flatten(0, -2).any(0).nonzero()
-        if not len(seen):
+        if self._sees_all or self.is_causal:
             return None
-        keys = slice(int(seen[0]), int(seen[-1]) + 1)
-        mask = mask[..., keys]
-        bias = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
-        blind = ~mask.any(-1)
-        return Patch(keys, bias, blind if blind.any() else None)
+        return self._once("tensor", self._over_all_passes)
 
-    @property
-    def all_causal(self) -> bool:
-        """Whether all passes, taken together, are one whose i-th key is the last that the i-th query sees."""
-        return len(self._keys) == 1 and self.causal(0)
+    def blocks(self, size: int, dtype: torch.dtype) -> list[MaskBlock]:
+        """The mask as blocks of `size` queries, each with the keys that it needs; biases in `dtype`.
 
-    @property
-    def whole_mask(self) -> Tensor | None:
-        """Of all passes, one behind the other."""
-        if self._everything or self.all_causal:
-            return None
-        return self._once("whole", self._visible_of_all)
+        Keys that no query of a block sees are left out at both ends: before its window, and after it.
+        """
+        starts = range(0, self._query.shape[-1], size)
+        return self._once((size, dtype), lambda: [self._block(start, size, dtype) for start in starts])
 
-    def _once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What was made when it was first asked for.
+    def _is_causal_pass(self, number: int) -> bool:
+        return self._keys[number] is self._query and self._window is None and not self._sees_all
 
-        A compiler finds by itself what is made twice, and refuses side effects of a checkpointed stretch.
+    def _over_all_passes(self) -> Tensor:
+        keys = self._keys
+        if any(positions.dim() == 2 for positions in keys):
+            batch = max(len(positions) for positions in keys if positions.dim() == 2)
+            keys = [positions.expand(batch, -1) for positions in keys]
+        return visible(self._query, torch.cat(list(keys), -1), self._window)
+
+    def _block(self, start: int, size: int, dtype: torch.dtype) -> MaskBlock:
+        queries = slice(start, min(start + size, self._query.shape[-1]))
+        keys, biases = [], []
+        for number, positions in enumerate(self._keys):
+            if self._sees_all:
+                keys.append((number, slice(0, positions.shape[-1])))
+                continue
+            if self._is_causal_pass(number):
+                seen = slice(0, queries.stop)
+                form = {"dtype": dtype, "device": positions.device}
+                bias = torch.full((queries.stop - start, queries.stop), -torch.inf, **form).triu_(start + 1)
+            else:
+                mask = self._once(number, lambda p=positions: visible(self._query, p, self._window))
+                mask = mask[..., queries, :]
+                some = mask.flatten(0, -2).any(0).nonzero()
+                if not len(some):
+                    continue
+                seen = slice(int(some[0]), int(some[-1]) + 1)
+                mask = mask[..., seen]
+                bias = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+            keys.append((number, seen))
+            biases.append(bias)
+        return MaskBlock(queries, keys, _joined(biases))
+
+    def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """`make()`, kept for the next time.
+
+        A compiler finds by itself what is made twice, and refuses side effects under activation
+        checkpointing.
         """
         if torch.compiler.is_compiling():
             return make()
@@ -131,33 +113,25 @@ class Sights:
             self._made[key] = make()
         return self._made[key]
 
-    def _visible_of_all(self) -> Tensor:
-        keys = self._keys
-        if any(positions.dim() == 2 for positions in keys):
-            batch = max(len(positions) for positions in keys if positions.dim() == 2)
-            keys = [positions.expand(batch, -1) for positions in keys]
-        return visible(self._query, torch.cat(list(keys), -1), self._window)
 
-
-def _joined(biases: Sequence[Tensor | None]) -> Tensor | None:
-    """One behind the other. Either none of them is None, or all are."""
-    if biases[0] is None or len(biases) == 1:
-        return biases[0]
-    for bias in biases:
-        if bias.dim() == 4:
-            lead = (*bias.shape[:2], -1, -1)
-            biases = [bias.expand(lead) for bias in biases]
-            break
+def _joined(biases: Sequence[Tensor]) -> Tensor | None:
+    """Biases of several passes, concatenated along the keys."""
+    if len(biases) < 2:
+        return biases[0] if biases else None
+    batched = next((bias for bias in biases if bias.dim() == 4), None)
+    if batched is not None:
+        biases = [bias.expand(*batched.shape[:2], -1, -1) for bias in biases]
     return torch.cat(list(biases), dim=-1)
 
 
 def visible(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
-    """A query sees keys at its own position and before, at most `window` positions.
+    """Whether a query attends to a key: at its own position or before, at most `window` positions.
 
     (n,) or (B, n) and (S,) or (B, S) -> (n, S), or (B, 1, n, S) where sequences differ.
     """
     query, key = query_positions[..., :, None], key_positions[..., None, :]
     mask = query >= key
     if window is not None:
-        mask &= (query - key < window) | (query == FAR)  # padding must see something, lest softmax gives NaN
+        # Padding must see something, or its softmax would be NaN.
+        mask &= (query - key < window) | (query == PADDING)
     return mask if mask.dim() == 2 else mask[:, None]

@@ -51,12 +51,17 @@ class Variant:
     @property
     def stops_early(self) -> bool:
         """Whether passes are computed for some of the tokens only."""
-        return self.routed or "stick_breaking" in self.features
+        return self.routed or self.has_halting_gate
 
     @property
     def predicts_every_pass(self) -> bool:
         """Whether there is a prediction after every pass, not only after the last."""
         return "ponder" in self.features
+
+    @property
+    def has_halting_gate(self) -> bool:
+        """Whether a gate decides after each pass how probable it is that a token halts."""
+        return "stick_breaking" in self.features
 
 
 _LN = ("repeats", "depth_parts")

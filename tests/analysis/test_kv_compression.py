@@ -102,9 +102,9 @@ def test_probabilities_are_those_that_attention_used(name, window, chunk):
     blocks = layers_of(model)
 
     def check(call):
-        value = call.seen.kept[1]
+        value = call.seen.concatenated()[1]
         parts = [logs.exp() @ value for _, logs, _ in log_probabilities(call.queries, call.seen, chunk)]
-        y = call.rows.from_batch(torch.cat(parts, 2)).flatten(-2)
+        y = call.tokens.unpad(torch.cat(parts, 2)).flatten(-2)
         torch.testing.assert_close(blocks[call.layer].attn.c_proj(y), call.output, rtol=1e-9, atol=1e-11)
         seen.append((call.layer, call.repeat))
 

@@ -17,7 +17,7 @@ from analysis.command import ACROSS_REPEATS, require_possible
 from analysis.hooks import Layer, layers_of, watch_attention
 from errors import Failure, UsageError
 from models import ModelConfig
-from models.positions import rotate
+from models.embeddings import rotate
 from plots import figure6
 from tests.analysis.test_kv_compression import make, text
 

@@ -1,14 +1,16 @@
-"""Networks here are small: faster forms of attention are taken although they do not pay."""
+"""Networks here are small, and in float64: attention takes its CPU kernel although it is not faster."""
 
 import pytest
+import torch
 
 import models.attention_op
 
 
 @pytest.fixture(autouse=True)
-def all_pay(monkeypatch):
-    """Returns what really decides, by the name of the form."""
-    decides = {"patches": models.attention_op._patches_pay, "products": models.attention_op._products_pay}
-    for name in decides:
-        monkeypatch.setattr(models.attention_op, f"_{name}_pay", lambda queries, passes: True)
+def really_faster(monkeypatch):
+    """Returns what decides outside of tests."""
+    decides = models.attention_op._cpu_matmul_is_faster
+    monkeypatch.setattr(
+        models.attention_op, "_cpu_matmul_is_faster", lambda *_: not torch.compiler.is_compiling()
+    )
     return decides

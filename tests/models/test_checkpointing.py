@@ -6,7 +6,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.cache import Cache
+from models.kv_cache import KVCache
 from models.variants import VARIANTS
 from tests.models.reference import RESERVED, make
 
@@ -114,7 +114,7 @@ def test_calls(monkeypatch):
 def test_a_cache_is_written_once(kind):
     """Even in training mode: what a cache holds has no backward pass."""
     network = make("cotformer", activation_checkpointing=kind).train()
-    cache = Cache(1, 9)
+    cache = KVCache(1, 9)
     with torch.no_grad():
         expected = network(torch.arange(9)[None], get_logits=True)["logits"]
         network(torch.arange(8)[None], cache=cache)

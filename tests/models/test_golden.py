@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import models
 from config.training import TrainConfig
-from models.active_tokens import Rows
+from models.active_tokens import ActiveTokens
 from models.block import Block
 from models.generation import generate
 from optim.optimizers import make_optimizer, parameter_groups
@@ -122,18 +122,18 @@ def test_activations_of_every_block(case, tag):
     keys = [key for key in case.io if key.startswith(prefix)]
     if not keys:
         pytest.skip("no activations in this case")
-    found, rows_now = {}, []
+    found, tokens_now = {}, []
 
     def record(name):
         def hook(module, inputs, output):
             if isinstance(module, Block):
-                rows_now[:] = inputs[1:2]
-            (rows,) = rows_now
-            if output.numel() != rows.total * output.shape[-1]:
-                rows = Rows(rows.grid)
-            scattered = torch.full((rows.grid.batch * rows.grid.length, output.shape[-1]), torch.nan)
-            scattered[rows.tokens] = output.flatten(0, -2)
-            found.setdefault(name, []).append(scattered.view(rows.grid.batch, rows.grid.length, -1))
+                tokens_now[:] = inputs[1:2]
+            (tokens,) = tokens_now
+            if output.numel() != tokens.count * output.shape[-1]:
+                tokens = ActiveTokens(tokens.grid)
+            scattered = torch.full((tokens.grid.batch * tokens.grid.length, output.shape[-1]), torch.nan)
+            scattered[tokens.flat_index] = output.flatten(0, -2)
+            found.setdefault(name, []).append(scattered.view(tokens.grid.batch, tokens.grid.length, -1))
 
         return hook
 

@@ -8,8 +8,8 @@ import torch
 
 import models
 from models import variants
+from models.attention import LatentAttention
 from models.generation import generate
-from models.latent_attention import LatentAttention
 from models.variants import find_variant
 from tests.models.reference import RESERVED, make, rotated
 

@@ -110,7 +110,7 @@ def test_true_counts_of_the_dense_case_by_enumeration(model, window):
     given = args(model, attention_window_length=window)
     config = models.ModelConfig.from_args(given)
     counts = models.count_macs(given, T, convention="true")
-    length = T * config.rows_per_token
+    length = T * config.positions_per_token
     seen = sum(1 for t in range(length) for s in range(t + 1) if window is None or t - s < window)
     begin, middle, end = config.layers
     exits = 3 if model == "pondernet" else 1

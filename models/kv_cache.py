@@ -1,0 +1,263 @@
+"""Keys and values: of one forward pass (`PassKeys`), and of a growing text (`KVCache`).
+
+Attention computes keys and values of its tokens and hands them to `LayerKeys.update`, which answers with all
+that are visible and a mask. Whether a pass attends to its own keys or to those of all passes so far is
+decided by who makes the LayerKeys (`models.repeaters`); attention knows nothing of repeats. Prefill and
+decoding run the model's ordinary forward pass on a KVCache.
+
+Shapes: B batch, H heads, n new tokens of a pass, S visible tokens, D head size. What is cached need not be
+keys and values: latent attention caches latents, with H = 1.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from models.active_tokens import PADDING, ActiveTokens
+from models.masks import AttentionMask
+
+KeysValues = Sequence[Tensor]  # of one pass: keys and values, (B, H, S, D) each
+
+
+class Visible(NamedTuple):
+    """The keys and values that a pass attends to, pass by pass, and the mask over them."""
+
+    passes: Sequence[KeysValues]
+    mask: AttentionMask
+
+    def concatenated(self) -> list[Tensor]:
+        """Keys, and values, of all passes one after another: (B, H, S, D) each."""
+        if len(self.passes) == 1:
+            return list(self.passes[0])
+        return [torch.cat(part, dim=2) for part in zip(*self.passes, strict=True)]
+
+
+class LayerKeys(NamedTuple):
+    """The keys that a layer attends to in pass `repeat`: of this pass, or of all passes so far (Eq. 3)."""
+
+    cache: "Cache"
+    layer: Hashable
+    repeat: int
+    all_passes: bool
+
+    def update(self, new: KeysValues, key_tokens: ActiveTokens, query_tokens: ActiveTokens) -> Visible:
+        """Add keys and values `new`, (B, H, n, D) each, of key_tokens; get those visible to query_tokens."""
+        return self.cache.update(self, new, key_tokens, query_tokens)
+
+
+class Cache(Protocol):
+    """PassKeys or KVCache. persistent: whether later forward passes attend to what this one adds."""
+
+    persistent: bool
+
+    def update(
+        self, of: LayerKeys, new: KeysValues, key_tokens: ActiveTokens, query_tokens: ActiveTokens
+    ) -> Visible: ...
+
+
+class PassKeys:
+    """Keys and values of one forward pass, with gradients."""
+
+    persistent = False
+
+    def __init__(self, window: int | None = None) -> None:
+        """window: `ModelConfig.attention_window_length`."""
+        self._window = window
+        self._passes: dict[Hashable, list[tuple[KeysValues, Tensor]]] = {}  # by layer; with positions
+        self._masks: dict[int, tuple[ActiveTokens, ActiveTokens, AttentionMask]] = {}
+
+    def update(
+        self, of: LayerKeys, new: KeysValues, key_tokens: ActiveTokens, query_tokens: ActiveTokens
+    ) -> Visible:
+        seen = self.earlier(of, key_tokens, query_tokens)
+        self.append(of, new, key_tokens)
+        return Visible([*seen.passes, new], seen.mask)
+
+    def earlier(self, of: LayerKeys, key_tokens: ActiveTokens, query_tokens: ActiveTokens) -> Visible:
+        """What `update` will return, without the new keys and values."""
+        earlier = self._passes.get(of.layer, []) if of.all_passes else []
+        # All layers of a pass share its mask, and so do passes of the same tokens that see only themselves.
+        number = of.repeat if of.all_passes else 0
+        known = self._masks.get(number)
+        if known is None or known[0] is not key_tokens or known[1] is not query_tokens:
+            positions = [*(where for _, where in earlier), key_tokens.positions]
+            mask = AttentionMask(query_tokens.positions, positions, self._window)
+            known = self._masks[number] = key_tokens, query_tokens, mask
+        return Visible([keys_values for keys_values, _ in earlier], known[2])
+
+    def append(self, of: LayerKeys, new: KeysValues, key_tokens: ActiveTokens) -> None:
+        """Keep keys and values for the passes to come, if these attend to them."""
+        if of.all_passes:
+            self._passes.setdefault(of.layer, []).append((new, key_tokens.positions))
+
+
+class KVCache:
+    """Keys and values of B growing texts, by layer and repeat, for generation.
+
+    Memory for all tokens is allocated when a layer is first used in a repeat. Each key is written once, after
+    the last one: a token that halted before a repeat takes no place in it, and attention only reads the
+    places in use.
+    """
+
+    persistent = True
+
+    def __init__(
+        self, batch: int, capacity: int, window: int | None = None, positions_per_token: int = 1
+    ) -> None:
+        """
+        Args:
+            capacity: tokens that a text can grow to.
+            window: `ModelConfig.attention_window_length`.
+            positions_per_token: more than one with pause tokens, which are cached like tokens.
+        """
+        self.lengths = [0] * batch  # tokens of each text
+        self._capacity, self._window, self._places = capacity, window, capacity * positions_per_token
+        self._layers: dict[tuple[Hashable, int], _LayerCache] = {}
+
+    def advance(self, counts: Sequence[int]) -> None:
+        """Make room for this many new tokens of each text. Raises ValueError when there is none."""
+        lengths = [old + new for old, new in zip(self.lengths, counts, strict=True)]
+        if max(lengths) > self._capacity:
+            raise ValueError(f"the cache holds {self._capacity} tokens a sequence, not {max(lengths)}")
+        self.lengths = lengths
+
+    def update(
+        self, of: LayerKeys, new: KeysValues, key_tokens: ActiveTokens, query_tokens: ActiveTokens
+    ) -> Visible:
+        first = 1 if of.all_passes else of.repeat
+        passes = [self._layer(of.layer, repeat) for repeat in range(first, of.repeat + 1)]
+        passes[-1].write(new, key_tokens)
+        sees_all = self._window is None and query_tokens.grid.length == 1
+        sees_all = sees_all and all(one.is_even for one in passes)
+        query = query_tokens.positions
+        keys = [query if one.holds_only(query) else one.positions for one in passes]
+        return Visible([one.tensors for one in passes], AttentionMask(query, keys, self._window, sees_all))
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes written so far, per token of the texts."""
+        return sum(layer.bytes_used for layer in self._layers.values()) / sum(self.lengths)
+
+    def _layer(self, layer: Hashable, repeat: int) -> "_LayerCache":
+        if (layer, repeat) not in self._layers:
+            self._layers[layer, repeat] = _LayerCache(self._places)
+        return self._layers[layer, repeat]
+
+
+class _LayerCache:
+    """What one layer cached in one repeat: sequence by sequence, without gaps."""
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._counts: list[int] = []
+        self._only: Tensor | None = None
+
+    def holds_only(self, positions: Tensor) -> bool:
+        """Whether everything in it was written at once, by tokens of these very positions."""
+        return self._only is positions
+
+    @property
+    def is_even(self) -> bool:
+        """Whether every sequence has as many tokens."""
+        return min(self._counts) == max(self._counts)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """(B, H, longest, D) each; shorter sequences are filled with zeros, at position PADDING."""
+        return [tensor[:, :, : max(self._counts)] for tensor in self._tensors]
+
+    @property
+    def positions(self) -> Tensor:
+        """(B, longest)."""
+        return self._positions[:, : max(self._counts)]
+
+    @property
+    def bytes_used(self) -> int:
+        if not self._counts:
+            return 0
+        token = sum(tensor[0, :, 0].numel() * tensor.element_size() for tensor in self._tensors)
+        return sum(self._counts) * token
+
+    def write(self, new: KeysValues, tokens: ActiveTokens) -> None:
+        """Append `new`, (B, H, n, D) each, of `tokens`."""
+        self._only = None if any(self._counts) else tokens.positions
+        if not self._counts:
+            self._allocate(new)
+        starts, added = self._counts, tokens.counts
+        self._counts = [old + more for old, more in zip(starts, added, strict=True)]
+        if min(starts) == max(starts) and min(added) == max(added):
+            places = slice(starts[0], starts[0] + added[0])
+            for tensor, part in zip(self._tensors, new, strict=True):
+                tensor[:, :, places] = part
+            self._positions[:, places] = tokens.positions
+            return
+        device = self._positions.device
+        count = torch.tensor(added, device=device)
+        sequence = torch.arange(len(starts), device=device).repeat_interleave(count)
+        within = torch.arange(tokens.count, device=device) - (count.cumsum(0) - count)[sequence]
+        places = torch.tensor(starts, device=device)[sequence] + within
+        for tensor, part in zip(self._tensors, new, strict=True):
+            tensor[sequence, :, places] = part[sequence, :, within]
+        self._positions[sequence, places] = tokens.positions.expand(len(starts), -1)[sequence, within]
+
+    def _allocate(self, new: KeysValues) -> None:
+        batch = len(new[0])
+        # Zeros: a place that is masked must still hold a number.
+        self._tensors = [part.new_zeros(batch, part.shape[1], self._places, part.shape[-1]) for part in new]
+        self._positions = torch.full((batch, self._places), PADDING, device=new[0].device)
+        self._counts = [0] * batch
+
+
+class _Recording:
+    """Replaces a PassKeys while a part of the network is recomputed: what it held then, and what is new."""
+
+    persistent = False
+
+    def __init__(self, seen: Visible) -> None:
+        self._seen = seen
+        self.new: list[Tensor] = []
+
+    def update(
+        self, of: LayerKeys, new: KeysValues, key_tokens: ActiveTokens, query_tokens: ActiveTokens
+    ) -> Visible:
+        # Copies: values are views of one tensor with queries and keys, which would be kept as a whole.
+        self.new = [tensor.contiguous() for tensor in new]
+        return Visible([*self._seen.passes, self.new], self._seen.mask)
+
+
+def recomputed(
+    function: Callable[..., Tensor],
+    layers: Sequence[LayerKeys],
+    key_tokens: ActiveTokens,
+    query_tokens: ActiveTokens,
+    *args: Any,
+) -> Tensor:
+    """function(layers, *args) under activation checkpointing: the backward pass computes it a second time.
+
+    Of it only args, the result and the new keys and values are kept. The second time it must not add to the
+    cache again, so it works on what the cache held at the start and returns the new keys and values.
+
+    Args:
+        function: updates each of the layers once, with keys of key_tokens for query_tokens; depends on
+        nothing
+            that changes later. Dropout draws the same numbers again.
+    """
+    seen = [one.cache.earlier(one, key_tokens, query_tokens) for one in layers]
+
+    def pure(*args: Any) -> tuple[Tensor, list[list[Tensor]]]:
+        recordings = [_Recording(each) for each in seen]
+        stand_ins = [one._replace(cache=record) for one, record in zip(layers, recordings, strict=True)]
+        return function(stand_ins, *args), [record.new for record in recordings]
+
+    result, new = checkpoint(pure, *args, use_reentrant=False)
+    for one, tensors in zip(layers, new, strict=True):
+        one.cache.append(one, tensors, key_tokens)
+    return result
+
+
+def recomputation_pays(training: bool, layer: LayerKeys) -> bool:
+    """Whether a backward pass will follow, for which activations would be kept."""
+    return training and torch.is_grad_enabled() and not layer.cache.persistent
