@@ -39,8 +39,8 @@ class Attended(NamedTuple):
     """One call of a layer's attention.
 
     repeat: the number of this call in the forward pass, from 1; for middle layers, the pass. queries:
-    (B, H, n, D), rotated, padded where sequences are uneven. keys, values: (*key_tokens.shape, H, D), those of
-    this pass, before rotation. seen: all keys and values with their mask. output: (*tokens.shape, C).
+    (B, H, n, D), rotated, padded where sequences are uneven. keys, values: (*key_tokens.shape, H, D), those
+    of this pass, before rotation. seen: all keys and values with their mask. output: (*tokens.shape, C).
     """
 
     layer: Layer

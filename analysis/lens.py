@@ -16,7 +16,7 @@ from analysis.statistics import GroupedMeans
 from distributed import Precision
 from models.active_tokens import ActiveTokens
 from models.heads import IGNORED
-from models.kv_cache import PassKeys
+from models.kv_cache import LayerKeys, PassKeys
 from models.language_model import LanguageModel
 
 # loss: cross entropy, nats per token. accuracy: the target is the most likely token. agreement: the full
@@ -75,7 +75,7 @@ class HiddenStates:
         x = current.view(*everyone.shape, -1)
         for index, block in enumerate(self._model.transformer.h_end):
             # Calling the block would trigger the hooks.
-            x = block.forward(x, everyone, memory.own_pass(("end", index)))
+            x = block.forward(x, everyone, LayerKeys(keys, ("end", index), 1, all_passes=False))
         return x.flatten(0, -2)
 
 
