@@ -84,8 +84,8 @@ def kept(kind, training=True, **fields):
 @pytest.mark.parametrize(("attention", "of_block", "of_repeat"), [("plain", 5, 7), ("fast", 4.2, 5)])
 def test_less_is_kept(attention, of_block, of_repeat):
     """Of a block in a pass remain keys and values (2 C), and its input, where it is not the pass's: of more
-    than 20 C, or a little less where attention copies no keys of earlier passes, but keeps its masks, which are large
-    next to a width of 16."""
+    than 20 C, or a little less where attention copies no keys of earlier passes, but keeps its masks, which
+    are large next to a width of 16."""
     none, repeat, block = (kept(kind, attention=attention) for kind in KINDS)
     assert repeat < block
     assert none > of_block * block
