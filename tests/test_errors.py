@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 PROGRAM = """
@@ -27,6 +29,7 @@ def run(*words, **env):
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True)
 
 
+@pytest.mark.process
 def test_the_first_rank_prints_all_messages_and_the_others_their_errors():
     done = run()
     assert done.stdout == "info of optim.train\ninfo of __main__\nwarning: too short\nlost\n"
@@ -34,6 +37,7 @@ def test_the_first_rank_prints_all_messages_and_the_others_their_errors():
     assert run(RANK="1").stdout == "lost\n"
 
 
+@pytest.mark.process
 def test_a_reader_that_has_gone_is_no_failure():
     command = f"{sys.executable} -c '{PROGRAM}' endless | head -n 2; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
