@@ -1,19 +1,29 @@
-"""Which device a process works on."""
+"""The device of a process, and the number format of its matrix products (autocast). Weights are float32."""
 
+import ctypes
 import os
+import platform
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 
-from distributed.heap import keep_heap
 from distributed.processes import local_rank
 from errors import UsageError
+from hardware import cpu_multiplies_bfloat16
+
+# mallopt parameters of glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` (CUDA if there is one, else the CPU), `cpu`, `cuda` or `cuda:N` -> the device.
+    """The device that `--device` names, made ready for training: deterministic kernels, TF32 on CUDA.
 
-    Of several processes on a machine, each takes the GPU of its place there. Raises UsageError when that GPU
-    is not there.
+    Args:
+        name: `auto` (CUDA if there is a GPU, else the CPU), `cpu`, `cuda` or `cuda:N`. Under torchrun each
+            process takes the GPU of its local rank.
+
+    Raises UsageError when this machine has no such GPU.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
@@ -25,16 +35,65 @@ def choose_device(name: str) -> torch.device:
         device = torch.device("cuda", local_rank())
     if device.type == "cuda":
         if (device.index or 0) >= count:
-            there = f"{count} GPU{'s' if count != 1 else ''}"
+            found = f"{count} GPU{'s' if count != 1 else ''}"
             raise UsageError(
-                f"--device {device}: this machine has {there} that torch can use; try --device auto"
+                f"--device {device}: this machine has {found} that torch can use; try --device auto"
             )
-        torch.set_float32_matmul_precision(
-            "high"
-        )  # TF32: about twice the speed of float32 on Ampere and later
+        # TF32 is about twice as fast as float32 on Ampere and later.
+        torch.set_float32_matmul_precision("high")
         torch.cuda.set_device(device)
-        # Resuming bit for bit needs kernels that add in one order. Where there is none, torch warns.
+        # Bit-exact resume needs kernels that sum in a fixed order. Where there is none, torch warns.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging only, and slow
     return device
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The number format of a run's matrix products. reason: its name, and why another was not chosen."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    def autocast(self) -> AbstractContextManager:
+        """The context of forward passes. It may be entered many times."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def gradient_scaler(self) -> torch.amp.GradScaler:
+        """Loss scaling for float16, whose small gradients would underflow; disabled in other formats."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """The format that `--dtype` asks for, as far as `device` computes in it.
+
+    On CPUs with AMX or AVX512-BF16, bfloat16 is about five times as fast as float32. Other CPUs emulate it,
+    slower than float32, and get float32 instead.
+
+    Args:
+        name: `torch.bfloat16`, `torch.float16` or `torch.float32`.
+
+    Raises UsageError for float16 on a CPU.
+    """
+    dtype = getattr(torch, name.removeprefix("torch."))
+    if device.type == "cpu" and dtype == torch.float16:
+        raise UsageError("--dtype torch.float16 needs a GPU; on a CPU choose torch.bfloat16 or torch.float32")
+    if device.type == "cpu" and dtype == torch.bfloat16 and not cpu_multiplies_bfloat16():
+        return Precision(device, torch.float32, "float32: this processor does not multiply bfloat16")
+    return Precision(device, dtype, str(dtype).removeprefix("torch."))
+
+
+def keep_heap() -> bool:
+    """Keep freed memory in the process for the next tensor of its size (glibc only); whether that worked.
+
+    glibc maps each block of 32 MiB or more anew and unmaps it when it is freed, and the kernel clears its
+    pages on first touch: a tenth of a training step on a CPU. In exchange the process stays at its peak size.
+    MALLOC_* and GLIBC_TUNABLES in the environment take precedence.
+    """
+    chosen = any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ
+    if chosen or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))

@@ -1,7 +1,9 @@
-"""How several processes train one network: a copy in each (DDP), or a part of it (`distributed.sharded`)."""
+"""How ranks train one model together: a single process, DDP (a copy on each rank) or FSDP (shards of it)."""
 
 import contextlib
+import math
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,37 +14,72 @@ from distributed.processes import Processes
 from errors import UsageError
 
 
-class Alone:
-    """One process: nothing to share."""
+@dataclass(frozen=True)
+class RankSlice:
+    """The part of a step's acc_steps micro-batches of batch_size sequences that one rank computes.
 
-    name, sharded = "alone", False
+    Micro-batches first_micro_batch .. first_micro_batch + acc_steps - 1 of the step, and the sequences `rows`
+    of each.
+    """
+
+    first_micro_batch: int
+    acc_steps: int
+    rows: slice
+
+    @classmethod
+    def of(cls, batch_size: int, acc_steps: int, rank: int, size: int) -> "RankSlice":
+        """The slice of one of `size` ranks.
+
+        Accumulation steps are split across ranks first, acc_steps / gcd(acc_steps, size) for each; remaining
+        ranks split each micro-batch. So a step sums over the same sequences for any number of ranks.
+
+        Raises UsageError when batch_size * acc_steps sequences cannot be split evenly.
+        """
+        groups = math.gcd(acc_steps, size)
+        ranks_per_group = size // groups
+        if batch_size % ranks_per_group:
+            raise UsageError(
+                f"--batch_size {batch_size} x --acc_steps {acc_steps} cannot be split across {size} "
+                f"processes: make acc_steps a multiple of {size}, or batch_size one of {ranks_per_group}"
+            )
+        group, place = divmod(rank, ranks_per_group)
+        rows = batch_size // ranks_per_group
+        steps = acc_steps // groups
+        return cls(group * steps, steps, slice(place * rows, (place + 1) * rows))
+
+
+class SingleProcess:
+    """Training in one process, and the interface of the others."""
+
+    name, sharded = "single process", False
 
     def __init__(self, processes: Processes | None = None) -> None:
         self.processes = Processes() if processes is None else processes
 
-    def place(self, model: nn.Module) -> nn.Module:
-        """The network as the optimiser is to see it: called once its weights are those to go on with."""
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model as the optimiser sees it. Called once, with the initial weights in place."""
         return model
 
-    def forward_of(self, model: nn.Module) -> nn.Module:
-        """What runs the batches of training."""
+    def training_forward(self, model: nn.Module) -> nn.Module:
+        """The module that runs training batches."""
         return model
 
-    def accumulating(self, forward: nn.Module, last: bool) -> AbstractContextManager:
-        """Around a micro-batch. last: of the step; only then do the processes add up their gradients."""
+    def accumulate(self, forward: nn.Module, last: bool) -> AbstractContextManager:
+        """The context of a micro-batch; ranks reduce gradients only in the last one of a step."""
         return contextlib.nullcontext()
 
-    def whole(self, tensor: Tensor) -> Tensor:
-        """The value of a tensor of which this process may hold a part."""
+    def full_tensor(self, tensor: Tensor) -> Tensor:
+        """The unsharded tensor."""
         return tensor
 
-    def localise(self, full: Tensor, like: Tensor) -> Tensor:
-        """This process' part of a whole tensor, in the layout of `like`."""
+    def shard_like(self, full: Tensor, like: Tensor) -> Tensor:
+        """This rank's shard of a full tensor, in the layout of `like`."""
         return full
 
 
-class Replicated(Alone):
-    """DDP. Every weight has a gradient in every forward pass, so none has to be looked for."""
+class DDP(SingleProcess):
+    """A copy of the model on each rank. Every weight gets a gradient in every forward pass, so the search for
+    unused ones stays off."""
 
     name = "DDP"
 
@@ -50,34 +87,84 @@ class Replicated(Alone):
         super().__init__(processes)
         self._device = device
 
-    def forward_of(self, model: nn.Module) -> nn.Module:
+    def training_forward(self, model: nn.Module) -> nn.Module:
         devices = [self._device] if self._device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
-    def accumulating(self, forward: nn.Module, last: bool) -> AbstractContextManager:
+    def accumulate(self, forward: nn.Module, last: bool) -> AbstractContextManager:
         return contextlib.nullcontext() if last else forward.no_sync()
+
+
+class FSDP(SingleProcess):
+    """FSDP2 (`fully_shard`): float32 shards of weights and optimiser states.
+
+    On CUDA, gradients are reduced in bfloat16 if a rank has one micro-batch in a step: FSDP accumulates in
+    the format it reduces in, and bfloat16 would lose the later ones of many.
+
+    Blocks that run once are gathered one by one. The repeated middle blocks are gathered with the rest of the
+    model, once for all passes: on their own they would be gathered and reduced in every pass, and ranks whose
+    tokens stop at different passes would do so a different number of times, which hangs.
+    """
+
+    name, sharded = "FSDP", True
+
+    def __init__(self, processes: Processes, device: torch.device, acc_steps: int) -> None:
+        """acc_steps: micro-batches of this rank in a step."""
+        # FSDP's modules take a second to import.
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        super().__init__(processes)
+        self._mesh = init_device_mesh(device.type, (processes.size,))
+        reduce_dtype = torch.bfloat16 if device.type == "cuda" and acc_steps == 1 else torch.float32
+        self._policy = MixedPrecisionPolicy(reduce_dtype=reduce_dtype)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        from torch.distributed.fsdp import fully_shard
+
+        for block in model.blocks_that_run_once():
+            fully_shard(block, mesh=self._mesh, mp_policy=self._policy)
+        return fully_shard(model, mesh=self._mesh, mp_policy=self._policy)
+
+    def accumulate(self, forward: nn.Module, last: bool) -> AbstractContextManager:
+        forward.set_requires_gradient_sync(last)
+        return contextlib.nullcontext()
+
+    def full_tensor(self, tensor: Tensor) -> Tensor:
+        from torch.distributed.tensor import DTensor
+
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def shard_like(self, full: Tensor, like: Tensor) -> Tensor:
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        if not isinstance(like, DTensor):
+            return full
+        full = full.to(like.device)  # every rank has it: nothing is sent
+        return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def choose_parallel(
     backend: str | None, processes: Processes, device: torch.device, acc_steps: int, **flags: Any
-) -> Alone:
-    """--distributed_backend -> how to train; None means DDP where there are several processes.
+) -> SingleProcess:
+    """How to train, by --distributed_backend: FSDP for `fsdp`, else DDP; one process needs neither.
 
-    acc_steps: micro-batches of a process in a step. flags: others that matter, by their names.
-    Raises UsageError for a backend that this device or these flags cannot have.
+    Args:
+        acc_steps: micro-batches of this rank in a step.
+        flags: --opt and --dtype, by their names.
+
+    Raises UsageError for a backend that this device or these flags exclude.
     """
     if backend == "nccl" and device.type != "cuda":
         raise UsageError(
             "--distributed_backend nccl needs GPUs, and this runs on a CPU; choose gloo, fsdp or None"
         )
     if processes.size == 1:
-        return Alone(processes)
+        return SingleProcess(processes)
     if backend != "fsdp":
-        return Replicated(processes, device)
+        return DDP(processes, device)
     if flags["opt"] == "adafactor" or flags["dtype"] == "torch.float16":
         raise UsageError(
             "--distributed_backend fsdp goes with --opt adamw or sgd, and not with --dtype torch.float16"
         )
-    from distributed.sharded import Sharded
-
-    return Sharded(processes, device, acc_steps)
+    return FSDP(processes, device, acc_steps)

@@ -13,7 +13,7 @@ from data import Corpus
 from data.batches import contiguous_batches, validation_subset
 from data.tokenizers import decode
 from distributed import Precision
-from distributed.parallel import Alone
+from distributed.parallel import SingleProcess
 from errors import Failure
 from models.generation import generate
 from optim.randomness import derive_seed
@@ -34,7 +34,7 @@ class Evaluator:
         config: TrainConfig,
         corpus: Corpus,
         precision: Precision,
-        parallel: Alone,
+        parallel: SingleProcess,
     ) -> None:
         self._config, self._corpus, self._precision, self._parallel = config, corpus, precision, parallel
         self._vocab_size, self._prefix = args.vocab_size, args.eval_seq_prefix

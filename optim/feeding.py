@@ -8,18 +8,18 @@ from config.training import TrainConfig
 from data.algorithmic import NOT_DUE
 from data.batches import Batches, prefetch
 from data.windows import Windows
-from distributed.share import Share
+from distributed.parallel import RankSlice
 from optim.train import MicroBatch
 
 
 def training_batches(
-    windows: Windows, config: TrainConfig, share: Share, step: int, device: torch.device
+    windows: Windows, config: TrainConfig, rank_slice: RankSlice, step: int, device: torch.device
 ) -> Iterator[MicroBatch]:
-    """Those of all steps from `step` on, as far as they fall to `share`."""
+    """Those of all steps from `step` on, as far as they fall to `rank_slice`."""
     source = Batches(windows, config.batch_size, config.acc_steps, config.data_seed)
 
     def make(key: tuple[int, int]) -> MicroBatch:
-        inputs, targets = source.get(*key, share.rows)
+        inputs, targets = source.get(*key, rank_slice.rows)
         weight = 1.0
         if len(targets) < config.batch_size and (targets == NOT_DUE).any():
             _, whole = source.get(*key)
@@ -34,8 +34,8 @@ def training_batches(
     return prefetch(
         make,
         (
-            (step, share.first + number)
+            (step, rank_slice.first_micro_batch + number)
             for step in range(step, config.iterations)
-            for number in range(share.acc_steps)
+            for number in range(rank_slice.acc_steps)
         ),
     )

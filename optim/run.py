@@ -15,8 +15,7 @@ from config import experiment_dir, notes
 from config.training import TrainConfig
 from data.token_files import vocabulary_note
 from distributed import Processes, choose_device, choose_precision
-from distributed.parallel import choose_parallel
-from distributed.share import Share
+from distributed.parallel import RankSlice, choose_parallel
 from errors import Failure, UsageError
 from evaluation.restore import open_corpus_of
 from optim import checkpoint, run_folder
@@ -47,7 +46,7 @@ def run_training(args: Namespace) -> int:
     began = time.monotonic()
     on_cuda = args.device != "cpu" and args.distributed_backend != "gloo"
     processes = Processes(on_cuda, timeout_minutes=args.distributed_timeout)
-    with processes.one_voice():
+    with processes.exit_together():
         device = choose_device(args.device)
         folder = experiment_dir(args)
         if processes.broadcast(processes.is_main and run_folder.covered_by_summary(folder, args.iterations)):
@@ -55,7 +54,7 @@ def run_training(args: Namespace) -> int:
             logger.info(f"finished already: {what}; nothing to do")
             return 0
         lock = RunLock(folder) if processes.is_main else None
-        processes.after_all()
+        processes.barrier()
         try:
             run = Run(args, folder, processes, device)
             with Stop(processes, args.max_time, began) as stop:
@@ -65,7 +64,7 @@ def run_training(args: Namespace) -> int:
                     raise KeyboardInterrupt(_kept(folder)) from None
             if finished and processes.is_main:
                 run.finish()
-            processes.after_all()  # nobody leaves before the summary is there
+            processes.barrier()  # nobody leaves before the summary is there
         finally:
             if lock is not None:
                 lock.release()
@@ -90,11 +89,16 @@ class Run:
     ) -> None:
         self.args, self.folder, self.processes = args, folder, processes
         self.config = TrainConfig.from_args(args)
-        self.share = Share.of(args.batch_size, args.acc_steps, processes.rank, processes.size)
+        self.rank_slice = RankSlice.of(args.batch_size, args.acc_steps, processes.rank, processes.size)
         self.parallel = choose_parallel(
-            args.distributed_backend, processes, device, self.share.acc_steps, opt=args.opt, dtype=args.dtype
+            args.distributed_backend,
+            processes,
+            device,
+            self.rank_slice.acc_steps,
+            opt=args.opt,
+            dtype=args.dtype,
         )
-        if self.share.rows != slice(0, args.batch_size) and args.act_loss_reduction == "sum":
+        if self.rank_slice.rows != slice(0, args.batch_size) and args.act_loss_reduction == "sum":
             raise UsageError(
                 "--act_loss_reduction sum adds up over a micro-batch, and these processes would part one: "
                 f"make --acc_steps a multiple of {processes.size}"
@@ -102,7 +106,7 @@ class Run:
         self.precision = choose_precision(args.dtype, device)
         if processes.is_main:
             self.corpus = open_corpus_of(args, args.sequence_length, logger.info)
-        processes.after_all()  # by now its token files are there
+        processes.barrier()  # by now its token files are there
         if not processes.is_main:
             self.corpus = open_corpus_of(args, args.sequence_length, logger.info)
         seed_torch(args.seed, "initialisation")
@@ -111,7 +115,7 @@ class Run:
         if start is not None:
             extended = extension(args, start[1])
             self.config = dataclasses.replace(self.config, scheduled=extended.schedule_iterations)
-        self.model = self.parallel.place(self.model)
+        self.model = self.parallel.wrap(self.model)
         self.state = TrainState.fresh(self.model, self.config, self.precision.gradient_scaler())
         if start is not None:
             self._restore(*start, extended)
@@ -135,7 +139,7 @@ class Run:
         progress = Progress(self.config, self.state.step, shown=main)
         wandb = WandbLog(self.args, self.folder) if main else None
         saver = self._saver()
-        self.processes.let_finish(saver.busy)
+        self.processes.exit_only_after(saver.busy)
         windows = self.corpus.windows("train", self.config.sequence_length, self.args.vocab_size)
         saved = -1
 
@@ -152,18 +156,20 @@ class Run:
                 metrics.sync()
             elif main:
                 logged = self._try(metrics.sync)
-            if self.processes.any(not logged):
+            if self.processes.max(not logged):
                 return  # a checkpoint would claim that its steps are logged
             if main or self.parallel.sharded:
                 saver.save(self._content(), self.state.step, final)
-            self.processes.after_all()
+            self.processes.barrier()
             saved = self.state.step
 
         try:
             finished = train(
                 self.state,
                 self._forward(),
-                training_batches(windows, self.config, self.share, self.state.step, self.precision.device),
+                training_batches(
+                    windows, self.config, self.rank_slice, self.state.step, self.precision.device
+                ),
                 self.config,
                 self.precision,
                 self.parallel,
@@ -211,16 +217,16 @@ class Run:
     def _find_start(self) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint to go on from, the same one for all processes: the first one chooses it."""
         start = find_start(self.args, self.folder) if self.processes.is_main else None
-        self.processes.after_all()  # it may have read for long
+        self.processes.barrier()  # it may have read for long
         path = self.processes.broadcast(None if start is None else start[0])
         if path is None:
             return None
         content = start[1] if start is not None else checkpoint.load(path)
-        self.processes.after_all()  # they have read it: the first may rename it now
+        self.processes.barrier()  # they have read it: the first may rename it now
         return path, content
 
     def _restore(self, path: Path, content: dict[str, Any], extended: Extension) -> None:
-        self.state.restore(content, self.config, self.parallel.localise)
+        self.state.restore(content, self.config, self.parallel.shard_like)
         self.corpus.require_tokenizer(content["tokenizer"], f"the model in {path}")
         logger.info(f"resuming from {path} at step {self.state.step}")
         # Of a run whose final checkpoint is there, only the summary can be missing; else nothing is to do.
@@ -251,24 +257,24 @@ class Run:
         logger.info(f"{self.args.model}: {self.model.parameter_count():,} parameters, on {device} ({name})")
         logger.info(f"{self.config.tokens_per_step:,} tokens a step, computed in {self.precision.reason}")
         if self.processes.size > 1:
-            rows = self.share.rows
+            part = self.rank_slice
             logger.info(
-                f"{self.processes.size} processes ({self.parallel.name}); each takes {self.share.acc_steps} "
-                f"micro-batches of {rows.stop - rows.start} sequences a step"
+                f"{self.processes.size} processes ({self.parallel.name}); each takes {part.acc_steps} "
+                f"micro-batches of {part.rows.stop - part.rows.start} sequences a step"
             )
         logger.info(f"run folder: {self.folder}")
 
     def _forward(self) -> torch.nn.Module:
         if self.args.compile:
             compile_training(self.model, self.precision.device)
-        return self.parallel.forward_of(self.model)
+        return self.parallel.training_forward(self.model)
 
     def _saver(self) -> Saver:
         staging = self.args.checkpoint_staging_dir
         return Saver(
             self.folder,
             sharded=self.parallel.sharded,
-            group=self.processes.saving_group if self.parallel.sharded else None,
+            group=self.processes.checkpoint_group if self.parallel.sharded else None,
             staging=None if staging is None else Path(staging),
             keep_last=self.args.keep_last,
             keep_every=self.args.keep_every,

@@ -86,11 +86,11 @@ class TrainState:
         self,
         content: dict[str, Any],
         config: TrainConfig,
-        localise: Callable[[Tensor, Tensor], Tensor] = lambda full, like: full,
+        shard_like: Callable[[Tensor, Tensor], Tensor] = lambda full, like: full,
     ) -> None:
         """Go on from `content` (of `to_checkpoint`), with the schedule that `config` describes.
 
-        localise: (whole tensor, one of the layout it is to have) -> what this process keeps of it. Raises
+        shard_like: (whole tensor, one of the layout it is to have) -> what this process keeps of it. Raises
         UsageError when it is not a training checkpoint of this project, Failure when it is one of another
         network.
         """
@@ -102,11 +102,11 @@ class TrainState:
         try:
             own = self.model.state_dict()
             weights = {
-                name: localise(weight, own[name]) if name in own else weight
+                name: shard_like(weight, own[name]) if name in own else weight
                 for name, weight in content["model"].items()
             }
             self.model.load_state_dict(weights)
-            self._restore_optimizer(content["optimizer"], localise)
+            self._restore_optimizer(content["optimizer"], shard_like)
             self.scaler.load_state_dict(content["scaler"])
             self.interval = Interval(**content["interval"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -117,14 +117,14 @@ class TrainState:
         self.schedule = make_schedule(self.optimizer, config, self.step)
 
     def _restore_optimizer(
-        self, slots: dict[int, dict[str, Any]], localise: Callable[[Tensor, Tensor], Tensor]
+        self, slots: dict[int, dict[str, Any]], shard_like: Callable[[Tensor, Tensor], Tensor]
     ) -> None:
         """slots: by the number of the weight, in the order of the groups; those of its shape are parted."""
         groups = self.optimizer.state_dict()["param_groups"]
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         local = {
             index: {
-                name: localise(value, weights[index]) if value.shape == weights[index].shape else value
+                name: shard_like(value, weights[index]) if value.shape == weights[index].shape else value
                 for name, value in of_weight.items()
             }
             for index, of_weight in slots.items()

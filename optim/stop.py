@@ -40,7 +40,7 @@ class Stop:
         """Whether any process is to stop. All must ask, at the same places."""
         if self.reason is None:
             over = self._end is not None and time.monotonic() > self._end
-            number = self._processes.any(self._signal or (_TIME if over else 0))
+            number = self._processes.max(self._signal or (_TIME if over else 0))
             if number:
                 self.reason = "the time is over" if number == _TIME else signal.Signals(number).name
         return self.reason is not None

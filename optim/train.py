@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from config.training import TrainConfig
 from distributed import Precision
-from distributed.parallel import Alone
-from distributed.share import Share
+from distributed.parallel import RankSlice, SingleProcess
 from errors import Failure
 from optim.progress import Progress
 from optim.randomness import seed_torch
@@ -41,7 +40,7 @@ def train(
     batches: Iterable[MicroBatch],
     config: TrainConfig,
     precision: Precision,
-    parallel: Alone,
+    parallel: SingleProcess,
     *,
     evaluate: Callable[[int], dict[str, Any] | None],
     log: Callable[[dict[str, Any]], None],
@@ -57,7 +56,9 @@ def train(
     when a loss or gradient is not finite: before the update, so that weights stay good.
     """
     stream = iter(batches)
-    share = Share.of(config.batch_size, config.acc_steps, parallel.processes.rank, parallel.processes.size)
+    rank_slice = RankSlice.of(
+        config.batch_size, config.acc_steps, parallel.processes.rank, parallel.processes.size
+    )
     first = state.step
     forward.train()
     while True:
@@ -81,7 +82,7 @@ def train(
             return False
         started = time.perf_counter()
         rate = state.schedule.get_last_lr()[0]
-        made = _update(state, forward, stream, share, config, precision, parallel, stop)
+        made = _update(state, forward, stream, rank_slice, config, precision, parallel, stop)
         if made is None:
             return False
         loss, norm = made
@@ -95,34 +96,34 @@ def _update(
     state: TrainState,
     forward: nn.Module,
     stream: Iterator[MicroBatch],
-    share: Share,
+    rank_slice: RankSlice,
     config: TrainConfig,
     precision: Precision,
-    parallel: Alone,
+    parallel: SingleProcess,
     stop: Callable[[], bool],
 ) -> tuple[float, float | None] | None:
     """One optimiser step over acc_steps micro-batches -> mean loss, gradient norm before clipping; None where
     it was stopped in its middle."""
     total = 0.0
-    for number in range(share.acc_steps):
+    for number in range(rank_slice.acc_steps):
         if number and stop():
             state.optimizer.zero_grad(set_to_none=True)
             return None
         batch = next(stream)
         inputs = batch.inputs.to(precision.device, non_blocking=True)
         targets = batch.targets.to(precision.device, non_blocking=True)
-        seed_torch(config.seed, "forward", state.step, share.first + number)
-        with parallel.accumulating(forward, last=number + 1 == share.acc_steps):
+        seed_torch(config.seed, "forward", state.step, rank_slice.first_micro_batch + number)
+        with parallel.accumulate(forward, last=number + 1 == rank_slice.acc_steps):
             with precision.autocast():
                 output = forward(inputs, targets)
                 loss = output["loss"]
                 if batch.weight != 1.0:  # penalties for depth are means over all tokens, and have none
                     loss = loss + (batch.weight - 1.0) * output["cross_entropy_loss"]
-                loss = loss / share.acc_steps
+                loss = loss / rank_slice.acc_steps
             state.scaler.scale(loss).backward()
         total += loss.detach()
     state.scaler.unscale_(state.optimizer)
-    norm = parallel.whole(_clip(state.model, config.grad_clip))
+    norm = parallel.full_tensor(_clip(state.model, config.grad_clip))
     loss, norm = torch.stack((parallel.processes.mean(total.float()), norm.float())).tolist()
     _require_finite(state, loss, norm)
     state.scaler.step(state.optimizer)

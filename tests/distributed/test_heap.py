@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 SCRIPT = """
 import resource, sys, torch
-from distributed.heap import keep_heap
+from distributed.device import keep_heap
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

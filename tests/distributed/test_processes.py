@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from distributed.share import Share
+from distributed.parallel import RankSlice
 from errors import UsageError
 from tests.faults.team import Team, assert_close
 
@@ -15,17 +15,17 @@ def test_shares_cover_a_step_once():
     for batch_size, acc_steps, size in ((8, 4, 1), (8, 4, 2), (8, 4, 4), (8, 4, 8), (6, 3, 2), (4, 6, 4)):
         seen = []
         for rank in range(size):
-            share = Share.of(batch_size, acc_steps, rank, size)
+            share = RankSlice.of(batch_size, acc_steps, rank, size)
             rows = range(batch_size)[share.rows]
-            seen += [(share.first + m, row) for m in range(share.acc_steps) for row in rows]
+            seen += [(share.first_micro_batch + m, row) for m in range(share.acc_steps) for row in rows]
         assert sorted(seen) == [(m, row) for m in range(acc_steps) for row in range(batch_size)]
 
 
 def test_what_cannot_be_parted_is_refused():
     with pytest.raises(
-        UsageError, match=r"cannot be parted among 4 processes: .* multiple of 4, or batch_size"
+        UsageError, match=r"cannot be split across 4 processes: .* multiple of 4, or batch_size"
     ):
-        Share.of(3, 2, 0, 4)
+        RankSlice.of(3, 2, 0, 4)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_a_task_whose_answers_fall_unevenly(alone, tmp_path):
 def test_wrong_flags_are_told_of_once(tmp_path):
     team = Team(tmp_path / "exps", "base", 2)
     for flags, sentence in (
-        ("--batch_size 3 --acc_steps 3", "cannot be parted among 2 processes"),
+        ("--batch_size 3 --acc_steps 3", "cannot be split across 2 processes"),
         ("--lr 0", "must be above 0"),
         ("--distributed_backend nccl", "needs GPUs"),
         ("--distributed_backend fsdp --opt adafactor", "goes with --opt adamw or sgd"),
@@ -118,7 +118,7 @@ def test_a_rank_that_hangs_is_named_after_the_time_that_was_set(tmp_path):
     team = Team(tmp_path / "exps", "base", 2)
     said = team.run("--distributed_timeout 0.2", code=1, FAULT="hang:1:5")
     assert said.count("error: ") == 1
-    assert "made no progress for 0.2 minutes" in said and "last heard of least: rank 1" in said
+    assert "made no progress for 0.2 minutes" in said and "least progress: rank 1" in said
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from distributed.parallel import Alone
-from distributed.precision import choose_precision
+from distributed import choose_precision
+from distributed.parallel import SingleProcess
 from errors import Failure
 from optim.progress import Progress
 from optim.state import TrainState
@@ -52,7 +52,7 @@ def run(values, step=0, stop_at=None, evaluate=lambda step: {"val_loss": 0.0}, s
 
     try:
         called["finished"] = train(
-            state, state.model, batches, config, precision, Alone(),
+            state, state.model, batches, config, precision, SingleProcess(),
             evaluate=evaluated, stop=stop, log=called["log"].append,
             save=lambda: called["save"].append(state.step),
             progress=progress,
