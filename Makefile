@@ -34,6 +34,7 @@ bench: $(VENV)/ready
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 # Made once; made again when the pinned versions change.
 $(VENV)/ready: requirements.txt

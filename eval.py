@@ -35,7 +35,9 @@ def main() -> None:
     def measure(split: str) -> Evaluation:
         batches = run.batches(split, corpus)
         bar = tqdm(batches, desc=f"evaluating {split}", unit="batch", disable=None)
-        return evaluate(run.model, bar, run.precision, **route.settings)
+        measured = evaluate(run.model, bar, run.precision, **route.settings)
+        assert measured is not None  # it is None only after a stop
+        return measured
 
     result = measure("val")
     others = {split: measure(split) for split in corpus.test_splits}

@@ -98,7 +98,7 @@ def main() -> None:
         **route.settings,
     )
     n_repeat, in_terminal = model.config.repeats, own.show_depth == "terminal"
-    texts = [[] for _ in prompts]
+    texts: list[list[tuple[str, int]]] = [[] for _ in prompts]
     if in_terminal:
         print(ansi_legend(n_repeat))
     sys.stdout.write(prompts[0])

@@ -84,7 +84,7 @@ class LastTokenAttention:
         """layer: the index of a middle layer, from 0."""
         self.layer = Layer("middle", layer)
         self._repeats = config.repeats
-        self._sum: Tensor | None = None
+        self._sum = torch.zeros((), dtype=torch.float64)
         self.windows = 0
 
     def see(self, call: Attended) -> None:
@@ -97,7 +97,7 @@ class LastTokenAttention:
         last = call.queries.shape[2] - 1
         ((_, logs, _),) = log_probabilities(call.queries, call.seen, first=last)
         added = logs[:, :, 0].exp().double().sum(0).unflatten(-1, (self._repeats, -1)).cpu()
-        self._sum = added if self._sum is None else self._sum + added
+        self._sum = self._sum + added
         self.windows += batch
 
     @property

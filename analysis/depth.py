@@ -69,7 +69,7 @@ class DepthStatistics:
         if self.loss_edges is None:
             self._wait(known)
         else:
-            self._add_by_loss(known)
+            self._add_by_loss(known, self.loss_edges)
 
     def finish(self) -> None:
         """Set the edges of loss bins if the text had fewer than loss_sample tokens."""
@@ -94,19 +94,19 @@ class DepthStatistics:
         room = self._sample - sum(map(len, self._waiting))
         self._waiting.append(values[:room])
         if len(values) >= room:
-            self._find_edges()
-            self._add_by_loss(values[room:])
+            self._add_by_loss(values[room:], self._find_edges())
 
-    def _find_edges(self) -> None:
+    def _find_edges(self) -> Tensor:
         sample = torch.cat(self._waiting)
         self._waiting = []
         inner = torch.arange(1, self._bins, dtype=torch.float64, device=sample.device) / self._bins
-        self.loss_edges = sample[:, 1].quantile(inner) if len(sample) else inner
-        self._add_by_loss(sample)
+        edges = self.loss_edges = sample[:, 1].quantile(inner) if len(sample) else inner
+        self._add_by_loss(sample, edges)
+        return edges
 
-    def _add_by_loss(self, values: Tensor) -> None:
+    def _add_by_loss(self, values: Tensor, edges: Tensor) -> None:
         """Bin i holds losses from edge i - 1 (included) to edge i (excluded)."""
-        self.by_loss.add(torch.bucketize(values[:, 1].contiguous(), self.loss_edges, right=True), values)
+        self.by_loss.add(torch.bucketize(values[:, 1].contiguous(), edges, right=True), values)
 
 
 def _lowest(scores: Tensor) -> Tensor:

@@ -44,8 +44,8 @@ def compare_work(sides: tuple[subprocess.Popen, ...], rounds: int, **work: Any) 
     slowest = max(ask(side, calls=1)["seconds"] for side in sides)
     calls = max(1, round(TURN_S / slowest))
     seconds: list[list[float]] = [[], []]
+    losses: list[Any] = [None, None]
     for round_ in range(rounds):
-        losses: list[Any] = [None, None]
         for which in (0, 1) if round_ % 2 == 0 else (1, 0):
             answer = ask(sides[which], calls=calls)
             seconds[which].append(answer["seconds"])

@@ -190,7 +190,7 @@ class Harness(TemplateLM):
 
     def _count(self, passes: Tensor) -> None:
         self._tokens += len(passes)
-        self._passes += passes.sum().item()
+        self._passes += int(passes.sum())
 
     def _generation_settings(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Returns a task's generation settings as arguments of `_continue`."""

@@ -110,7 +110,8 @@ def colour(passes: int, n_repeat: int) -> tuple[int, int, int]:
     place = (len(_SCALE) - 1) * (passes - 1) / max(1, n_repeat - 1)
     low = min(int(place), len(_SCALE) - 2)
     part = place - low
-    return tuple(round(a + (b - a) * part) for a, b in zip(_SCALE[low], _SCALE[low + 1], strict=True))
+    red, green, blue = (round(a + (b - a) * part) for a, b in zip(_SCALE[low], _SCALE[low + 1], strict=True))
+    return red, green, blue
 
 
 def _is_dark(rgb: tuple[int, int, int]) -> bool:

@@ -79,9 +79,9 @@ def _spectra(content: dict[str, Any], spectra: dict[str, Sequence[float]]) -> An
 
 
 def _spectrum(axes: Any, values: Sequence[float], **style: Any) -> None:
-    values = np.asarray(values) / values[0]
-    values = values[values > 1e-7]  # below is rounding error of matrices without full rank
-    axes.plot(np.arange(1, len(values) + 1), values, linewidth=1, **style)
+    relative = np.asarray(values) / values[0]
+    relative = relative[relative > 1e-7]  # below is rounding error of matrices without full rank
+    axes.plot(np.arange(1, len(relative) + 1), relative, linewidth=1, **style)
 
 
 def _passes(content: dict[str, Any], layer: str) -> list[int]:

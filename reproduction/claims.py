@@ -112,9 +112,9 @@ def _judge_routers(runs: Sequence[Run]) -> list[Finding]:
     findings = []
     for experiment, series in ROUTER_CLAIMS:
         pairs = {
-            run.seed: at_fixed_depths(run.sweep_result(), series)
+            run.seed: at_fixed_depths(sweep, series)
             for run in runs
-            if experiment in run.experiments and run.swept
+            if experiment in run.experiments and run.swept and (sweep := run.sweep_result()) is not None
         }
         routed = {seed: pair[0] for seed, pair in pairs.items() if pair}
         fixed = {seed: pair[1] for seed, pair in pairs.items() if pair}

@@ -60,6 +60,7 @@ class Executor:
                     done += 1
                     left = (time.monotonic() - began) / done * (len(todo) - done - len(failed))
                     result = run.result()
+                    assert result is not None  # a complete run has one
                     logger.info(
                         f"{done + len(failed)} of {len(todo)}: {_name(run)}, perplexity "
                         f"{result['perplexity']:.3f}; about {left / 60:.0f} min left"

@@ -87,7 +87,9 @@ def published_anchors() -> list[tuple[str, float, float]]:
     anchors = []
     for name, label in PUBLISHED.items():
         args = config.parse_args(["--experiment", name])
-        anchors.append((label, count_macs(args, args.sequence_length), find_experiment(name).perplexity))
+        perplexity = find_experiment(name).perplexity
+        if perplexity is not None:
+            anchors.append((label, float(count_macs(args, args.sequence_length)), perplexity))
     return anchors
 
 
@@ -118,9 +120,9 @@ def draw_report(
         drawn.append(folder / "figure2.png")
         figure2.draw(points, drawn[-1], published=True, same_size=all(run.as_published for run in runs))
     sweeps = {
-        f"{run.experiments[0]}, seed {run.seed}": run.sweep_result()
+        f"{run.experiments[0]}, seed {run.seed}": sweep
         for run in runs
-        if run.sweep and run.swept
+        if run.sweep and run.swept and (sweep := run.sweep_result()) is not None
     }
     if sweeps:
         drawn.append(folder / "figure4.png")

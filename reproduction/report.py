@@ -81,7 +81,7 @@ def zero_shot(runs: Sequence[Run]) -> dict[str, Accuracies]:
     return {
         name: {
             task: (_accuracy([run for run in runs if name in run.experiments], parts), published)
-            for (task, parts), published in zip(ZERO_SHOT.items(), BY_NAME[name].zero_shot, strict=True)
+            for (task, parts), published in zip(ZERO_SHOT.items(), BY_NAME[name].zero_shot or (), strict=True)
         }
         for name in dict.fromkeys(name for run in runs for name in run.experiments)
         if BY_NAME[name].zero_shot
@@ -115,8 +115,8 @@ def row_cells(row: Row) -> tuple[str, ...]:
     return (
         row.row,
         str(row.seeds),
-        _number(row.ours and row.ours.value, 3),
-        _number(row.ours and row.ours.standard_error, 3),
+        _number(None if row.ours is None else row.ours.value, 3),
+        _number(None if row.ours is None else row.ours.standard_error, 3),
         "" if row.interval is None else f"{row.interval[0]:.3f} to {row.interval[1]:.3f}",
         _number(row.published, 2),
         _number(row.error, 2),
