@@ -1,1 +1,1 @@
-"""Job packages for Slurm, and what their scripts ask Python for. No torch: login nodes run it too."""
+"""Job packages for Slurm and their Python helpers. No torch: login nodes run them too."""

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034  # lib.sh sources this file, and owns the variables
-# What has to be there before a package is submitted, and again when its job starts.
+# Checks before a package is submitted, and again when its job starts.
 
 # Sets PYTHON, the command of the environment that env.sh names.
 find_python() {
@@ -12,7 +12,7 @@ find_python() {
     apptainer)
         there=$APPTAINER_IMAGE
         PYTHON=(apptainer exec --nv)
-        # What is not there cannot be bound.
+        # Missing folders cannot be bound.
         for folder in "$COTFORMER_REPO" "$SCRATCH_DIR" "$DATA_DIR" "$EXPS_DIR" "$JOB_OUTPUTS_DIR" "$CACHE_DIR" \
             "${CHECKPOINT:-}" "${SLURM_TMPDIR:-}"; do
             if [[ -e $folder ]]; then PYTHON+=(--bind "$folder"); fi
@@ -23,9 +23,9 @@ find_python() {
     *) refuse "COTFORMER_ENV=$COTFORMER_ENV; choose from conda, venv, apptainer" ;;
     esac
     [[ -e $there ]] ||
-        fail "there is no $there on $(hostname): make the environment (README, Cluster), or name another one in iridis/env.local.sh"
+        fail "there is no $there on $(hostname): make the environment (iridis/README.md), or set another one in iridis/env.local.sh"
     "${PYTHON[@]}" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' ||
-        fail "$there has no torch: install requirements.txt into it (README, Cluster)"
+        fail "$there has no torch: install requirements.txt into it (iridis/README.md)"
 }
 
 make_folders() {
@@ -37,15 +37,15 @@ run_checks() {
     if [[ $(type -t checks) == function ]]; then checks; fi
 }
 
-# That a folder can be written, or made: nothing is made before a job runs.
+# Requires that a folder can be written or created; folders are created only when the job runs.
 require_writable() {
     local there=$1
     while [[ ! -e $there ]]; do there=$(dirname -- "$there"); done
     [[ -d $there && -w $there ]] ||
-        fail "cannot write $1; name another folder in iridis/env.local.sh (SCRATCH_DIR, DATA_DIR, EXPS_DIR, ...)"
+        fail "cannot write $1; set another folder in iridis/env.local.sh (SCRATCH_DIR, DATA_DIR, EXPS_DIR, ...)"
 }
 
-# The checkpoint that an evaluation reads, a file or a run's folder.
+# Requires the checkpoint of an evaluation, a file or a run folder.
 require_checkpoint() {
     [[ -f $1 ]] || compgen -G "$1/ckpt*" >/dev/null ||
         fail "there is no checkpoint in $1: train it first (bash iridis/$2/job.sh), or set CHECKPOINT"
@@ -55,5 +55,5 @@ require_checkpoint() {
 # The folder of the run that another package trains, under the same environment.
 folder_of() { env -u EXPERIMENT bash "$COTFORMER_REPO/iridis/$1/job.sh" --folder; }
 
-# Flags that are meant for a script that works on a run, refused here instead of in the job.
+# Refuses wrong flags of evaluation scripts here instead of in the job.
 check_flags() { "${PYTHON[@]}" -m iridis.plan --flags-only "${FLAGS[@]}" || exit; }

@@ -1,4 +1,4 @@
-"""What the container's %test runs: every package can be imported, and a small LN-CoTFormer computes."""
+"""The container's %test: imports every package and runs a forward pass of a small LN-CoTFormer."""
 
 import sys
 from pathlib import Path

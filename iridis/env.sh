@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Paths, caches and the Python environment of jobs: the one place where they are set.
+# Paths, caches and the Python environment of jobs.
 #
-# Every job sources this file, and so may you:  source ~/CoTFormer/iridis/env.sh
+# Every job sources this file; in a shell:  source ~/CoTFormer/iridis/env.sh
 # A value is taken from, in this order: iridis/env.local.sh (yours; ignored by git), the environment,
 # iridis/clusters/<name>.sh, and the defaults below. `DATA_DIR=/data bash iridis/lncot-train/job.sh` works too.
 
@@ -22,7 +22,7 @@ cotformer_hosts_of() (
     printf '%s' "$CLUSTER_HOSTS"
 )
 
-# The cluster that this machine is of, by its name or, on compute nodes, by that of where the job was submitted.
+# The cluster of this machine, by its host name or, on compute nodes, by the host that submitted the job.
 cotformer_detect_cluster() {
     local here name pattern patterns
     here=$(hostname -f 2>/dev/null || hostname)
@@ -54,7 +54,7 @@ else
     return 2
 fi
 
-# Where things lie. SCRATCH_DIR is the cluster's; home folders are too small for what lies there.
+# Folders. SCRATCH_DIR is set by the cluster's file; home folders are too small.
 export SCRATCH_DIR
 export DATA_DIR=${DATA_DIR:-$SCRATCH_DIR/datasets}
 export EXPS_DIR=${EXPS_DIR:-$SCRATCH_DIR/exps}
@@ -65,7 +65,7 @@ export HF_HOME=${HF_HOME:-$CACHE_DIR/huggingface}
 export WANDB_DIR=${WANDB_DIR:-$CACHE_DIR}
 export WANDB_CACHE_DIR=${WANDB_CACHE_DIR:-$CACHE_DIR/wandb-cache}
 export PIP_CACHE_DIR=${PIP_CACHE_DIR:-$CACHE_DIR/pip}
-# These belong to whoever wrote them first.
+# Caches that users cannot share, as files belong to the user who wrote them.
 export MPLCONFIGDIR=${MPLCONFIGDIR:-$CACHE_DIR/$(id -un)/matplotlib}
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$CACHE_DIR/$(id -un)/triton}
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$CACHE_DIR/$(id -un)/inductor}
@@ -77,8 +77,8 @@ export CONDA_ENV_PREFIX=${CONDA_ENV_PREFIX:-$SCRATCH_DIR/cotformer-env}
 export VENV_DIR=${VENV_DIR:-$COTFORMER_REPO/.venv}
 export APPTAINER_IMAGE=${APPTAINER_IMAGE:-$COTFORMER_REPO/iridis/rcotformer.sif}
 
-# Segments that grow, instead of pieces that fit nothing: 1.8 GB of an L4's 24 GB.
+# Reduces fragmentation by 1.8 GB of an L4's 24 GB.
 export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
 
-# Slurm writes to this address when a job ends or fails; NOTIFY_EMAIL= (empty) for no mail.
+# Slurm sends mail to this address when a job ends or fails; NOTIFY_EMAIL= (empty) for no mail.
 export NOTIFY_EMAIL=${NOTIFY_EMAIL-${MAIL_DOMAIN:+$(id -un)@$MAIL_DOMAIN}}

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# What all job packages share. Here: their flags, and which way a call goes; checks.sh, queue.sh (submission),
-# work.sh (inside a job) and attend.sh (signals) have the rest.
+# Shared by all job packages. This file reads flags and decides what to do; checks.sh, queue.sh (submission),
+# work.sh (inside a job) and signals.sh have the rest.
 #
-# A package sets its CONFIGURATION, sources this file, defines `work` (what it does in the job) and, where
-# something has to be there first, `checks`, and ends with `run_package "$@"`. iridis/job-*.example are to copy.
+# A package sets its CONFIGURATION, sources this file, defines `work` (run in the job) and, if it needs something
+# beforehand, `checks`, and ends with `run_package "$@"`. iridis/job-*.example are templates.
 
 set -euo pipefail
 
@@ -15,22 +15,22 @@ set -euo pipefail
 . "$COTFORMER_REPO/iridis/queue.sh"
 # shellcheck source=iridis/work.sh
 . "$COTFORMER_REPO/iridis/work.sh"
-# shellcheck source=iridis/attend.sh
-. "$COTFORMER_REPO/iridis/attend.sh"
+# shellcheck source=iridis/signals.sh
+. "$COTFORMER_REPO/iridis/signals.sh"
 
 N_GPUS=${N_GPUS:-0}
 DEVICE=${DEVICE:-} # cpu: without GPUs
 FLAGS=()        # for the Python script of the package
-SBATCH_FLAGS=() # for sbatch, over the #SBATCH lines of the package
-PASSED=()       # what the job itself is to know of our own flags
-PLAN=()         # lines that say what is about to be done
+SBATCH_FLAGS=() # for sbatch; override the #SBATCH lines of the package
+PASSED=()       # our own flags that the job needs too
+PLAN=()         # lines that describe the job
 RUN_DIR=''      # iridis/<package>/run_N
-RUN_FOLDER=''   # of a training run: where its checkpoints are
+RUN_FOLDER=''   # of a training run, with its checkpoints
 ITERATIONS_ASKED=''
-RUN_DIRS=()     # those of a chain
+RUN_DIRS=()     # of all jobs of a chain
 CHAIN=1 DRY_RUN='' LOCAL='' FOLLOW='' REQUEUE='' FOLDER_ONLY=''
 
-# Slurm runs a copy of a package's script, which lies elsewhere.
+# Slurm runs a copy of a package's script from another folder.
 if [[ -f $(dirname -- "$0")/../lib.sh ]]; then
     IN_JOB=''
     PACKAGE=$(basename -- "$(cd -- "$(dirname -- "$0")" && pwd)")
@@ -48,22 +48,22 @@ usage() {
     cat <<END
 bash iridis/$PACKAGE/job.sh [options] [flags of the Python script]
 
-  --dry-run          say what would be submitted, and stop
+  --dry-run          print what would be submitted, and stop
   --local            run it here, without Slurm
   --follow           show the job's log until it ends
-  --chain N          submit N jobs, each of which goes on when the one before has ended
-  --requeue          the job queues itself again until its run is complete
-  --n_gpus N         so many GPUs, instead of N_GPUS=$N_GPUS
+  --chain N          submit N jobs, each of which starts when the one before has ended
+  --requeue          the job requeues itself until its run is complete
+  --n_gpus N         number of GPUs, instead of N_GPUS=$N_GPUS
   --device cpu       without GPUs
-  --row NAME         the row of config/experiments.py to train; table1/ where NAME has no slash
+  --row NAME         the experiment of config/experiments.py to train; table1/ if NAME has no slash
   --folder           print the folder of the training run, and stop
   --partition, --account, --time, --mem, --cpus-per-task, --qos, --nodelist, --exclude, --constraint,
   --reservation, --dependency, --signal, --gres, --job-name
                      as for sbatch; they replace the #SBATCH lines of the package
 
 All other flags go to the Python script. The CONFIGURATION at the top of $PACKAGE/job.sh can be set in the
-environment: BATCH_SIZE=4 bash iridis/$PACKAGE/job.sh. So can TRAINING_FLAGS, flags for all training runs,
-which evaluations then find.
+environment: BATCH_SIZE=4 bash iridis/$PACKAGE/job.sh. So can TRAINING_FLAGS, flags for all training runs, by
+which evaluations then find these runs.
 END
 }
 
@@ -99,11 +99,11 @@ read_flags() {
         shift
     done
     [[ $N_GPUS =~ ^[0-9]+$ ]] || refuse "N_GPUS=$N_GPUS is not a number of GPUs"
-    [[ $CHAIN =~ ^[1-9][0-9]*$ ]] || refuse "--chain $CHAIN: how many jobs, at least 1"
-    [[ -z $REQUEUE || $CHAIN == 1 ]] || refuse "--chain and --requeue are two ways to the same end: give one"
+    [[ $CHAIN =~ ^[1-9][0-9]*$ ]] || refuse "--chain $CHAIN: give the number of jobs, at least 1"
+    [[ -z $REQUEUE || $CHAIN == 1 ]] || refuse "--chain and --requeue exclude each other: give one"
 }
 
-# What a package ends with.
+# The last line of a package.
 run_package() {
     read_flags "$@"
     cd -- "$COTFORMER_REPO"
@@ -116,14 +116,14 @@ run_package() {
         unset COTFORMER_RUN_DIR COTFORMER_PACKAGE
         if [[ -z $RUN_DIR ]]; then
             say "note: submit with \`bash iridis/$PACKAGE/job.sh\`: it checks first, and puts the log into run_N"
-            # One that was requeued has its run_N already.
+            # A requeued job has its run_N already.
             RUN_DIR=$(grep -ls "\"job\": \"$SLURM_JOB_ID\"" "$PACKAGE_DIR"/run_*/run.json | tail -n 1) || true
             RUN_DIR=${RUN_DIR%/run.json}
             [[ -n $RUN_DIR ]] || new_run_dir
         fi
         run_job
     elif [[ -n $LOCAL ]]; then
-        [[ $CHAIN == 1 && -z $REQUEUE ]] || refuse "--chain and --requeue are of a queue; --local has none"
+        [[ $CHAIN == 1 && -z $REQUEUE ]] || refuse "--chain and --requeue need a queue; --local has none"
         run_checks
         if [[ -n $DRY_RUN ]]; then show_plan "would run here:" && return; fi
         new_run_dir

@@ -1,7 +1,7 @@
-"""What a training command is about to do: `python -m iridis.plan <flags of main.py>`, without doing it.
+"""Describes a training before it is submitted: `python -m iridis.plan <flags of main.py>`.
 
-Prints, for iridis/lib.sh: the run's folder, the iterations asked for, then lines to show. Flags that main.py
-would refuse and token files that are missing are refused here, before a job waits in a queue for hours.
+Prints, for iridis/lib.sh: the run folder, the number of iterations, then lines to show. Wrong flags and
+missing token files are refused here, before a job waits in a queue for hours.
 """
 
 import sys
@@ -30,13 +30,13 @@ def main() -> None:
 
 
 def describe(args: Namespace) -> list[str]:
-    """Lines for a person. Raises Failure where the corpus is missing, and training would not prepare it."""
+    """Lines to show. Raises Failure if the corpus is missing and training would not prepare it."""
     folder = config.experiment_dir(args)
     saved = in_folder(folder)
     if covered_by_summary(folder, args.iterations):
         return [f"finished already: {folder} has {args.iterations:,} iterations"]
     require_prepared(args.dataset, data_dir=args.data_dir, tokenizer=args.tokenizer)
-    begins = f"goes on from {saved[0].name}" if saved else "begins afresh"
+    begins = f"resumes from {saved[0].name}" if saved else "starts from scratch"
     what = args.model if args.experiment is None else f"{args.experiment}, {args.model}"
     lines = [
         f"{what}: {args.iterations:,} iterations on {args.dataset}, "
@@ -46,7 +46,7 @@ def describe(args: Namespace) -> list[str]:
     others = jobs_of(folder)
     if others:
         lines.append(
-            f"note: {', '.join(others)} in the queue has the same run: only one at a time can train it"
+            f"note: {', '.join(others)} in the queue trains the same run, which only one job can do at a time"
         )
     return lines
 

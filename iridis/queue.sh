@@ -1,10 +1,10 @@
 # shellcheck shell=bash disable=SC2034  # lib.sh sources this file, and owns the variables
-# Submission: what sbatch is asked for, the run_N of each job, following a log.
+# Submission: options of sbatch, the run_N of each job, following a log.
 
 # The value of an #SBATCH line of the package.
 directive() { sed -n "s/^#SBATCH --$1=//p" "$PACKAGE_DIR/job.sh" | head -n 1; }
 
-# The option as sbatch will take it: from SBATCH_FLAGS, its environment, the head.
+# The value that sbatch will use for an option: from SBATCH_FLAGS, its environment, or the #SBATCH lines.
 option() {
     local flag value=''
     for flag in "${SBATCH_FLAGS[@]}"; do [[ $flag != "--$1="* ]] || value=${flag#*=}; done
@@ -21,7 +21,7 @@ show_plan() {
     printf '  %s\n' "${PLAN[@]}"
 }
 
-# The first run_N that nobody else has: mkdir decides between submissions at the same moment.
+# The first free run_N; mkdir is atomic, so simultaneous submissions get different ones.
 new_run_dir() {
     local number=1
     require_writable "$PACKAGE_DIR"
@@ -32,7 +32,7 @@ new_run_dir() {
     RUN_DIR=$PACKAGE_DIR/run_$number
 }
 
-# Where the partition allows less time than the head asks for, all that it allows.
+# If the #SBATCH lines ask for more time than the partition allows, ask for its limit.
 keep_to_limit() {
     local limit partition
     partition=$(option partition)
@@ -41,7 +41,7 @@ keep_to_limit() {
     if (($(seconds "$(directive time)") > $(seconds "$limit"))); then SBATCH_FLAGS+=("--time=$limit"); fi
 }
 
-# Of Slurm's minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes[:seconds].
+# Seconds of Slurm's minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes[:seconds].
 seconds() {
     local days=0 parts
     IFS=: read -ra parts <<<"${1#*-}"
@@ -60,7 +60,7 @@ submit() {
     gres=$(option gres)
     [[ $gres =~ ^(gpu:[0-9]+)?$ ]] || refuse "--gres=$gres: ask for gpu:N, without a type, which Slurm may not know"
     [[ ${gres#gpu:} == "$N_GPUS" || -z $gres && $N_GPUS == 0 ]] ||
-        refuse "N_GPUS=$N_GPUS, but the job asks for ${gres:-no GPU}: make them agree, or give --n_gpus"
+        refuse "N_GPUS=$N_GPUS, but the job asks for ${gres:-no GPU}: give equal numbers, or --n_gpus"
     if [[ " ${SBATCH_FLAGS[*]}" != *" --partition="* && -z ${SBATCH_PARTITION:-} ]]; then
         partition=$(cluster_partition "$(directive partition)")
         [[ -z $partition ]] || SBATCH_FLAGS+=("--partition=$partition")
@@ -70,7 +70,7 @@ submit() {
     PLAN+=("$(option partition), ${gres:-no GPU}, $(option time), mail to ${NOTIFY_EMAIL:-nobody}")
     require_writable "$PACKAGE_DIR"
     run_checks
-    # Slurm's own answer, before anything is left behind.
+    # Ask Slurm before anything is written.
     local answer
     answer=$(sbatch --test-only "${SBATCH_FLAGS[@]}" "$PACKAGE_DIR/job.sh" 2>&1) ||
         refuse "Slurm refuses this job: $(paste -sd' ' <<<"${answer//sbatch: error: /}")"
@@ -102,14 +102,14 @@ submit_one() {
     }
     job=${job%%;*}
     "${PYTHON[@]}" -m iridis.record submit "$RUN_DIR" --job "$job" --folder "$RUN_FOLDER" --iterations "$ITERATIONS_ASKED" \
-        -- bash "iridis/$PACKAGE/job.sh" "${PASSED[@]}" "${FLAGS[@]}" || true # the job is there without it too
+        -- bash "iridis/$PACKAGE/job.sh" "${PASSED[@]}" "${FLAGS[@]}" || true # the job runs without it too
     say "job $job: ${RUN_DIR#"$COTFORMER_REPO"/}/slurm_$job.out"
 }
 
-# Show the log of a job until it ends; its failure is ours.
+# Show the log of a job until it ends; fail if it fails.
 follow() {
     local state=PENDING unknown=0
-    say "following job $1; Ctrl-C ends the following, not the job"
+    say "following job $1; Ctrl-C stops following; the job keeps running"
     tail --lines=+1 --quiet -F "$2/slurm_$1.out" "$2/slurm_$1.err" 2>/dev/null &
     # shellcheck disable=SC2064  # as it is now
     trap "kill $!" EXIT

@@ -1,7 +1,8 @@
-"""What a job leaves in its run_N, for iridis/lib.sh: `python -m iridis.record submit|begin|end <run_N> ...`.
+"""The record of a job in its run_N: `python -m iridis.record submit|begin|end <run_N> ...`.
 
-submission.json tells what was submitted (written where it was), run.json what ran: commit, diff, command,
-host, GPUs, environment, and each attempt of a job that was requeued. `end` prints what becomes of the job.
+submission.json, written on the login node, describes the submission. run.json describes the job: commit,
+diff, command, host, GPUs, environment, and each attempt of a requeued job. iridis/lib.sh calls it; `end`
+prints `requeue` or `end`.
 """
 
 import argparse
@@ -24,9 +25,9 @@ from provenance import git_commit, git_diff
 
 SUBMISSION, RUN = "submission.json", "run.json"
 ROOT = Path(__file__).parents[1]
-PATIENCE = 3  # attempts without progress, after which a job is not requeued
+PATIENCE = 3  # attempts without progress before a job is no longer requeued
 
-# Of the environment: what numbers and speeds may depend on, and no secrets.
+# Environment variables that results and speed may depend on; secrets are left out.
 ENVIRONMENT = re.compile(
     r"SLURM|CUDA|NCCL|GLOO|PYTORCH|TORCH|OMP|MKL|WANDB|HF_|TIKTOKEN|COTFORMER|CONDA|CLUSTER|\w+_DIR$|N_|EXPERIMENT|"
     r"ITERATIONS|BATCH_SIZE|ACC_STEPS|CKPT_FREQ|TRAINING_FLAGS|DEVICE|\w*CHECKPOINT|EVAL_BATCH|TOKENIZER|WORKERS"
@@ -35,7 +36,7 @@ SECRET = re.compile(r"(^|_)(API|KEY|TOKEN|SECRET|PASS\w*|JWT)(_|$)")
 
 
 def submit(run_dir: Path, job: str, folder: str, iterations: int | None, command: list[str]) -> None:
-    """Write submission.json. folder: that of the training run, empty where the job trains none."""
+    """Write submission.json. folder: the run folder, empty if the job does not train."""
     write_json(run_dir / SUBMISSION, {
         "job": job,
         "package": run_dir.parent.name,
@@ -48,7 +49,7 @@ def submit(run_dir: Path, job: str, folder: str, iterations: int | None, command
 
 
 def begin(run_dir: Path, package: str, folder: str, iterations: int | None, command: list[str]) -> None:
-    """Write run.json; of a job that is started again, add an attempt to it."""
+    """Write run.json, or add an attempt to that of a requeued job."""
     attempts = (read(run_dir / RUN) or {}).get("attempts", [])
     submitted, commit = read(run_dir / SUBMISSION), git_commit()
     if submitted and submitted["commit"] != commit:
@@ -80,11 +81,11 @@ def begin(run_dir: Path, package: str, folder: str, iterations: int | None, comm
 
 
 def end(run_dir: Path, exit_code: int, signal: str, requeue: bool) -> str:
-    """Complete the last attempt. Returns `requeue` where the job is to be queued again, else `end`.
+    """Complete the record of the last attempt. Returns `requeue` if the job should be requeued, else `end`.
 
-    A job that trains is complete when summary.json says so, another when it ended with 0. Three attempts in a
-    row that saved nothing new end it. Those that were told to end by TERM, which is of others' doing, do not
-    count; nor do, in a job that trains nothing, those that ended because the time was over.
+    A training job is complete when summary.json covers its iterations, another job when its exit code is 0.
+    After PATIENCE attempts in a row without a new checkpoint a job is not requeued. Attempts that ended by
+    TERM do not count, as others caused it; nor do attempts of evaluation jobs that ended by the time limit.
     """
     run = read(run_dir / RUN)
     if run is None:
@@ -99,9 +100,9 @@ def end(run_dir: Path, exit_code: int, signal: str, requeue: bool) -> str:
     if complete:
         _say("complete")
     elif not requeue:
-        _say(f"not complete ({where}); {run['command']} goes on with it")
+        _say(f"not complete ({where}); {run['command']} resumes it")
     elif _stuck(attempts) >= PATIENCE:
-        _say(f"not complete ({where}), and {PATIENCE} attempts in a row have saved nothing new: not requeued")
+        _say(f"not complete ({where}), and {PATIENCE} attempts in a row saved nothing new: not requeued")
     else:
         _say(f"not complete ({where}): requeued")
         return "requeue"
@@ -109,7 +110,7 @@ def end(run_dir: Path, exit_code: int, signal: str, requeue: bool) -> str:
 
 
 def saved_step(folder: str | None, iterations: int | None) -> int | None:
-    """The step of the newest checkpoint in a run's folder, by its name; None where no run is trained."""
+    """The step of the newest checkpoint in a run folder, by its name; None if there is no folder."""
     if not folder:
         return None
     saved = in_folder(Path(folder))
@@ -120,7 +121,7 @@ def saved_step(folder: str | None, iterations: int | None) -> int | None:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """The content of one of the two files; None where it is not there. Raises Failure for a damaged one."""
+    """The content of submission.json or run.json; None if it is missing. Raises Failure if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -130,7 +131,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def jobs_of(folder: Path) -> list[str]:
-    """Jobs in the queue that were submitted to train the run in `folder`."""
+    """Jobs in the queue that train the run in `folder`, with their states."""
     states = job_states() or {}
     found = []
     for path in ROOT.glob(f"iridis/*/run_*/{SUBMISSION}"):
@@ -141,7 +142,7 @@ def jobs_of(folder: Path) -> list[str]:
 
 
 def job_states() -> dict[str, dict[str, str]] | None:
-    """By number, your jobs in the queue: state, time left, why they wait. None if Slurm does not answer."""
+    """Your jobs in the queue by number: state, time left, reason to wait. None if Slurm does not answer."""
     command = ["squeue", "--me", "--noheader", "--format=%i|%T|%L|%r"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
@@ -154,7 +155,7 @@ def job_states() -> dict[str, dict[str, str]] | None:
 
 
 def _stuck(attempts: list[dict[str, Any]]) -> int:
-    """How many attempts at the end of the list have saved nothing new."""
+    """The number of last attempts that saved no new checkpoint."""
     count = 0
     for attempt in reversed(attempts):
         if attempt.get("signal") == "TERM" or "ended" not in attempt:
@@ -184,11 +185,11 @@ def _now() -> str:
 
 
 def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr)  # stdout is for the verdict
+    print(sentence, file=sys.stderr)  # stdout is for `requeue` or `end`
 
 
 def main() -> None:
-    """What iridis/lib.sh calls."""
+    """The command line, used by iridis/lib.sh."""
     parser = argparse.ArgumentParser(prog="python -m iridis.record", description=__doc__.splitlines()[0])
     parser.add_argument("event", choices=("submit", "begin", "end"))
     parser.add_argument("run_dir", type=Path)

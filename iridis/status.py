@@ -15,12 +15,12 @@ HEADINGS = ("package", "run", "job", "state", "step", "loss", "time left", "next
 
 
 def packages() -> list[Path]:
-    """The folders under iridis/ that hold a job.sh."""
+    """The folders in iridis/ with a job.sh."""
     return sorted(path.parent for path in ROOT.glob("iridis/*/job.sh"))
 
 
 def rows(chosen: list[Path], states: dict[str, dict[str, str]]) -> list[tuple[str, ...]]:
-    """A row of the table for each package, in the order of HEADINGS. states: see `record.job_states`."""
+    """Rows of the table, with cells as in HEADINGS. states: from `record.job_states`."""
     return [_row(package, states) for package in chosen]
 
 
@@ -29,7 +29,7 @@ def _row(package: Path, states: dict[str, dict[str, str]]) -> tuple[str, ...]:
     if not runs:
         return (package.name, "-", "-", "never run", "-", "-", "-", f"bash iridis/{package.name}/job.sh")
     runs.sort(key=lambda path: int(path.name.removeprefix("run_")))
-    # Of a chain, the job that runs tells more than those that wait for it.
+    # In a chain, show the running job, not those that wait for it.
     running = [path for path in runs if states.get(_job(path), {}).get("state") == "RUNNING"]
     latest = (running or runs)[-1]
     submitted, run, job = read(latest / SUBMISSION) or {}, read(latest / RUN) or {}, _job(latest)
@@ -46,7 +46,7 @@ def _row(package: Path, states: dict[str, dict[str, str]]) -> tuple[str, ...]:
 
 
 def _outcome(run: dict[str, Any]) -> tuple[str, str]:
-    """How a job that is gone ended, and what to do next; empty where its log has to tell."""
+    """How an ended job ended, and the next action; empty if one should read its log."""
     folder = run.get("folder")
     if run.get("complete") or (folder and covered_by_summary(Path(folder), run["iterations"])):
         return "complete", "-"  # if not by this job, then by another
@@ -59,7 +59,7 @@ def _outcome(run: dict[str, Any]) -> tuple[str, str]:
 
 
 def _job(run_dir: Path) -> str:
-    """The number of the job that last had this run_N, or `local`."""
+    """The number of the last job of this run_N, or `local`."""
     submitted, run = read(run_dir / SUBMISSION) or {}, read(run_dir / RUN) or {}
     attempts = run.get("attempts") or [{}]
     return submitted.get("job") or attempts[-1].get("job") or "local"
@@ -71,7 +71,7 @@ def _logs(run_dir: Path, job: str) -> str:
 
 
 def _progress(run: dict[str, Any]) -> tuple[str, str, str]:
-    """Steps done of those asked for, the last training loss, and the time that the rest takes."""
+    """Steps done and asked for, the last training loss, and the estimated time left."""
     folder, iterations = run.get("folder"), run.get("iterations")
     if not folder or not iterations:
         return "-", "-", "-"
@@ -83,7 +83,7 @@ def _progress(run: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _time_left(lines: list[dict[str, Any]], steps: int) -> str:
-    """From the time that the last logged steps took."""
+    """Estimated from the last logged steps."""
     timed = [line for line in lines if line.get("seconds") is not None]
     if len(timed) < 2 or steps <= 0 or timed[-1]["step"] <= timed[0]["step"]:
         return "-"
@@ -95,7 +95,7 @@ def _time_left(lines: list[dict[str, Any]], steps: int) -> str:
 
 
 def _last_lines(path: Path, size: int = 65536) -> list[dict[str, Any]]:
-    """The whole lines at the end of a metrics.jsonl, which may be being written."""
+    """The complete lines at the end of a metrics.jsonl, which may still be written."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - size))
@@ -123,7 +123,7 @@ def main() -> None:
     chosen = [known[name] for name in names] if names else list(known.values())
     print(aligned_table([HEADINGS, *rows(chosen, states or {})]))
     if states is None:
-        print("(Slurm does not answer here: what waits or runs is not known)")
+        print("(Slurm does not answer here: the queue is unknown)")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The last run of every package, or of those named: bash iridis/status.sh [package ...]
+# The last run of every package, or of the named ones: bash iridis/status.sh [package ...]
 set -euo pipefail
 # shellcheck source=iridis/env.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
@@ -9,5 +9,5 @@ for python in "$CONDA_ENV_PREFIX/bin/python" "$VENV_DIR/bin/python" python3; do
         exec "$python" -m iridis.status "$@"
     fi
 done
-printf 'error: no Python 3.11 on %s: make the environment first (README, Cluster)\n' "$(hostname)" >&2
+printf 'error: no Python 3.11 on %s: make the environment first (iridis/README.md)\n' "$(hostname)" >&2
 exit 1

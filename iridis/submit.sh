@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Submit a package: bash iridis/submit.sh <package> [--chain N | --requeue] [options and flags of its job.sh]
 #
-#   --chain N   N jobs, each of which goes on when the one before has ended
-#   --requeue   one job that queues itself again, before its time is over, until the run is complete
+#   --chain N   N jobs, each of which starts when the one before has ended
+#   --requeue   one job that requeues itself before its time limit until the run is complete
 set -euo pipefail
 
 HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)

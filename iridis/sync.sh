@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Between your machine and a cluster: bash iridis/sync.sh push|pull [flags of rsync, e.g. --dry-run]
+# Copy between your machine and a cluster: bash iridis/sync.sh push|pull [flags of rsync, e.g. --dry-run]
 #
-#   push   this repository to the cluster, without data, environments, images, runs and logs; deletes nothing there
-#   pull   what jobs have left: their run_N folders, job-outputs/ and, without checkpoints, the runs in exps/
+#   push   copies this repository to the cluster, without data, environments, images, runs and logs; deletes nothing
+#   pull   copies results of jobs back: run_N folders, job-outputs/ and, without checkpoints, the runs in exps/
 #
-# REMOTE_CLUSTER=<name> says which (iridis-x). REMOTE_HOST is what ssh calls it, REMOTE_REPO where the repository
-# lies, REMOTE_SCRATCH where data and runs do; their defaults are those of its file in iridis/clusters.
+# REMOTE_CLUSTER=<name> chooses the cluster (iridis-x). REMOTE_HOST is its name for ssh, REMOTE_REPO the folder of the
+# repository there, REMOTE_SCRATCH that of data and runs; defaults are in iridis/clusters/<name>.sh.
 set -euo pipefail
 
 HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -14,7 +14,7 @@ what=${1:-}
 case $what in
 push | pull) shift ;;
 -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0" && exit ;;
-*) printf 'error: %s: say push or pull\n' "${what:-nothing was asked for}" >&2 && exit 2 ;;
+*) printf 'error: %s: give push or pull\n' "${what:-no command}" >&2 && exit 2 ;;
 esac
 command -v rsync >/dev/null || { printf 'error: there is no rsync on this machine: install it\n' >&2 && exit 1; }
 cluster=${REMOTE_CLUSTER:-iridis-x}
@@ -22,7 +22,7 @@ if [[ ! -f $HERE/clusters/$cluster.sh ]]; then
     printf 'error: REMOTE_CLUSTER=%s: there is no iridis/clusters/%s.sh\n' "$cluster" "$cluster" >&2
     exit 2
 fi
-SCRATCH_DIR=${REMOTE_SCRATCH:-} # there, not here
+SCRATCH_DIR=${REMOTE_SCRATCH:-} # on the cluster
 # shellcheck source=/dev/null
 . "$HERE/clusters/$cluster.sh"
 if [[ -z $REMOTE_HOST ]]; then

@@ -14,10 +14,10 @@ run_job() {
         --iterations "$ITERATIONS_ASKED" -- bash "iridis/$PACKAGE/job.sh" "${PASSED[@]}" "${FLAGS[@]}"
     work || code=$?
     ((FAILED == 0)) || code=$FAILED
-    # Slurm itself requeues what it has pre-empted, and nobody what a person has cancelled.
+    # Slurm itself requeues a pre-empted job; a cancelled job is not requeued.
     if [[ $STOPPED_BY == TERM && -n ${SLURM_JOB_ID:-} ]]; then
         state=$(job_state)
-        say "Slurm has told this job to end; its state is $state"
+        say "Slurm has sent TERM to this job; its state is $state"
         [[ $state == RUNNING ]] || REQUEUE=''
     fi
     verdict=$("${PYTHON[@]}" -m iridis.record end "$RUN_DIR" --exit_code "$code" --signal "$STOPPED_BY" \
@@ -43,10 +43,10 @@ diagnostics() {
         gpus=$(nvidia-smi --list-gpus | wc -l)
     fi
     ((gpus >= N_GPUS)) ||
-        fail "$gpus GPUs are visible on $(hostname), and N_GPUS=$N_GPUS are needed; --device cpu does without"
+        fail "$gpus GPUs are visible on $(hostname), but N_GPUS=$N_GPUS; --device cpu needs none"
 }
 
-# A folder on scratch for what is too large for run_N.
+# A folder on scratch for results too large for run_N.
 workspace() {
     local folder
     folder=$JOB_OUTPUTS_DIR/$(id -un)-${SLURM_JOB_ID:-local}-$PACKAGE
@@ -56,7 +56,7 @@ workspace() {
 
 # ---- training ----
 
-# The flags of main.py: the row of the experiment table, what CONFIGURATION sets, and what was given behind.
+# The flags of main.py: the experiment, CONFIGURATION, and the flags of the command line.
 training_flags() {
     TRAINING=(--experiment "$EXPERIMENT" --data_dir "$DATA_DIR" --results_base_folder "$EXPS_DIR")
     TRAINING+=(${DEVICE:+--device "$DEVICE"} ${N_LAYER:+--n_layer "$N_LAYER"} ${N_REPEAT:+--n_repeat "$N_REPEAT"})
@@ -85,17 +85,17 @@ check_training() {
     [[ ${lines[2]} != finished* || -n $IN_JOB ]] || { say "${lines[2]}; nothing to do" && exit 0; }
 }
 
-# Trains, or goes on, over N_GPUS processes; leaves curves and summary in run_N.
+# Trains, or resumes, with N_GPUS processes; copies curves and summary to run_N.
 train() {
     local command code=0
     training_flags
     command=(main.py "${TRAINING[@]}")
-    # A rendezvous of its own on a free port: jobs that share a node do not meet.
+    # --standalone: a rendezvous on a free port, so that jobs on one node do not interfere.
     if ((N_GPUS > 1)); then
         command=(-m torch.distributed.run --standalone --nproc-per-node "$N_GPUS"
             --signals-to-handle "SIGINT,SIGHUP,SIGQUIT" "${command[@]}")
     fi
-    attend_training "${PYTHON[@]}" "${command[@]}" || code=$?
+    run_training "${PYTHON[@]}" "${command[@]}" || code=$?
     if ((code == 0)) && [[ -f $RUN_FOLDER/summary.json ]]; then
         cp -- "$RUN_FOLDER/summary.json" "$RUN_FOLDER/metrics.jsonl" "$RUN_DIR"
         "${PYTHON[@]}" plot_curves.py "$RUN_FOLDER" --output "$RUN_DIR/curves.png"
@@ -132,7 +132,7 @@ figure_4() {
     step "${PYTHON[@]}" plot_fig4.py "$2" --output "$2/figure4_pareto.png" "${published[@]}"
 }
 
-# Router scores: as they are, cascaded by position as the released script did, and by token.
+# Router scores: raw, cascaded by position as in the released script, and cascaded by token.
 figure_5() {
     evaluation_flags
     step "${PYTHON[@]}" get_router_weights.py --checkpoint "$1" --output-dir "$2" "${EVALUATION[@]}"

@@ -1,17 +1,17 @@
 # shellcheck shell=bash disable=SC2034  # read where this file is sourced
-# Any other cluster, or none. To add yours: copy this file, put the names of its login nodes into CLUSTER_HOSTS
-# (patterns, separated by spaces), and its paths and partitions below.
+# Any other cluster, or none. To add a cluster, copy this file and set the names of its login nodes (CLUSTER_HOSTS,
+# patterns separated by spaces), its paths and its partitions.
 
 CLUSTER_HOSTS=''
 : "${SCRATCH_DIR:=${SCRATCH:-$HOME}/cotformer}"
-: "${COTFORMER_ENV:=venv}" # the one that `make` makes
-: "${CLUSTER_MODULES:=}" # what `module load` has to load first, e.g. apptainer
+: "${COTFORMER_ENV:=venv}" # made by `make .venv/ready`
+: "${CLUSTER_MODULES:=}" # modules to load first, e.g. apptainer
 : "${MAIL_DOMAIN:=}"
 
 : "${REMOTE_HOST:=}"
 : "${REMOTE_REPO:=CoTFormer}"
 
-# The partition for one that the head of a package names: itself where there is such a one, else the default.
+# The partition to use for one that a package names: the same if it exists, else the default partition.
 cluster_partition() {
     if [[ -n $(sinfo --noheader --partition="$1" 2>/dev/null) ]]; then
         printf '%s\n' "$1"

@@ -10,12 +10,12 @@
 CLUSTER_HOSTS='login*.iridis.soton.ac.uk loginx00* loginX00*'
 : "${SCRATCH_DIR:=/scratch/ab3u21}" # the team's: data, environment and runs are shared
 : "${COTFORMER_ENV:=conda}"
-: "${CLUSTER_MODULES:=}" # what `module load` has to load first, e.g. apptainer
+: "${CLUSTER_MODULES:=}" # modules to load first, e.g. apptainer
 : "${MAIL_DOMAIN:=soton.ac.uk}"
 
-# For iridis/sync.sh: what ssh calls it, and where this repository lies there.
+# For iridis/sync.sh: its name for ssh, and the folder of this repository there.
 : "${REMOTE_HOST:=iridis-x}"
 : "${REMOTE_REPO:=CoTFormer}"
 
-# The partition for one that the head of a package names.
+# The partition to use for one that a package names.
 cluster_partition() { printf '%s\n' "$1"; }

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Step 1 of OpenWebText2, on a login node, for compute nodes have no network: the archive (28 GB) and GPT-2's
-# vocabulary. Without a flag it asks what to do.
+# Step 1 of OpenWebText2, on a login node, as compute nodes have no network: download the archive (28 GB) and
+# GPT-2's vocabulary. Without a flag it asks what to do.
 #
-#   bash iridis/download-dataset/job.sh --full    the archive, goes on where it broke off, and the vocabulary
+#   bash iridis/download-dataset/job.sh --full    the archive, resuming a partial download, and the vocabulary
 #   bash iridis/download-dataset/job.sh --bpe     the vocabulary only
-#   bash iridis/download-dataset/job.sh --reset   delete archive and token files, after a question, and begin again
+#   bash iridis/download-dataset/job.sh --reset   delete archive and token files, after a question, and download again
 #
-# Flags behind these go to `python -m data.openwebtext2`.
+# Flags after these go to `python -m data.openwebtext2`.
 
 # shellcheck source=iridis/lib.sh
 . "$(dirname -- "$0")/../lib.sh"
@@ -15,18 +15,18 @@ archive() { "${PYTHON[@]}" -m data.openwebtext2 download --data_dir "$DATA_DIR" 
 vocabulary() { "${PYTHON[@]}" -m data.openwebtext2 bpe; }
 reset() { "${PYTHON[@]}" -m data.openwebtext2 reset --source --yes --data_dir "$DATA_DIR"; }
 
-# Returns 1 where the answer is no.
+# Returns 1 if the answer is no.
 sure() {
     local answer
-    [[ -t 0 ]] || refuse "--reset deletes archive and token files; give --yes behind it to do it without a question"
+    [[ -t 0 ]] || refuse "--reset deletes archive and token files; give --yes after it to skip the question"
     read -rp "delete archive and token files in $DATA_DIR/openwebtext2? [y/N] " answer
     [[ $answer == y ]]
 }
 
 ask_what() {
-    [[ -t 0 ]] || refuse "give --full, --bpe or --reset: there is no terminal to ask at"
+    [[ -t 0 ]] || refuse "give --full, --bpe or --reset, as there is no terminal to ask at"
     printf '%s\n' "OpenWebText2, into $DATA_DIR/openwebtext2" "  1  archive (28 GB) and vocabulary" \
-        "  2  vocabulary only" "  3  delete everything and begin again" "  q  nothing"
+        "  2  vocabulary only" "  3  delete everything and download again" "  q  nothing"
     read -rp "> " answer
     case $answer in
     1) WHAT=--full ;;

@@ -8,18 +8,18 @@
 #SBATCH --mem=64G
 #SBATCH --time=08:00:00
 #SBATCH --signal=B:USR1@120
-# The adaptive model of Section 5: perplexity at 40k steps and at the end, perplexity over compute (Figure 4), router
-# scores at both (Figure 5). And, where lncot-train has one, the perplexity of LN-CoTFormer.
+# The adaptive model of Section 5: perplexity and router scores (Figure 5) at 40k steps and at the end, perplexity
+# over compute (Figure 4). If lncot-train has a checkpoint, also its perplexity.
 
 # CONFIGURATION (each can be set in the environment)
-CHECKPOINT=${CHECKPOINT:-}               # a file or a run's folder; empty: what adm-train has trained
-NAME=${NAME:-adm_v1}                     # of the folder in run_N for Figures 4 and 5
+CHECKPOINT=${CHECKPOINT:-}               # a file or a run folder; empty: adm-train's run
+NAME=${NAME:-adm_v1}                     # folder in run_N for Figures 4 and 5
 EARLIER=${EARLIER:-40000}                # the step of the earlier checkpoint of Figure 5
-LNCOT_CHECKPOINT=${LNCOT_CHECKPOINT:-}   # empty: what lncot-train has trained, if anything
-N_GPUS=${N_GPUS:-1}                      # agrees with --gres above
+LNCOT_CHECKPOINT=${LNCOT_CHECKPOINT:-}   # empty: lncot-train's run, if there is one
+N_GPUS=${N_GPUS:-1}                      # must agree with --gres above
 EVAL_BATCH=${EVAL_BATCH:-8}
 
-LIB=$(dirname -- "$0")/../lib.sh # Slurm runs a copy of this file, which lies elsewhere
+LIB=$(dirname -- "$0")/../lib.sh # Slurm runs a copy of this file from another folder
 [[ -f $LIB ]] || LIB=${SLURM_SUBMIT_DIR:-.}/iridis/lib.sh
 [[ -f $LIB ]] || LIB=${COTFORMER_REPO:-.}/iridis/lib.sh
 # shellcheck source=iridis/lib.sh

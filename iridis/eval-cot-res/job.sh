@@ -8,15 +8,15 @@
 #SBATCH --mem=64G
 #SBATCH --time=04:00:00
 #SBATCH --signal=B:USR1@120
-# Perplexity of CoTFormer with reserved layers (Table 2) on the whole validation set, with its interval:
+# Perplexity of CoTFormer with reserved layers (Table 2) on the full validation set, with its 95 % interval:
 # run_N/eval_<checkpoint>.txt and eval_summary_<checkpoint>.json.
 
 # CONFIGURATION (each can be set in the environment)
-CHECKPOINT=${CHECKPOINT:-} # a file or a run's folder; empty: what cot-res-train has trained
-N_GPUS=${N_GPUS:-1}         # agrees with --gres above
+CHECKPOINT=${CHECKPOINT:-} # a file or a run folder; empty: cot-res-train's run
+N_GPUS=${N_GPUS:-1}         # must agree with --gres above
 EVAL_BATCH=${EVAL_BATCH:-8}
 
-LIB=$(dirname -- "$0")/../lib.sh # Slurm runs a copy of this file, which lies elsewhere
+LIB=$(dirname -- "$0")/../lib.sh # Slurm runs a copy of this file from another folder
 [[ -f $LIB ]] || LIB=${SLURM_SUBMIT_DIR:-.}/iridis/lib.sh
 [[ -f $LIB ]] || LIB=${COTFORMER_REPO:-.}/iridis/lib.sh
 # shellcheck source=iridis/lib.sh

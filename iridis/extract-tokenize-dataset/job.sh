@@ -7,14 +7,14 @@
 #SBATCH --mem=40G
 #SBATCH --time=03:00:00
 #SBATCH --signal=B:USR1@120
-# Step 2 of OpenWebText2, on a compute node: train.bin and val.bin from the archive that step 1 has downloaded, then
-# a recount. Nothing is extracted; a job that was cut off goes on from the last finished file.
+# Step 2 of OpenWebText2, on a compute node: tokenise the archive of step 1 into train.bin and val.bin, then verify
+# them. The archive is read without extracting it; an interrupted job resumes after the last finished file.
 
 # CONFIGURATION (each can be set in the environment)
 TOKENIZER=${TOKENIZER:-gpt2}
-WORKERS=${WORKERS:-} # processes that encode; empty: one for each CPU of the job
+WORKERS=${WORKERS:-} # tokenising processes; empty: one per CPU of the job
 
-LIB=$(dirname -- "$0")/../lib.sh # Slurm runs a copy of this file, which lies elsewhere
+LIB=$(dirname -- "$0")/../lib.sh # Slurm runs a copy of this file from another folder
 [[ -f $LIB ]] || LIB=${SLURM_SUBMIT_DIR:-.}/iridis/lib.sh
 [[ -f $LIB ]] || LIB=${COTFORMER_REPO:-.}/iridis/lib.sh
 # shellcheck source=iridis/lib.sh

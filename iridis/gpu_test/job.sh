@@ -7,13 +7,13 @@
 #SBATCH --gres=gpu:1
 #SBATCH --mem=16G
 #SBATCH --time=00:10:00
-# Is this node fit for work? Driver, memory, bf16 product, all-reduce over its GPUs, speed of scratch and of the
-# node's own disk: run_N/gpu_test.json. --n_gpus 2 asks for two.
+# Check a node: driver, memory, bf16 matrix product, all-reduce over its GPUs, speed of scratch and of the local
+# disk. Writes run_N/gpu_test.json. --n_gpus 2 asks for two GPUs.
 
 # CONFIGURATION (each can be set in the environment)
-N_GPUS=${N_GPUS:-1} # agrees with --gres above
+N_GPUS=${N_GPUS:-1} # must agree with --gres above
 
-LIB=$(dirname -- "$0")/../lib.sh # Slurm runs a copy of this file, which lies elsewhere
+LIB=$(dirname -- "$0")/../lib.sh # Slurm runs a copy of this file from another folder
 [[ -f $LIB ]] || LIB=${SLURM_SUBMIT_DIR:-.}/iridis/lib.sh
 [[ -f $LIB ]] || LIB=${COTFORMER_REPO:-.}/iridis/lib.sh
 # shellcheck source=iridis/lib.sh

@@ -1,8 +1,8 @@
-"""Is this machine fit for work? `torchrun --standalone --nproc_per_node <GPUs> iridis/gpu_test/test_gpu.py`.
+"""Check a machine: `torchrun --standalone --nproc_per_node <GPUs> iridis/gpu_test/test_gpu.py`.
 
-Driver, memory, the rate of a bf16 product and whether its result is right, an all-reduce over all GPUs
-(NCCL), the speed of disks. Exit code 1, and which part it was, where something is wrong. `--device cpu` tests
-the same on processors (gloo). Alone in a container: `python3 iridis/gpu_test/test_gpu.py`.
+Driver, memory, speed and correctness of a bf16 matrix product and of an all-reduce over all GPUs (NCCL), and
+the speed of disks. Exit code 1 with the failed part if something is wrong. `--device cpu` runs the same tests
+on CPUs (gloo). In a container, on one GPU: `python3 iridis/gpu_test/test_gpu.py`.
 """
 
 import argparse
@@ -24,16 +24,16 @@ from files import write_json
 
 MIB, GIB = 2**20, 2**30
 SIZES = {"cuda": 8192, "cpu": 1024}  # of the matrices
-REDUCED = {"cuda": 256 * MIB, "cpu": 16 * MIB}  # bytes that are added up over all processes
+REDUCED = {"cuda": 256 * MIB, "cpu": 16 * MIB}  # bytes that are summed over all processes
 REPETITIONS = 10
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--disk", type=Path, action="append", default=[], help="a folder to write a file to")
-    parser.add_argument("--disk_mib", type=int, default=1024, help="the size of that file (default: 1024)")
-    parser.add_argument("--output", type=Path, help="a .json file for the figures")
+    parser.add_argument("--disk", type=Path, action="append", default=[], help="a folder on the disk to test")
+    parser.add_argument("--disk_mib", type=int, default=1024, help="MiB to write and read (default: 1024)")
+    parser.add_argument("--output", type=Path, help="a .json file for the results")
     args = parser.parse_args()
     if args.disk_mib < 1:
         raise UsageError(f"--disk_mib {args.disk_mib} must be at least 1")
@@ -43,10 +43,10 @@ def main() -> None:
     found |= _about(device)
     _say(rank, f"{found['host']}: {size} x {found['device']}, torch {found['torch']}")
     found["bf16_teraflops"] = round(product(device) / 1e12, 3)
-    _say(rank, f"bf16 product: {found['bf16_teraflops']} TFLOP/s, and right")
+    _say(rank, f"bf16 product: {found['bf16_teraflops']} TFLOP/s, correct")
     if size > 1:
         found["all_reduce_gib_per_second"] = round(all_reduce(device, rank, size) / GIB, 3)
-        _say(rank, f"all-reduce over {size}: {found['all_reduce_gib_per_second']} GiB/s, and right")
+        _say(rank, f"all-reduce over {size}: {found['all_reduce_gib_per_second']} GiB/s, correct")
     if rank == 0:
         found["disks"] = {}
         for folder in args.disk:
@@ -88,14 +88,14 @@ def _about(device: torch.device) -> dict[str, object]:
 
 
 def product(device: torch.device) -> float:
-    """FLOP/s of a bf16 matrix product. Raises Failure where its result is not that of float64."""
+    """FLOP/s of a bf16 matrix product. Raises Failure if its result differs from float64's."""
     size = SIZES[device.type]
     generator = torch.Generator().manual_seed(0)
     one, other = (torch.randn(size, size, generator=generator).to(device, torch.bfloat16) for _ in range(2))
     result = one @ other
     exact = one[:64].double() @ other[:, :64].double()
     error = ((result[:64, :64].double() - exact).norm() / exact.norm()).item()
-    if not error < 2e-2:  # 8 bits of mantissa; not a number is not below either
+    if not error < 2e-2:  # 8 bits of mantissa; `not <` also catches NaN
         raise Failure(f"the bf16 product is off by {error:.2g} of its size on {platform.node()}: a bad GPU?")
     _wait(device)
     began = time.perf_counter()
@@ -106,7 +106,7 @@ def product(device: torch.device) -> float:
 
 
 def all_reduce(device: torch.device, rank: int, size: int) -> float:
-    """Bytes per second of an all-reduce over all processes. Raises Failure where the sum is wrong."""
+    """Bytes per second of an all-reduce over all processes. Raises Failure if the sum is wrong."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(minutes=2))
     tensor = torch.full((REDUCED[device.type] // 4,), float(rank + 1), device=device)
@@ -119,12 +119,12 @@ def all_reduce(device: torch.device, rank: int, size: int) -> float:
         dist.all_reduce(tensor)
     _wait(device)
     seconds = time.perf_counter() - began
-    dist.destroy_process_group()  # at once: a slow disk is not to look like a broken network
+    dist.destroy_process_group()  # now, so that a slow disk does not look like a broken network
     return REDUCED[device.type] * REPETITIONS / seconds
 
 
 def disk(folder: Path, size_mib: int) -> tuple[int, int]:
-    """MiB/s of writing a file, forced to disk, and of reading it (which may come from memory)."""
+    """MiB/s of writing a file with fsync, and of reading it (perhaps from memory)."""
     path = folder / f"gpu_test.{platform.node()}.{os.getpid()}"
     block = os.urandom(MIB)
     try:
@@ -134,7 +134,7 @@ def disk(folder: Path, size_mib: int) -> tuple[int, int]:
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
-            # Read from the disk, not from what was kept of the writing.
+            # Drop the page cache, to read from the disk.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         written = time.perf_counter()
         with open(path, "rb", buffering=0) as file:

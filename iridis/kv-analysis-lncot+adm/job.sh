@@ -8,16 +8,15 @@
 #SBATCH --mem=64G
 #SBATCH --time=08:00:00
 #SBATCH --signal=B:USR1@120
-# How far the keys and values of LN-CoTFormer and ADM can be compressed (analysis.kv_compression): spectra, effective
-# ranks, attention entropy. Figures and numbers in run_N/ln-cotformer and run_N/adm.
+# KV compression of LN-CoTFormer and ADM (analysis.kv_compression): spectra, effective ranks, attention entropy. Figures and numbers in run_N/ln-cotformer and run_N/adm.
 
 # CONFIGURATION (each can be set in the environment)
-LNCOT_CHECKPOINT=${LNCOT_CHECKPOINT:-} # empty: what lncot-train has trained
-ADM_CHECKPOINT=${ADM_CHECKPOINT:-}     # empty: what adm-train has trained
-N_GPUS=${N_GPUS:-1}                    # agrees with --gres above
+LNCOT_CHECKPOINT=${LNCOT_CHECKPOINT:-} # empty: lncot-train's run
+ADM_CHECKPOINT=${ADM_CHECKPOINT:-}     # empty: adm-train's run
+N_GPUS=${N_GPUS:-1}                    # must agree with --gres above
 EVAL_BATCH=${EVAL_BATCH:-8}
 
-LIB=$(dirname -- "$0")/../lib.sh # Slurm runs a copy of this file, which lies elsewhere
+LIB=$(dirname -- "$0")/../lib.sh # Slurm runs a copy of this file from another folder
 [[ -f $LIB ]] || LIB=${SLURM_SUBMIT_DIR:-.}/iridis/lib.sh
 [[ -f $LIB ]] || LIB=${COTFORMER_REPO:-.}/iridis/lib.sh
 # shellcheck source=iridis/lib.sh

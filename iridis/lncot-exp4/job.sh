@@ -8,15 +8,15 @@
 #SBATCH --mem=64G
 #SBATCH --time=04:00:00
 #SBATCH --signal=B:USR1@120
-# Figure 4: perplexity over compute of the adaptive LN-CoTFormer, router against fixed depth. Goes on where a job
-# that was cut off stopped: run_N/exp4/figure4_pareto.png and the numbers beside it.
+# Figure 4: perplexity over compute of the adaptive LN-CoTFormer, router against fixed depth. Resumes after an
+# interrupted job. Writes run_N/exp4/figure4_pareto.png and its numbers.
 
 # CONFIGURATION (each can be set in the environment)
-CHECKPOINT=${CHECKPOINT:-} # a file or a run's folder; empty: what adm-train has trained
-N_GPUS=${N_GPUS:-1}         # agrees with --gres above
+CHECKPOINT=${CHECKPOINT:-} # a file or a run folder; empty: adm-train's run
+N_GPUS=${N_GPUS:-1}         # must agree with --gres above
 EVAL_BATCH=${EVAL_BATCH:-8}
 
-LIB=$(dirname -- "$0")/../lib.sh # Slurm runs a copy of this file, which lies elsewhere
+LIB=$(dirname -- "$0")/../lib.sh # Slurm runs a copy of this file from another folder
 [[ -f $LIB ]] || LIB=${SLURM_SUBMIT_DIR:-.}/iridis/lib.sh
 [[ -f $LIB ]] || LIB=${COTFORMER_REPO:-.}/iridis/lib.sh
 # shellcheck source=iridis/lib.sh

@@ -169,13 +169,13 @@ def test_cancelled(on_slurm):
     assert attempts(on_slurm)[0]["to_step"] > 0 and on_slurm.slurm.state(job)["Restarts"] == "0"
     assert job not in on_slurm.slurm.queue()
     assert "stopped" in on_slurm.run("bash iridis/status.sh lncot-train")
-    assert "goes on from ckpt_" in on_slurm.run("bash iridis/lncot-train/job.sh --dry-run " + LONG)
+    assert "resumes from ckpt_" in on_slurm.run("bash iridis/lncot-train/job.sh --dry-run " + LONG)
 
 
 def test_a_crash_is_not_requeued_for_ever(on_slurm):
     job = on_slurm.package("lncot-train", "--requeue --lr 1e9 --iterations 60")  # diverges
     assert on_slurm.wait(job, "FAILED")["Restarts"] == "2"
-    assert "3 attempts in a row have saved nothing new" in on_slurm.log("lncot-train")
+    assert "3 attempts in a row saved nothing new" in on_slurm.log("lncot-train")
     assert "failed (1)" in on_slurm.run("bash iridis/status.sh lncot-train")
 
 

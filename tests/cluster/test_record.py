@@ -42,7 +42,7 @@ def test_three_attempts_without_progress(job, capsys):
     assert job(5, exit_code=1, signal="") == "requeue"  # progress begins the count anew
     crashes = [job(exit_code=1, signal="") for _ in range(3)]
     assert crashes == ["requeue", "requeue", "end"]
-    assert "3 attempts in a row have saved nothing new" in capsys.readouterr().err
+    assert "3 attempts in a row saved nothing new" in capsys.readouterr().err
 
 
 def test_being_pre_empted_is_not_its_fault(job):
@@ -51,7 +51,7 @@ def test_being_pre_empted_is_not_its_fault(job):
 
 def test_only_where_it_was_asked_for(job, capsys):
     assert job(10, requeue=False) == "end"
-    assert "job.sh goes on with it" in capsys.readouterr().err
+    assert "job.sh resumes it" in capsys.readouterr().err
 
 
 def test_secrets_are_not_recorded(job, monkeypatch):

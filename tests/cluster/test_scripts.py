@@ -132,7 +132,7 @@ def test_wrong_input(cluster):
     cluster.refuse("bash iridis/eval-lncot/job.sh --local", 1, "there is no checkpoint", "lncot-train")
     cluster.refuse("bash iridis/submit.sh lncot", 2, "choose from adm-train")
     cluster.refuse("bash iridis/status.sh lncot", 2, "did you mean")
-    cluster.refuse("bash iridis/sync.sh pul", 2, "say push or pull")
+    cluster.refuse("bash iridis/sync.sh pul", 2, "give push or pull")
     cluster.refuse("bash iridis/download-dataset/job.sh", 2, "--full, --bpe or --reset")
     cluster.refuse("bash iridis/download-dataset/job.sh --reset", 2, "--yes")
     cluster.refuse("bash iridis/download-dataset/job.sh --all", 2, "choose from --full")
@@ -204,7 +204,7 @@ def test_a_local_run_that_is_interrupted(cluster):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert "stopping (SIGUSR1)" in log.read_text() and "not complete" in log.read_text()
-    assert "--iterations 100000 --save_checkpoint_freq 100000 goes on with it" in log.read_text()
+    assert "--iterations 100000 --save_checkpoint_freq 100000 resumes it" in log.read_text()
     assert list(cluster.folder("lncot-train").glob("ckpt_*.pt"))
 
 
