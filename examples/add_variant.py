@@ -14,7 +14,8 @@ import sys
 
 import config
 from errors import run_script
-from models.variants import Variant, register_variant
+from models import register_variant
+from models.variants import Variant
 
 FLAGS = """
     --n_layer 3 --n_layer_begin 1 --n_repeat 4 --n_embd 128 --n_head 2 --dataset pydoc --vocab_size 320

@@ -21,7 +21,7 @@ FLAGS = """
     --results_base_folder exps/examples
 """
 BUDGETS = (0.4, 0.8)
-PROMPT = "Return the "
+PROMPT = "the "
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ FLAGS = """
     --depth_embedding linear_learned --n_embd 128 --n_head 2 --dataset pydoc --vocab_size 320
     --sequence_length 128 --batch_size 8 --acc_steps 1 --iterations 200 --lr 4e-3 --seed 0
 """
-PROMPT = "Return the "
+PROMPT = "the "
 
 
 def main() -> None:

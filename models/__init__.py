@@ -7,9 +7,10 @@ check names and sizes (models.variants, models.config) at once.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from errors import UsageError
 from models.attention_costs import cache_bytes_per_token
 from models.config import ModelConfig
-from models.variants import accepted_names
+from models.variants import VARIANTS, Variant, accepted_names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,16 +19,39 @@ if TYPE_CHECKING:
 
     from models.language_model import LanguageModel
     from models.macs import Macs
+    from models.repeaters import Repeater
 
 __all__ = [
     "ModelConfig", "cache_bytes_per_token", "count_macs", "from_pretrained", "import_original_state_dict",
-    "make_model_from_args", "registered_models",
+    "make_model_from_args", "register_variant", "registered_models",
 ]  # fmt: skip
 
 
 def registered_models() -> list[str]:
     """Every name that `--model` accepts: full names first, then the aliases."""
     return accepted_names()
+
+
+def register_variant(variant: Variant, repeater: "type[Repeater] | None" = None) -> None:
+    """Add a variant from outside the package: `--model` accepts its names from now on.
+
+    Args:
+        repeater: the class that runs the middle blocks, if `variant.repeater` is a new name.
+
+    Raises:
+        UsageError: a name is taken.
+    """
+    from models.language_model import REPEATERS
+
+    for name in (variant.name, variant.alias):
+        if name in accepted_names():
+            raise UsageError(f"there is already a variant {name}; give the new one another name")
+    if (repeater is not None) == (variant.repeater in REPEATERS):
+        known = "is taken; choose another name" if repeater else "is unknown; give its class"
+        raise UsageError(f"the repeater {variant.repeater} of {variant.name} {known}")
+    if repeater is not None:
+        REPEATERS[variant.repeater] = repeater
+    VARIANTS.append(variant)
 
 
 def make_model_from_args(args: Any) -> "LanguageModel":

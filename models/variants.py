@@ -68,7 +68,7 @@ _LN = ("repeats", "depth_parts")
 _ROUTED = (*_LN, "routing")
 _ADAPTIVE_BUT = "but_mod_efficient_sigmoid_lnmid_depthemb_random_factor"
 
-VARIANTS = (
+VARIANTS = [
     Variant("base", "standard", "Standard", "once", ()),
     Variant("but_full_depth", "but", "Block Universal Transformer", "universal"),
     Variant("cotformer_full_depth", "cotformer", "CoTFormer", "cross_repeat"),
@@ -87,7 +87,7 @@ VARIANTS = (
     Variant("mla_ln_cotformer", "mla", "LN-CoTFormer with latent attention", "cross_repeat",
             (*_LN, "latent"), attention="mla"),
     Variant("pause", "pause", "Pause tokens", "once", ("pauses",)),
-)  # fmt: skip
+]  # fmt: skip
 
 
 def accepted_names() -> list[str]:
