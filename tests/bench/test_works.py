@@ -121,6 +121,7 @@ def test_every_part_measures_each_case_once(here):
     assert len(first) == 6 and all(one["details"]["deviation"] == 0 for one in first)
 
 
+@pytest.mark.process
 def test_preparing_a_corpus_is_timed_against_the_encoder_alone(monkeypatch):
     """With bytes: GPT-2's vocabulary may not be here."""
     encoder = SimpleNamespace(encode_ordinary_batch=lambda texts, num_threads: [*map(str.encode, texts)])

@@ -117,7 +117,7 @@ def test_killed_anywhere_a_second_run_writes_the_same_bytes(tmp_path):
 
     flags = command("tokenize", "--data_dir", killed, "--tokenizer", "bytes", "--workers", 2)
     seen = 0
-    for moment in (1, 4, 12, 20, 27, 33):
+    for moment in (1, 12, 27, 33):
         process = subprocess.Popen(flags, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         children = kill_when(process, lambda moment=moment: lines() >= moment)
         assert not (folder / "meta.json").exists()

@@ -2,11 +2,12 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from distributed.parallel import RankSlice
+from distributed.parallel import RankSlice, choose_parallel
 from errors import UsageError
 from tests.faults.team import Team, assert_close
 
@@ -28,6 +29,19 @@ def test_what_cannot_be_parted_is_refused():
         RankSlice.of(3, 2, 0, 4)
 
 
+@pytest.mark.parametrize(
+    ("backend", "opt", "dtype", "part"),
+    [
+        ("nccl", "adamw", "float32", "needs GPUs"),
+        ("fsdp", "adafactor", "float32", "goes with --opt adamw or sgd"),
+        ("fsdp", "adamw", "torch.float16", "not with --dtype torch.float16"),
+    ],
+)
+def test_backends_that_do_not_go_with_the_device_or_the_flags(backend, opt, dtype, part):
+    with pytest.raises(UsageError, match=part):
+        choose_parallel(backend, SimpleNamespace(size=2), torch.device("cpu"), 2, opt=opt, dtype=dtype)
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """A run in one process of each model, made when it is first asked for."""
@@ -47,8 +61,8 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize(
     ("model", "size", "backend"),
     [
-        ("base", 2, "None"), ("base", 2, "fsdp"), ("adm", 2, "gloo"), ("adm", 2, "fsdp"), ("adm", 4, "gloo"),
-        ("but", 4, "fsdp"), ("mla", 2, "fsdp"),
+        # adm among 2 processes: the next test.
+        ("base", 2, "None"), ("base", 2, "fsdp"), ("adm", 4, "gloo"), ("but", 4, "fsdp"), ("mla", 2, "fsdp"),
     ],
 )  # fmt: skip
 def test_the_same_losses_as_one_process(alone, tmp_path, model, size, backend):
@@ -90,8 +104,6 @@ def test_wrong_flags_are_told_of_once(tmp_path):
     for flags, sentence in (
         ("--batch_size 3 --acc_steps 3", "cannot be split across 2 processes"),
         ("--lr 0", "must be above 0"),
-        ("--distributed_backend nccl", "needs GPUs"),
-        ("--distributed_backend fsdp --opt adafactor", "goes with --opt adamw or sgd"),
     ):
         said = team.run(flags, code=1)  # torchrun's own code for any failure
         assert said.count("error: ") == 1 and sentence in said, said
