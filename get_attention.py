@@ -20,7 +20,7 @@ def main() -> None:
     from analysis import attention_maps
     from evaluation.routing import RouteFinder
 
-    analysis = command.begin(own, given, NAME, command.ACROSS_REPEATS, command="get_attention.py")
+    analysis = command.begin(own, given, NAME, command.sees_all_passes, command="get_attention.py")
     run, config = analysis.run, analysis.run.model.config
     layer = attention_maps.choose_layer(config, own.layer)
     heads = attention_maps.choose_heads(range(config.n_head), own.heads)

@@ -2,14 +2,14 @@
 
 import argparse
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import config
 from errors import UsageError
-from models.variants import find_variant
+from models.variants import Variant, find_variant
 
 if TYPE_CHECKING:
     from data import Corpus
@@ -17,10 +17,19 @@ if TYPE_CHECKING:
     from evaluation.restore import Restored
 
 KNOWN = ("base", "but", "cotformer", "ln_cotformer", "adm", "adaptive_but")
-# Keys of `models.language_model.REPEATERS`.
-FIXED = ("once", "universal", "cross_repeat")
-ROUTED = ("mixture_of_repeats", "routed_universal")
-ACROSS_REPEATS = ("cross_repeat", "mixture_of_repeats")
+
+
+def runs_to_a_given_depth(variant: Variant) -> bool:
+    """Whether depth is fixed or routed, not a distribution over passes (stick breaking, PonderNet)."""
+    return not (variant.has_halting_gate or variant.predicts_every_pass)
+
+
+def is_routed(variant: Variant) -> bool:
+    return variant.routed
+
+
+def sees_all_passes(variant: Variant) -> bool:
+    return variant.sees_all_passes
 
 
 def add_flags(parser: argparse.ArgumentParser, name: str) -> None:
@@ -70,7 +79,7 @@ def begin(
     own: Namespace,
     given: dict[str, Any],
     name: str,
-    repeaters: tuple[str, ...] = FIXED + ROUTED,
+    supports: Callable[[Variant], bool] = runs_to_a_given_depth,
     attentions: tuple[str, ...] = ("mha",),
     command: str | None = None,
 ) -> Analysis:
@@ -79,7 +88,7 @@ def begin(
     Args:
         own, given: from `parse`.
         name: the first part of the names of files.
-        repeaters, attentions: the kinds of models that the command supports.
+        supports, attentions: the variants, and the kinds of attention, that the command is for.
         command: its name in error messages; None: analysis.<name>.
 
     Raises:
@@ -91,14 +100,14 @@ def begin(
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UsageError(f"--output_dir {folder} is a file; give a folder")
     run = restore(Path(own.checkpoint), given)
-    require_possible(run, command or f"analysis.{name}", repeaters, attentions)
+    require_possible(run, command or f"analysis.{name}", supports, attentions)
     corpus = run.open_corpus()
     print(f"{run.describe()}, on {own.split} of {run.args.dataset}")
     return Analysis(name, run, corpus, own.split, folder or run.path.parent)
 
 
 def require_possible(
-    run: "Restored", command: str, repeaters: tuple[str, ...], attentions: tuple[str, ...]
+    run: "Restored", command: str, supports: Callable[[Variant], bool], attentions: tuple[str, ...]
 ) -> None:
     """Raises UsageError for a model that the command does not support."""
     cfg = run.model.config
@@ -107,10 +116,10 @@ def require_possible(
             f"{run.path} is a {cfg.variant.paper_name}, whose cache holds latents already; "
             f"{command} is for multi-head attention"
         )
-    if cfg.variant.repeater not in repeaters:
-        known = ", ".join(alias for alias in KNOWN if find_variant(alias).repeater in repeaters)
+    if not supports(cfg.variant):
+        known = ", ".join(alias for alias in KNOWN if supports(find_variant(alias)))
         raise UsageError(f"{run.path} is a {cfg.variant.paper_name}; {command} is for checkpoints of {known}")
-    if set(repeaters) <= set(ROUTED) and cfg.n_repeat == 1:
+    if supports is is_routed and cfg.n_repeat == 1:
         raise UsageError(
             f"{run.path} takes a single pass, so it has no router; train it with --n_repeat 2 or more"
         )

@@ -88,7 +88,7 @@ def _stacked(asked: str, config: Any, route: Any) -> bool:
 
     if asked == "false" or config.repeats == 1:
         return False
-    if not route.full and config.variant.repeater == "mixture_of_repeats":
+    if not route.full and config.variant.routed and config.variant.sees_all_passes:
         if asked == "true":
             raise UsageError(
                 "--stacked true: with these capacities not every token has keys and values of all repeats; "

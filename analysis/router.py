@@ -61,7 +61,7 @@ def main() -> None:
     from files import write_json
     from plots import router
 
-    analysis = command.begin(own, given, "router", command.ROUTED, ("mha", "mla"))
+    analysis = command.begin(own, given, "router", command.is_routed, ("mha", "mla"))
     run, config = analysis.run, analysis.run.model.config
     tokenizer = analysis.corpus.load_tokenizer()
     finder = RouteFinder(run)

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from errors import UsageError
-from models.attention_costs import cache_bytes_per_token
 from models.config import ModelConfig
 from models.variants import VARIANTS, Variant, accepted_names
 
@@ -86,11 +85,18 @@ def count_macs(
     return macs.count_macs(args, sequence_length, length_factors, convention)
 
 
+def cache_bytes_per_token(args: Any, dtype: Any = "torch.bfloat16", attention: str | None = None) -> int:
+    """Bytes of the KV cache for each token of a text: see `models.macs.cache_bytes_per_token`."""
+    from models import macs
+
+    return macs.cache_bytes_per_token(args, dtype, attention)
+
+
 def import_original_state_dict(state_dict: "Mapping[str, Tensor]", args: Any) -> "dict[str, Tensor]":
     """Turn weights of the released code into those that `load_state_dict(strict=True)` takes for `args`.
 
     Raises UsageError when the weights contradict one another.
     """
-    from models.import_released import import_original
+    from models.import_released import import_released
 
-    return import_original(state_dict, ModelConfig.from_args(args))
+    return import_released(state_dict, ModelConfig.from_args(args))

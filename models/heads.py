@@ -1,4 +1,4 @@
-"""From representations to predictions and losses: one exit, or PonderNet's expectation over all of them.
+"""Heads: from representations to logits, predictions and loss; of the last pass, or expected over passes.
 
 Shapes: B batch, T tokens, C = n_embd, V = vocab_size, R = n_repeat.
 """
@@ -12,25 +12,26 @@ from torch.nn import functional as F
 
 from models.config import ModelConfig
 from models.halting import halting_distribution, ponder_divergence, sampled_exits
-from models.losses import IGNORED, chunk_tokens, cross_entropy, exact, linear_cross_entropy, product_format
+from models.losses import IGNORED, chunk_tokens, cross_entropy, exact, linear_cross_entropy, product_dtype
 
 
-class Scored(NamedTuple):
-    """logits: (*, V), None where they were not made. loss, cross_entropy: scalars in nats per token, None
-    without targets.
+class Scores(NamedTuple):
+    """The output of a head.
 
-    passes: passes through the middle until the exit, averaged over tokens; None where the exit is the last.
-    predictions: likeliest ids, None where nobody asked.
+    logits: (..., V), or None where they were not needed.
+    loss, cross_entropy: scalars in nats per token; None without targets.
+    passes: expected passes through the middle, a mean over tokens; None where the head is the last pass's.
+    predictions: the most likely ids, or None.
     """
 
-    logits: Tensor | None
-    loss: Tensor | None
-    cross_entropy: Tensor | None
+    logits: Tensor | None = None
+    loss: Tensor | None = None
+    cross_entropy: Tensor | None = None
     passes: Tensor | None = None
     predictions: Tensor | None = None
 
 
-class LastExit:
+class LastPassHead:
     """Cross entropy of the predictions after the last block, a mean over the targets that count."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -44,33 +45,33 @@ class LastExit:
         training: bool,
         get_logits: bool,
         get_predictions: bool = False,
-    ) -> Scored:
+    ) -> Scores:
         (x,) = exits
         x = model.transformer.ln_f(x)
         if self._chunked and not get_logits:
-            total, _, likeliest = linear_cross_entropy(
+            total, _, predictions = linear_cross_entropy(
                 x.flatten(0, -2), model.lm_head.weight, targets.flatten(), predict=get_predictions
             )
             loss = total / (targets != IGNORED).sum()
-            return Scored(
-                None, loss, loss, predictions=None if likeliest is None else likeliest.view_as(targets)
-            )
+            if predictions is not None:
+                predictions = predictions.view_as(targets)
+            return Scores(None, loss, loss, predictions=predictions)
         logits = model.lm_head(x)
-        likeliest = logits.argmax(-1) if get_predictions else None
+        predictions = logits.argmax(-1) if get_predictions else None
         if targets is None:
-            return Scored(logits, None, None, predictions=likeliest)
+            return Scores(logits, None, None, predictions=predictions)
         loss = cross_entropy(logits.flatten(0, -2), targets.flatten())
-        return Scored(logits, loss, loss, predictions=likeliest)
+        return Scores(logits, loss, loss, predictions=predictions)
 
 
-class ExpectedExit:
-    """PonderNet (Banino et al. 2021): the expectation over the pass that a token halts at.
+class ExpectedHead:
+    """PonderNet (Banino et al. 2021): the expectation over the pass at which a token halts.
 
-    Cross entropy: sum over passes r of p_r * CE_r, a mean over tokens; the logits are log sum_r p_r
-    softmax_r. In training KL(p || geometric(lambda_p)) is added. p comes from the representations after the
-    end blocks, before the last LayerNorm. The released code weighted other tokens' losses, averaged over
-    passes where this sums, took the divergence the other way round, and evaluated by sampling; `ponder_eval =
-    sample` does the last, exiting at one drawn pass.
+    Cross entropy: sum_r p_r * CE_r over passes r, a mean over tokens; the logits are log sum_r p_r softmax_r.
+    In training KL(p || geometric(lambda_p)) is added. p is computed from the representations after the end
+    blocks, before the last LayerNorm. The released code weighted other tokens' losses, averaged over passes
+    where this sums, took the divergence in the other direction, and evaluated a sampled pass, as `ponder_eval
+    = sample` does here.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -87,17 +88,17 @@ class ExpectedExit:
         training: bool,
         get_logits: bool,
         get_predictions: bool = False,
-    ) -> Scored:
+    ) -> Scores:
         p = self._halting(model, exits, training)
         numbers = torch.arange(1, len(exits) + 1, device=p.device, dtype=p.dtype)
         passes = torch.tensordot(numbers, p.detach(), 1).mean()
         exits = [model.transformer.ln_f(x) for x in exits]
-        logits = likeliest = None
+        logits = predictions = None
         if self._chunked and not get_logits:
             if get_predictions:
-                total, likeliest = _expected(p, exits, model.lm_head, targets)
+                total, predictions = _expected(p, exits, model.lm_head, targets)
             if torch.is_grad_enabled() or not get_predictions:
-                # One call for all exits: the weight's gradient is then one tensor, not one for each of them.
+                # One call for all exits: one gradient of the weight instead of one per exit.
                 x = torch.cat([x.flatten(0, -2) for x in exits])
                 every = targets.flatten().repeat(len(exits))
                 total, *_ = linear_cross_entropy(x, model.lm_head.weight, every, p.flatten())
@@ -105,9 +106,9 @@ class ExpectedExit:
             by_pass = [exact(model.lm_head(x)) for x in exits]
             if get_logits or get_predictions:
                 logits = _mixed(p, by_pass)
-                likeliest = logits.argmax(-1) if get_predictions else None
+                predictions = logits.argmax(-1) if get_predictions else None
             if targets is None:
-                return Scored(logits, None, None, passes, likeliest)
+                return Scores(logits, None, None, passes, predictions)
             total = sum(
                 part * cross_entropy(logits.flatten(0, -2), targets.flatten(), "none").view_as(part)
                 for part, logits in zip(p, by_pass, strict=True)
@@ -116,24 +117,26 @@ class ExpectedExit:
         loss = expected
         if training:
             loss = loss + self._weight * ponder_divergence(p, self._lambda_p).mean()
-        return Scored(logits, loss, expected, passes, likeliest)
+        return Scores(logits, loss, expected, passes, predictions)
 
     def _halting(self, model: nn.Module, exits: Sequence[Tensor], training: bool) -> Tensor:
         """The probability of each exit: p (R, B, T), in float32 at least."""
-        halting = zip(model.to_halt_logits, exits[:-1], strict=True)
-        lambdas = [exact(head(x)).squeeze(-1).sigmoid() for head, x in halting]
-        if not lambdas:  # a single pass leaves nothing to decide
+        heads = zip(model.to_halt_logits, exits[:-1], strict=True)
+        lambdas = [exact(head(x)).squeeze(-1).sigmoid() for head, x in heads]
+        if not lambdas:  # a single pass
             return torch.ones_like(exact(exits[0][..., 0]))[None]
-        choose = sampled_exits if self._samples and not training else halting_distribution
-        return choose(torch.stack(lambdas))
+        distribution = sampled_exits if self._samples and not training else halting_distribution
+        return distribution(torch.stack(lambdas))
 
 
 @torch.no_grad()
 def _expected(p: Tensor, exits: Sequence[Tensor], head: nn.Linear, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """sum over passes and tokens of p_r * CE_r, and the expectation's likeliest ids (B, T), from one look at
-    the logits of a chunk of tokens. p (R, B, T), R times (B, T, C), targets (B, T)."""
+    """The sum over passes and tokens of p_r * CE_r, and the mixture's most likely ids (B, T), in chunks.
+
+    p (R, B, T), exits R times (B, T, C), targets (B, T).
+    """
     flat, each, total, parts = [x.flatten(0, -2) for x in exits], targets.flatten(), p.new_zeros(()), []
-    step = chunk_tokens(head.out_features, p.device, product_format(flat[0], head.weight))
+    step = chunk_tokens(head.out_features, p.device, product_dtype(flat[0], head.weight))
     for start in range(0, len(each), step):
         part, mixture = slice(start, start + step), 0.0
         for chance, x in zip(p.flatten(1)[:, part], flat, strict=True):

@@ -1,4 +1,4 @@
-"""Checkpoints of the released CoTFormer code, brought into the form that our models load strictly."""
+"""Weights of the released CoTFormer code, renamed and joined so that our models load them strictly."""
 
 import re
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ from torch import Tensor
 from errors import UsageError
 from models.config import ModelConfig
 
-_PREFIXES = ("_orig_mod.", "module.")  # left behind by torch.compile and by DistributedDataParallel
-# PonderNet's head stands in a list of its own, behind the last LayerNorm.
+_PREFIXES = ("_orig_mod.", "module.")  # added by torch.compile and DistributedDataParallel
+# PonderNet's last LayerNorm and head are in a list of their own.
 _RENAMED = {
     "to_logits.0.weight": "transformer.ln_f.weight",
     "to_logits.0.bias": "transformer.ln_f.bias",
@@ -19,14 +19,16 @@ _RENAMED = {
 _TIED = ("transformer.wte.weight", "lm_head.weight")
 
 
-def import_original(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def import_released(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Translate a state dict of the released code; one of ours passes through unchanged.
 
-    Prefixes go, and with them what is no weight: causal-mask buffers (`attn.bias`, four-dimensional) and
-    rotary tables (`transformer.wpe`). A split projection (`q_attn` C -> C beside `c_attn` C -> 2C) is joined
-    to one of C -> 3C with rows q, k, v. Of the tied embedding and head, one may be missing. What is never
-    used goes too: the router and the halting head behind the last pass, and PonderNet's stick-breaking gate.
-    Raises UsageError when the two tied tensors differ, or a value is no tensor.
+    Dropped: prefixes, buffers (causal masks, the four-dimensional `attn.bias`; rotary tables,
+    `transformer.wpe`) and weights that are never used (router and halting head after the last pass,
+    PonderNet's stick-breaking gate). A split projection (`q_attn` C -> C and `c_attn` C -> 2C) is joined to
+    one of C -> 3C with rows q, k, v. Of the tied embedding and head, one may be missing.
+
+    Raises:
+        UsageError: the two tied tensors differ, or a value is not a tensor.
     """
     weights = {}
     for name, value in state_dict.items():
@@ -52,7 +54,7 @@ def _is_buffer(name: str, value: Tensor) -> bool:
 
 def _is_unused(name: str, config: ModelConfig) -> bool:
     last = config.n_repeat - 1
-    if config.variant.repeater == "ponder" and name.startswith("depth_predictor."):
+    if config.variant.predicts_every_pass and name.startswith("depth_predictor."):
         return True
     return name.startswith((f"transformer.mod.{last}.", f"to_halt_logits.{last}."))
 
@@ -62,9 +64,7 @@ def _join_projections(weights: dict[str, Tensor], n_embd: int) -> None:
         joint_name = query_name.replace(".q_attn.", ".c_attn.")
         keys_values = weights.get(joint_name)
         if keys_values is None or len(keys_values) != 2 * n_embd:
-            raise UsageError(
-                f"{query_name} in the checkpoint needs {joint_name} with {2 * n_embd} rows beside it"
-            )
+            raise UsageError(f"{query_name} in the checkpoint needs {joint_name} with {2 * n_embd} rows")
         weights[joint_name] = torch.cat((weights.pop(query_name), keys_values))
 
 

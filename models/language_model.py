@@ -17,7 +17,7 @@ from models.capacities import check_factors, draw_factors, tokens_per_pass
 from models.config import ModelConfig
 from models.embeddings import DEPTH_EMBEDDINGS, POSITIONS, PauseTokens
 from models.halting import HaltingGate, StickBreaking
-from models.heads import ExpectedExit, LastExit
+from models.heads import ExpectedHead, LastPassHead
 from models.kv_cache import KVCache, LayerKeys, PassKeys
 from models.mixture_of_repeats import MixtureOfRepeats, RoutedUniversal, Router, Routing, Threshold, TopK
 from models.repeaters import AfterPass, CrossRepeat, Middle, Once, RepeaterOutput, Universal
@@ -73,7 +73,7 @@ class LanguageModel(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.repeater = REPEATERS[variant.repeater]()
         self.after_pass = AfterPass()
-        self.loss_head = ExpectedExit(config) if variant.predicts_every_pass else LastExit(config)
+        self.loss_head = ExpectedHead(config) if variant.predicts_every_pass else LastPassHead(config)
         self.compute_in_training: Callable[..., dict[str, Any]] | None = None  # None: `compute`
         self._initialise()
         self.lm_head.weight = self.transformer.wte.weight

@@ -39,7 +39,7 @@ def chunk_tokens(vocab_size: int, device: torch.device, product: torch.dtype) ->
     return max(fewest, _numbers(CHUNK_NUMBERS, device) // vocab_size)
 
 
-def product_format(x: Tensor, weight: Tensor) -> torch.dtype:
+def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     """Of x @ weight.T, as F.linear computes it: autocast decides."""
     product = torch.promote_types(x.dtype, weight.dtype)
     if torch.is_autocast_enabled(x.device.type) and product != torch.float64:
@@ -72,10 +72,10 @@ def linear_cross_entropy(
     weight and token_weights (once); every token's CE (N,), which has none: in nats, in float32 at least; and,
     if asked to predict, every token's likeliest id (N,), else None.
 
-    The format of the matrix products is `product_format`; the gradients of the chunks add up in float32 at
+    The format of the matrix products is `product_dtype`; the gradients of the chunks add up in float32 at
     least. What is kept for the backward pass is these gradients, of the size of x and weight.
     """
-    product = product_format(x, weight)
+    product = product_dtype(x, weight)
     if chunk is None:
         chunk = chunk_tokens(len(weight), x.device, product)
     recording = torch.is_grad_enabled()  # inside the function it never is

@@ -1,31 +1,82 @@
-"""How much arithmetic a forward pass is: multiply-accumulates in closed form, and numbers of parameters.
+"""Multiply-accumulates of a forward pass in closed form, parameters, and bytes of the KV cache.
 
-Two conventions, for one sequence of T tokens (C = n_embd, V = vocab_size):
-paper: as the published numbers were made (ptflops): attention is counted dense, over all keys whatever the
-mask, and the head for the last position only; what the released adaptive BUT computes of halted tokens is not
-counted. true: what this code computes: only the keys that are visible, the head at every position, and the
-keys and values that halted tokens offer. Which keys a routed token sees depends on where the others stand;
-this is the expectation over evenly spread tokens. Embedding look-ups, norms, activations and softmax count
-nothing.
+Two conventions, for one sequence of T tokens:
+paper: as the published numbers (ptflops): dense attention over all keys whatever the mask, the head at the
+last position only, and not the keys and values that the adaptive BUT computes of halted tokens.
+true: what this code computes: only visible keys, the head at every position, keys and values of halted
+tokens. Which keys a routed token sees depends on where the others are; this is the expectation over evenly
+spread tokens. Embedding look-ups, norms, activations and softmax count nothing.
 
-Pauses are computed like tokens, but the head reads one position for each token of the text. Latent attention
-is counted with the keys and values that training makes (see `models.attention_costs`), and without the zeros
-that fill its values up to the size of its keys.
+Pause tokens are computed like tokens, but the head reads one position per token of the text. Latent attention
+is counted with the keys and values that training makes, without the zeros that pad its values.
 
-`python -m models.macs --model adm --n_repeat 5 ...` prints the table.
+Shapes: C = n_embd, H = n_head, L = kv_lora_rank, E = qk_rope_head_dim, V = vocab_size. No torch on import.
+`python count_macs.py --model adm --n_repeat 5 ...` prints the table.
 """
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from errors import UsageError, unknown
-from models.attention_costs import ATTENTION_COSTS, cache_bytes_per_token
 from models.capacities import check_factors, tokens_per_pass
 from models.config import ModelConfig
 
 CONVENTIONS = ("paper", "true")
 PARTS = ("projections", "attention", "mlp", "head", "router")
+
+
+class AttentionCosts(NamedTuple):
+    """Multiply-accumulates of one attention layer.
+
+    query: for a token's query and output. key_value: for its key and value. pair: for a query and a key that
+    it attends to, in all heads. cached: numbers that a KV cache keeps of a token.
+    """
+
+    query: int
+    key_value: int
+    pair: int
+    cached: int
+
+
+def _multi_head(config: ModelConfig) -> AttentionCosts:
+    width = config.n_embd
+    return AttentionCosts(2 * width**2, 2 * width**2, 2 * width, 2 * width)
+
+
+def _latent(config: ModelConfig) -> AttentionCosts:
+    """As in training and evaluation, where keys and values are computed from the latents."""
+    key, value = config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
+    cached = config.kv_lora_rank + config.qk_rope_head_dim
+    queries = config.q_lora_rank * (config.n_embd + config.n_head * key)
+    made = config.kv_lora_rank * config.n_head * (config.qk_nope_head_dim + value)
+    return AttentionCosts(
+        query=queries + config.n_head * value * config.n_embd,
+        key_value=config.n_embd * cached + made,
+        pair=config.n_head * (key + value),
+        cached=cached,
+    )
+
+
+ATTENTION_COSTS = {"mha": _multi_head, "mla": _latent}
+BYTES = {"torch.float64": 8, "torch.float32": 4, "torch.bfloat16": 2, "torch.float16": 2}
+
+
+def cache_bytes_per_token(args: Any, dtype: Any = "torch.bfloat16", attention: str | None = None) -> int:
+    """Bytes of the KV cache for each token of a text (pause tokens included), over all layers and passes.
+
+    Args:
+        args: a namespace of flags, or a ModelConfig.
+        dtype: of the cache, a torch.dtype or its name.
+        attention: count as if the model had this kind ("mha": a key and a value of C numbers each, "mla": L +
+        E
+            numbers); None: its own.
+    """
+    config = args if isinstance(args, ModelConfig) else ModelConfig.from_args(args)
+    costs = ATTENTION_COSTS[attention or config.variant.attention](config)
+    n_begin, n_mid, n_end = config.layers
+    blocks = n_begin + n_mid * config.repeats + n_end * config.exits
+    return blocks * config.positions_per_token * costs.cached * BYTES[str(dtype)]
 
 
 class Macs(int):
@@ -70,13 +121,12 @@ def macs_of_passes(config: ModelConfig, tokens: Sequence[float], convention: str
     rows = [Fraction(n).limit_denominator(10**6) * config.positions_per_token for n in tokens]
     count = _Count(config, rows, convention == "true")
     n_begin, n_mid, n_end = config.layers
-    repeater = config.variant.repeater
+    variant = config.variant
     count.blocks(n_begin + n_end * config.exits, count.length, [count.length])
     for repeat, present in enumerate(count.tokens, start=1):
-        across = repeater in ("cross_repeat", "mixture_of_repeats")
-        keys = count.tokens[:repeat] if across else [count.length]
-        offers = count.length if repeater in ("routed_universal", "stick_breaking") else present
-        count.blocks(n_mid, present, keys, offers)
+        keys = count.tokens[:repeat] if variant.sees_all_passes else [count.length]
+        with_keys = count.length if variant.halted_tokens_offer_keys else present
+        count.blocks(n_mid, present, keys, with_keys)
         count.decisions(repeat, present)
     count.head()
     return Macs({name: round(count.parts[name]) for name in PARTS})
@@ -91,14 +141,14 @@ class _Count:
         self.parts = dict.fromkeys(PARTS, Fraction(0))
 
     def blocks(
-        self, layers: int, present: Fraction, keys: Sequence[Fraction], offers: Fraction | None = None
+        self, layers: int, present: Fraction, keys: Sequence[Fraction], with_keys: Fraction | None = None
     ) -> None:
-        """present: rows that ask. keys: tokens of each pass that they may see. offers: rows with keys."""
+        """present: tokens with queries. keys: of each pass, those they see. with_keys: tokens with keys."""
         if not present:
             return
         costs = ATTENTION_COSTS[self.config.variant.attention](self.config)
-        offers = present if offers is None or not self.true else offers
-        self.parts["projections"] += layers * (costs.asking * present + costs.offering * offers)
+        with_keys = present if with_keys is None or not self.true else with_keys
+        self.parts["projections"] += layers * (costs.query * present + costs.key_value * with_keys)
         self.parts["mlp"] += layers * self.config.n_embd**2 * 8 * present
         pairs = sum(self._pairs(present, count) if self.true else present * count for count in keys)
         self.parts["attention"] += layers * costs.pair * pairs
@@ -117,11 +167,12 @@ class _Count:
         config, width = self.config, self.config.n_embd
         last = repeat == config.repeats
         if config.variant.routed and not last:
-            everyone = config.variant.repeater == "routed_universal" and not self.true
+            # The released adaptive BUT scores halted tokens too.
+            everyone = config.variant.halted_tokens_offer_keys and not self.true
             self.parts["router"] += width * (self.length if everyone else present)
-        elif config.variant.repeater == "stick_breaking":
+        elif config.variant.has_halting_gate:
             self.parts["router"] += (width**2 + 2 * width) * present
-        elif config.variant.repeater == "ponder" and not last:
+        elif config.variant.predicts_every_pass and not last:
             self.parts["router"] += width * (self.length if self.true else 1)
 
     def head(self) -> None:
@@ -155,7 +206,7 @@ def count_parameters(args: Any) -> dict[str, int]:
 def table(
     config: ModelConfig, sequence_length: int, length_factors: Sequence[float] | None, dtype: str
 ) -> str:
-    """What `python -m models.macs` prints. dtype: of the cache."""
+    """The table that count_macs.py prints. dtype: of the cache."""
     counts = [count_macs(config, sequence_length, length_factors, name) for name in CONVENTIONS]
     rows = [("MACs", *CONVENTIONS)]
     rows += [(part, *(f"{count.parts[part]:,}" for count in counts)) for part in PARTS]
@@ -181,16 +232,7 @@ def table(
     return "\n".join([title, "", *lines])
 
 
-def main() -> None:
-    # A script in a package: only here does anything in models look at the command line.
-    from config.parser import build_parser, validated
+if __name__ == "__main__":  # the old form of the command
+    import runpy
 
-    description = "Multiply-accumulates, parameters and cache of a model: the flags are those of main.py."
-    args = validated(build_parser(description, prog="-m models.macs").parse(None))
-    print(table(ModelConfig.from_args(args), args.sequence_length, args.eval_length_factor, args.dtype))
-
-
-if __name__ == "__main__":
-    from errors import run_script
-
-    run_script(main)
+    runpy.run_module("count_macs", run_name="__main__", alter_sys=True)

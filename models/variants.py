@@ -15,10 +15,12 @@ class Variant:
     name: the value of --model; checkpoints and folders carry it.
     alias: a short name for the same.
     paper_name: what the paper's tables call it.
-    repeater: key into `models.language_model.REPEATERS`: what the middle blocks do.
-    features: what it has; a flag whose `read_by` is one of them applies to it (`models.config`).
+    repeater: key into `models.language_model.REPEATERS`: how the middle blocks are repeated.
+    features: a flag whose `read_by` is one of them applies to the variant (`models.config`).
+    sees_all_passes: whether pass r attends to the keys of passes 1..r (Eq. 3), not to its own alone.
+    halted_tokens_offer_keys: whether passes compute keys and values of tokens that halted before.
     single_precision_capacities: whether the released code rounds its capacities in float32.
-    attention: key into `models.block.ATTENTIONS`: multi-head (mha) or multi-head latent attention (mla).
+    attention: key into `models.attention.ATTENTIONS`: multi-head (mha) or multi-head latent attention (mla).
     """
 
     name: str
@@ -26,6 +28,8 @@ class Variant:
     paper_name: str
     repeater: str
     features: tuple[str, ...] = ("repeats",)
+    sees_all_passes: bool = False
+    halted_tokens_offer_keys: bool = False
     single_precision_capacities: bool = False
     attention: str = "mha"
 
@@ -40,28 +44,28 @@ class Variant:
 
     @property
     def routed(self) -> bool:
-        """Whether routers decide by token who takes the next pass."""
+        """Whether routers decide which tokens take the next pass."""
         return "routing" in self.features
 
     @property
     def pauses(self) -> bool:
-        """Whether pause tokens stand behind each token of the text."""
+        """Whether pause tokens follow each token of the text."""
         return "pauses" in self.features
 
     @property
+    def has_halting_gate(self) -> bool:
+        """Whether a gate decides after each pass whether a token halts (stick breaking)."""
+        return "stick_breaking" in self.features
+
+    @property
     def stops_early(self) -> bool:
-        """Whether passes are computed for some of the tokens only."""
+        """Whether a pass may compute only some of the tokens."""
         return self.routed or self.has_halting_gate
 
     @property
     def predicts_every_pass(self) -> bool:
         """Whether there is a prediction after every pass, not only after the last."""
         return "ponder" in self.features
-
-    @property
-    def has_halting_gate(self) -> bool:
-        """Whether a gate decides after each pass how probable it is that a token halts."""
-        return "stick_breaking" in self.features
 
 
 _LN = ("repeats", "depth_parts")
@@ -71,21 +75,21 @@ _ADAPTIVE_BUT = "but_mod_efficient_sigmoid_lnmid_depthemb_random_factor"
 VARIANTS = [
     Variant("base", "standard", "Standard", "once", ()),
     Variant("but_full_depth", "but", "Block Universal Transformer", "universal"),
-    Variant("cotformer_full_depth", "cotformer", "CoTFormer", "cross_repeat"),
-    Variant("cotformer_full_depth_lnmid_depthemb", "ln_cotformer", "LN-CoTFormer", "cross_repeat", _LN),
+    Variant("cotformer_full_depth", "cotformer", "CoTFormer", "cross_repeat", sees_all_passes=True),
+    Variant("cotformer_full_depth_lnmid_depthemb", "ln_cotformer", "LN-CoTFormer", "cross_repeat", _LN,
+            sees_all_passes=True),
     Variant("adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_single_final", "adm",
-            "Adaptive LN-CoTFormer", "mixture_of_repeats", _ROUTED),
+            "Adaptive LN-CoTFormer", "mixture_of_repeats", _ROUTED, sees_all_passes=True),
     Variant(_ADAPTIVE_BUT, "adaptive_but", "Adaptive BUT", "routed_universal", _ROUTED,
-            single_precision_capacities=True),
-    # The released code has a copy of the same for counting; the name exists so that old commands keep
-    # working.
+            halted_tokens_offer_keys=True, single_precision_capacities=True),
+    # A copy that the released code uses to count MACs; the name is accepted for old command lines.
     Variant(f"{_ADAPTIVE_BUT}_for_mac_compute", "adaptive_but_macs", "Adaptive BUT", "routed_universal",
-            _ROUTED, single_precision_capacities=True),
+            _ROUTED, halted_tokens_offer_keys=True, single_precision_capacities=True),
     Variant("but_halting_freeze_input_on_stop", "stick_breaking", "Stick breaking", "stick_breaking",
-            ("repeats", "stick_breaking")),
+            ("repeats", "stick_breaking"), halted_tokens_offer_keys=True),
     Variant("pondernet", "pondernet", "PonderNet", "ponder", ("repeats", "ponder")),
     Variant("mla_ln_cotformer", "mla", "LN-CoTFormer with latent attention", "cross_repeat",
-            (*_LN, "latent"), attention="mla"),
+            (*_LN, "latent"), sees_all_passes=True, attention="mla"),
     Variant("pause", "pause", "Pause tokens", "once", ("pauses",)),
 ]  # fmt: skip
 

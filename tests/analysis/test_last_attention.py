@@ -13,7 +13,7 @@ from analysis.attention_maps import (
     read_attention,
     write_attention,
 )
-from analysis.command import ACROSS_REPEATS, require_possible
+from analysis.command import require_possible, sees_all_passes
 from analysis.hooks import Layer, layers_of, watch_attention
 from errors import Failure, UsageError
 from models import ModelConfig
@@ -147,4 +147,4 @@ def test_models_without_attention_across_repeats_are_refused(model):
     run = SimpleNamespace(path="ckpt.pt", model=SimpleNamespace(config=ModelConfig(model=model)))
     sentence = "get_attention.py is for multi-head" if model == "mla" else "of cotformer, ln_cotformer, adm"
     with pytest.raises(UsageError, match=sentence):
-        require_possible(run, "get_attention.py", ACROSS_REPEATS, ("mha",))
+        require_possible(run, "get_attention.py", sees_all_passes, ("mha",))

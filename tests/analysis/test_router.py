@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from analysis.command import ROUTED, require_possible
+from analysis.command import is_routed, require_possible
 from analysis.depth import DepthStatistics, frequency_bins, measure, measures, summarise, unigram_counts
 from analysis.router import add_flags, check
 from config import parse_with_run
@@ -205,4 +205,4 @@ def test_models_without_routers_are_refused(model):
     run = SimpleNamespace(path="ckpt.pt", model=SimpleNamespace(config=config))
     sentence = "takes a single pass" if single else "is for checkpoints of adm, adaptive_but"
     with pytest.raises(UsageError, match=sentence):
-        require_possible(run, "analysis.router", ROUTED, ("mha", "mla"))
+        require_possible(run, "analysis.router", is_routed, ("mha", "mla"))

@@ -59,7 +59,7 @@ def reference(network, ids, factors=None, thresholds=None):
         depth = network.depth_emb.embs.weight[0] * (config.n_repeat - r)
         for t in present:
             passes[t] += 1
-        if config.variant.repeater == "mixture_of_repeats":
+        if config.variant.sees_all_passes:
             now = {t: x[t] + depth for t in present}
             for kept, block in zip(history, body.h_mid, strict=True):
                 kept += [(block.ln_1(now[t]), t) for t in present]
