@@ -4,9 +4,9 @@ import importlib
 from typing import Any
 
 _HOMES = {"Corpus": "data.corpus"} | dict.fromkeys(
-    ("open_corpus", "prepare_corpus", "registered_corpora"), "data.corpora"
+    ("open_corpus", "open_corpus_from_args", "prepare_corpus", "registered_corpora"), "data.corpora"
 )
-__all__ = ["Corpus", "open_corpus", "prepare_corpus", "registered_corpora"]
+__all__ = ["Corpus", "open_corpus", "open_corpus_from_args", "prepare_corpus", "registered_corpora"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,9 @@
 """The registry of corpora: name -> who prepares it, which tokeniser it has; and how one is opened."""
 
+import logging
 import shutil
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +17,8 @@ from data.token_files import SPLITS, open_tokens, read_meta, require_vocabulary
 from data.tokenizers import HuggingFace, Tiktoken, make_tokenizer
 from errors import Failure, UsageError, unknown
 from files import folder_name
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_FOLDER = Path(__file__).parent / "datasets"
 
@@ -58,6 +62,19 @@ def registered_corpora() -> list[str]:
     """Every name that `open_corpus` knows, aliases included; beside them it takes files:<pattern>."""
     names = [name for source in SOURCES for name in (source.name, *source.aliases)]
     return [*names, *MIXTURES, *algorithmic.TASKS]
+
+
+def open_corpus_from_args(args: Namespace, sequence_length: int) -> Corpus:
+    """Open the corpus of the flags, prepared on first use. Raises UsageError, or Failure for damage."""
+    return open_corpus(
+        args.dataset,
+        data_dir=args.data_dir,
+        tokenizer=args.tokenizer,
+        vocab_size=args.vocab_size,
+        sequence_length=sequence_length,
+        in_ram=args.data_in_ram,
+        log=logger.info,
+    )
 
 
 def open_corpus(

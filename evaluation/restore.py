@@ -2,14 +2,13 @@
 
 import json
 from argparse import Namespace
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import config
 import models
-from data import Corpus, open_corpus
+from data import Corpus, open_corpus_from_args
 from data.batches import EvaluationBatches, contiguous_batches
 from data.tokenizers import Tokenizer, make_tokenizer, tokenizer_from_meta
 from distributed import Precision, choose_device, choose_precision, require_single_process
@@ -47,7 +46,7 @@ class Restored:
             UsageError: its tokens are not those of the model.
             Failure: it is damaged or cannot be prepared.
         """
-        corpus = open_corpus_of(self.args, self.sequence_length)
+        corpus = open_corpus_from_args(self.args, self.sequence_length)
         corpus.require_tokenizer(self.tokenizer, f"the model in {self.path}")
         return corpus
 
@@ -120,19 +119,6 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
         raise Failure(f"{path / pretrained.CONFIG} is damaged: it has no args")
     # Files about it are named after the folder, which may be given as ".".
     return path.resolve(), {**about, "format": FORMAT, "model": weights}
-
-
-def open_corpus_of(args: Namespace, sequence_length: int, say: Callable[[str], None] = print) -> Corpus:
-    """Returns the corpus of the flags, prepared on first use. Raises UsageError, or Failure for damage."""
-    return open_corpus(
-        args.dataset,
-        data_dir=args.data_dir,
-        tokenizer=args.tokenizer,
-        vocab_size=args.vocab_size,
-        sequence_length=sequence_length,
-        in_ram=args.data_in_ram,
-        log=say,
-    )
 
 
 def _summary_args(path: Path, given: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,11 @@ import torch
 import models
 from config import experiment_dir, notes
 from config.training import TrainConfig
+from data import open_corpus_from_args
 from data.token_files import vocabulary_note
 from distributed import Processes, choose_device, choose_precision
 from distributed.parallel import RankSlice, choose_parallel
 from errors import Failure, UsageError
-from evaluation.restore import open_corpus_of
 from optim import checkpoint, run_folder
 from optim.compiling import compile_training
 from optim.evaluating import Evaluator
@@ -105,10 +105,10 @@ class Run:
             )
         self.precision = choose_precision(args.dtype, device)
         if processes.is_main:
-            self.corpus = open_corpus_of(args, args.sequence_length, logger.info)
+            self.corpus = open_corpus_from_args(args, args.sequence_length)
         processes.barrier()  # by now its token files are there
         if not processes.is_main:
-            self.corpus = open_corpus_of(args, args.sequence_length, logger.info)
+            self.corpus = open_corpus_from_args(args, args.sequence_length)
         seed_torch(args.seed, "initialisation")
         self.model = models.make_model_from_args(args).to(device)
         start = self._find_start()
