@@ -64,7 +64,7 @@ def make_model_from_args(args: Any) -> "LanguageModel":
 
 
 def from_pretrained(folder: "str | Path") -> "LanguageModel":
-    """The trained model in a folder that `python -m optim.export` wrote, on the CPU, in evaluation mode.
+    """The trained model in a folder that `python export.py` wrote, on the CPU, in evaluation mode.
 
     Raises UsageError for a folder that is no model's, Failure for a damaged one.
     """

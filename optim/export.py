@@ -1,43 +1,6 @@
-"""A trained model for others: `python -m optim.export --checkpoint <run folder or file> --output <folder>`.
+"""`python -m optim.export` is an alias of `python export.py`."""
 
-Writes model.safetensors and config.json, without the optimiser's state. `models.from_pretrained(folder)`
-loads it, and every command takes the folder as --checkpoint.
-"""
-
-import argparse
-from pathlib import Path
-
-import config
-from errors import UsageError, run_script
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.prog = "-m optim.export"
-    parser.add_argument("--checkpoint", required=True, help="a checkpoint file, or a run's folder")
-    parser.add_argument("--output", required=True, type=Path, help="the folder to write; it must not exist")
-
-
-def main() -> None:
-    own, given = config.parse_with_run(None, add_flags, __doc__)
-    if own.output.exists():
-        raise UsageError(f"--output {own.output} exists; give another name, or move it away")
-    from evaluation.restore import restore
-    from models import pretrained
-    from provenance import git_commit
-
-    run = restore(Path(own.checkpoint), given)
-    pretrained.save(
-        own.output,
-        run.model,
-        step=run.step,
-        tokenizer=run.tokenizer,
-        args=vars(run.args),
-        checkpoint=str(run.path),
-        git_commit=git_commit(),
-    )
-    size = (own.output / pretrained.WEIGHTS).stat().st_size
-    print(f"written: {own.output} ({run.model.parameter_count():,} parameters, {size / 1e6:,.1f} MB)")
-
+import runpy
 
 if __name__ == "__main__":
-    run_script(main)
+    runpy.run_module("export", run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""python -m optim.export, and its folder as every command's --checkpoint."""
+"""export.py, and its folder as every command's --checkpoint."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ ADM = (
 
 
 def export(scripts, source, target):
-    return scripts.run("-m optim.export", f"--checkpoint {source} --output {target}")
+    return scripts.run("export.py", f"--checkpoint {source} --output {target}")
 
 
 @pytest.mark.process
@@ -58,9 +58,14 @@ def test_a_checkpoint_of_fsdp_and_refusals(scripts, tmp_path):
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
     flags = f"--checkpoint {source} --output {tmp_path / 'one'}"
-    scripts.refuse("-m optim.export", flags, 2, "one exists; give another name")
-    scripts.refuse("-m optim.export", f"--output {tmp_path / 'x'}", 2, "--checkpoint")
+    scripts.refuse("export.py", flags, 2, "one exists; give another name")
+    scripts.refuse("export.py", f"--output {tmp_path / 'x'}", 2, "--checkpoint")
     (tmp_path / "one" / "model.safetensors").write_bytes(one[:-1])
     scripts.refuse(
         "eval.py", f"--checkpoint {tmp_path / 'one'}", 1, "its checksum is not that in config.json"
     )
+
+
+def test_the_module_is_an_alias_of_the_script(scripts):
+    said = scripts.refuse("-m optim.export", "--output x", 2, "--checkpoint")
+    assert said == scripts.refuse("export.py", "--output x", 2)
