@@ -124,7 +124,8 @@ class FSDP(SingleProcess):
 
         for block in model.blocks_that_run_once():
             fully_shard(block, mesh=self._mesh, mp_policy=self._policy)
-        return fully_shard(model, mesh=self._mesh, mp_policy=self._policy)
+        fully_shard(model, mesh=self._mesh, mp_policy=self._policy)
+        return model
 
     def accumulate(self, forward: nn.Module, last: bool) -> AbstractContextManager:
         forward.set_requires_gradient_sync(last)

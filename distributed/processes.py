@@ -64,7 +64,7 @@ class Processes:
         self._checkpoint_group = dist.new_group(backend="gloo", timeout=_DISK_TIMEOUT)
 
     @property
-    def checkpoint_group(self) -> dist.ProcessGroup | None:
+    def checkpoint_group(self) -> dist.ProcessGroup | int | None:
         """The group of the threads that write checkpoints, and of nothing else; None for one process."""
         return self._checkpoint_group
 
