@@ -1,9 +1,9 @@
-"""Some five minutes: train small models on real text, compare them, and spend compute token by token.
+"""Train and compare small models on real text, in about five minutes: `make demo`.
 
-First a LN-CoTFormer and a standard transformer of the same unique layers, which see the same tokens; the
-CoTFormer runs its middle layers several times. Then an adaptive one, whose routers decide for each token how
-often: its perplexity is drawn over compute (the paper's Figure 4), and its text is coloured by depth.
-What the demo does, it does through the scripts that a user would call; each command is printed.
+First, an LN-CoTFormer and a standard transformer with equally many layers, on the same tokens; the CoTFormer
+repeats its middle layers. Then an adaptive model, whose routers choose the number of repeats for each token:
+its perplexity over compute (the paper's Figure 4), and a text coloured by depth. The demo calls the scripts
+that a user would call, and prints each command.
 """
 
 import json
@@ -32,22 +32,22 @@ COMPARED = {
                        --depth_embedding linear_learned --iterations 1200 --lr 4e-3 --warmup_percent 0.1""",
     "Standard": "--model standard --n_layer 4 --iterations 1200 --lr 4e-3 --warmup_percent 0.1",
 }
-# One layer, up to five times: small enough that in a thousand steps the first pass leaves something to do.
+# One layer, up to five times: so small that after a thousand steps further passes still lower the loss.
 ADAPTIVE = """--model adm --n_layer 2 --n_layer_end 1 --n_repeat 5 --depth_embedding linear_learned
               --iterations 1200 --lr 2e-3 --warmup_percent 0.2"""
 BUDGETS = ("0.4", "0.5", "0.6", "0.8")
 
 
 def run(script: str, *arguments: str) -> None:
-    """Run one of the root scripts, as a user would from the shell."""
+    """Run one of the root scripts as from the shell. Raises Failure if it fails."""
     print(f"\n$ python {script} {shlex.join(arguments)}", flush=True)
     code = subprocess.run([sys.executable, script, *arguments], cwd=ROOT).returncode
     if code:
-        raise Failure(f"{script} ended with exit code {code}; what it said stands above")
+        raise Failure(f"{script} failed with exit code {code}; its output is above")
 
 
 def train(model: str) -> Path:
-    """Train, evaluate on the whole validation set, and return the run's folder."""
+    """Train a model, evaluate it on the full validation set, and return the run folder."""
     import config
 
     flags = shlex.split(f"{model} {COMMON} --results_base_folder {FOLDER}")
@@ -58,7 +58,7 @@ def train(model: str) -> Path:
 
 
 def table(folders: dict[str, Path]) -> str:
-    """Perplexity with its interval, size, depth and speed of each run."""
+    """A table of perplexity with its interval, parameters, depth and speed of each run."""
     rows = [("", "perplexity", "95 % over batches", "parameters", "average depth", "tokens/s in training")]
     for name, folder in folders.items():
         evaluated = json.loads((ROOT / folder / "eval_summary_ckpt.json").read_text())
@@ -79,7 +79,7 @@ def table(folders: dict[str, Path]) -> str:
 
 
 def paired_difference(folders: dict[str, Path]) -> str:
-    """How much the first run is ahead of the second, window by window: texts differ more than models do."""
+    """The lead of the first run over the second, paired by batch, as text varies more than the models do."""
     losses = [
         json.loads((ROOT / folder / "eval_summary_ckpt.json").read_text())["batch_losses"]
         for folder in folders.values()
@@ -94,22 +94,22 @@ def paired_difference(folders: dict[str, Path]) -> str:
 
 
 def compare() -> None:
-    """A looped model against a plain one."""
+    """Compare a looped model with a standard one."""
     folders = {name: train(model) for name, model in COMPARED.items()}
     figure = FOLDER / "curves.png"
     run("plot_curves.py", *map(str, folders.values()), "--labels", *folders, "--output", str(figure))
     best = next(iter(folders.values()))
     run("generate.py", "--checkpoint", str(best), "--prompt", PROMPT, "--max_new_tokens", "400")
     print(f"\n{table(folders)}")
-    print("(perplexity per byte, on the whole validation set; the same training tokens for both)")
+    print("(perplexity per byte on the full validation set; same training tokens for both)")
     print(f"{paired_difference(folders)}\n")
     for name, folder in folders.items():
-        print(f"{name}: {folder}/ holds ckpt.pt, summary.json, metrics.jsonl and eval_summary_ckpt.json")
+        print(f"{name}: {folder}/ contains ckpt.pt, summary.json, metrics.jsonl and eval_summary_ckpt.json")
     print(f"curves: {figure}")
 
 
 def spend_by_token() -> None:
-    """An adaptive model: perplexity over compute, and a text whose tokens cost different amounts."""
+    """Train an adaptive model; draw perplexity over compute; generate a text coloured by passes."""
     folder = train(ADAPTIVE)
     sample = ("--eval_sample_size", "32000", "--batch_size", "16")
     run("get_ppl_per_mac.py", "--checkpoint", str(folder), *sample, "--budget", *BUDGETS)
@@ -117,10 +117,10 @@ def spend_by_token() -> None:
     run("plot_fig4.py", str(folder), "--labels", "ADM, 1x5 -> 1", "--output", str(figure))
     write = ("--checkpoint", str(folder), "--prompt", PROMPT, "--max_new_tokens", "400", "--budget", "0.5")
     run("generate.py", *write, "--show_depth", str(page))
-    if sys.stdout.isatty():  # colours make no sense in a log
+    if sys.stdout.isatty():  # no colours in a log file
         run("generate.py", *write, "--show_depth")
     print(f"\nADM: {folder}/")
-    print("     holds ckpt.pt, ppl_per_mac_ckpt.json, router_weights_ckpt.npz and thresholds_ckpt.json")
+    print("     contains ckpt.pt, ppl_per_mac_ckpt.json, router_weights_ckpt.npz and thresholds_ckpt.json")
     print(f"perplexity over compute: {figure}")
     print(f"the sample, coloured by depth: {page}")
 
