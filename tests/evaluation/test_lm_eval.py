@@ -251,11 +251,13 @@ class Command:
         self.env = {"HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
 
     def run(self, flags):
-        done = self.scripts.run("run_lm_eval.py", f"{self.flags} {flags}", **self.env)
+        done = self.scripts.run("run_lm_eval.py", f"{self.flags} {flags}", process=True, **self.env)
         return done.stdout, json.loads((self.folder / "lm_eval_ckpt.json").read_text())
 
     def refuse(self, flags, code, *parts):
-        said = self.scripts.run("run_lm_eval.py", f"{self.flags} {flags}", code, **self.env).stderr
+        said = self.scripts.run(
+            "run_lm_eval.py", f"{self.flags} {flags}", code, process=True, **self.env
+        ).stderr
         assert said.splitlines()[-1].startswith("error: ")
         for part in parts:
             assert part in said, said
@@ -273,6 +275,7 @@ def command(scripts, tasks, tmp_path):
     return Command(scripts, path.parent, tasks, tmp_path)
 
 
+@pytest.mark.process
 def test_the_command(lab, command):
     said, full = command.run("--tasks lab_all")
     assert all(f"- lab_{name}" in said for name in ("choice", "rolling", "writing"))
@@ -303,6 +306,7 @@ def test_the_command(lab, command):
     assert cheap["n-shot"]["lab_choice"] == 1
 
 
+@pytest.mark.process
 def test_the_command_refuses(lab, command):
     command.refuse("--tasks lab_chioce", 2, "--tasks lab_chioce is unknown; did you mean lab_choice")
     command.refuse("--tasks lab_choice --budget 3", 2, "a fraction of full compute is above 0")
@@ -332,10 +336,11 @@ def test_the_module_is_an_alias_of_the_script(scripts):
     assert said == scripts.refuse("run_lm_eval.py", flags, 2)
 
 
+@pytest.mark.process
 def test_without_the_harness(scripts, tmp_path):
     (tmp_path / "lm_eval").mkdir()
     (tmp_path / "lm_eval" / "__init__.py").write_text("raise ModuleNotFoundError('No module named lm_eval')")
     said = scripts.run(
-        "run_lm_eval.py", "--checkpoint x --tasks piqa", 2, PYTHONPATH=f"{tmp_path}:{ROOT}"
+        "run_lm_eval.py", "--checkpoint x --tasks piqa", 2, process=True, PYTHONPATH=f"{tmp_path}:{ROOT}"
     ).stderr
     assert said.count("\n") == 1 and "pip install -r requirements-lm-eval.txt" in said
