@@ -175,7 +175,7 @@ class LanguageModel(nn.Module):
             **self._depth(tokens, middle, passes),
         }
         if get_routing:
-            output |= _routing_by_position(middle, self.config.repeats, self.config.positions_per_token)
+            output |= middle.routing_by_position(self.config.repeats, self.config.positions_per_token)
         return output
 
     def _active_tokens(
@@ -289,20 +289,6 @@ class LanguageModel(nn.Module):
     def parameter_count(self) -> int:
         """Number of weights; the head shares the embedding's, which are counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-
-def _routing_by_position(middle: RepeaterOutput, n_repeat: int, each: int) -> dict[str, Tensor]:
-    """router_scores and passes of `forward`. each: positions of a token, of which the last one is read."""
-    tokens = middle.passes[0]
-    size = tokens.grid.batch, tokens.grid.length
-    passes = torch.zeros(size, dtype=torch.long, device=tokens.flat_index.device)
-    for active in middle.passes:
-        passes.view(-1)[active.flat_index] += 1
-    scores = torch.full((n_repeat - 1, *size), torch.nan, device=passes.device)
-    for number, (active, score) in enumerate(middle.scores):
-        scores[number].view(-1)[active.flat_index] = score.detach().flatten().float()
-    at = slice(each - 1, None, each)
-    return {"router_scores": scores.transpose(0, 1)[..., at], "passes": passes[:, at]}
 
 
 def _blocks(config: ModelConfig, count: int) -> nn.ModuleList:

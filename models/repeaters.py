@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from models.active_tokens import ActiveTokens
@@ -70,26 +71,38 @@ class Middle:
 
 @dataclass(frozen=True)
 class RepeaterOutput:
-    """What the middle did.
+    """The result of a repeater.
 
     Attributes:
         exits: representations (*tokens.shape, C) to predict from: one, or for PonderNet one after every pass.
         passes: the active tokens of each pass.
         scores: of each router, the tokens it saw and their scores.
         penalty: added to the training loss for depth, per token; a scalar or None.
-        going: where halted tokens are computed too, how many tokens of each pass had not halted; else empty.
+        unhalted: tokens of each pass that had not halted, where halted ones are computed too; else empty.
     """
 
     exits: list[Tensor]
     passes: list[ActiveTokens]
     scores: list[tuple[ActiveTokens, Tensor]]
     penalty: Tensor | None = None
-    going: Sequence[Tensor] = ()
+    unhalted: Sequence[Tensor] = ()
 
     @property
     def counts(self) -> Sequence[int | Tensor]:
         """Tokens that took each pass."""
-        return self.going or [tokens.count for tokens in self.passes]
+        return self.unhalted or [tokens.count for tokens in self.passes]
+
+    def routing_by_position(self, n_repeat: int, positions_per_token: int) -> dict[str, Tensor]:
+        """router_scores (B, R - 1, T), NaN where a router did not see a token, and passes (B, T) it took."""
+        grid, device = self.passes[0].grid, self.passes[0].flat_index.device
+        passes = torch.zeros(grid.batch, grid.length, dtype=torch.long, device=device)
+        for active in self.passes:
+            passes.view(-1)[active.flat_index] += 1
+        scores = torch.full((n_repeat - 1, grid.batch, grid.length), torch.nan, device=device)
+        for number, (active, score) in enumerate(self.scores):
+            scores[number].view(-1)[active.flat_index] = score.detach().flatten().float()
+        last = slice(positions_per_token - 1, None, positions_per_token)  # of a token and its pauses
+        return {"router_scores": scores.transpose(0, 1)[..., last], "passes": passes[:, last]}
 
 
 class AfterPass(nn.Module):

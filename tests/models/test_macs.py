@@ -166,12 +166,13 @@ def test_wrong_arguments(factors, convention, sentence):
         models.count_macs(args("adm"), T, factors, convention)
 
 
-def test_table_from_the_command_line(scripts):
+@pytest.mark.parametrize("command", ["count_macs.py", "-m models.macs"])
+def test_table_from_the_command_line(scripts, command):
     flags = "--model adm --n_layer 24 --n_repeat 5 --n_layer_begin 2 --n_layer_end 1 --sequence_length 256"
-    said = scripts.run("-m models.macs", f"{flags} --eval_length_factor 1 0.5 0.25 0.1").stdout
+    said = scripts.run(command, f"{flags} --eval_length_factor 1 0.5 0.25 0.1").stdout
     rows = [row for row in GOLDEN if row["eval_length_factor"] == [1, 0.5, 0.25, 0.1]]
     (expected,) = [row["macs"] for row in rows if row["model"].startswith("adaptive")]
     assert f"{expected:,}" in said and "effective layers" in said
-    said = scripts.run("-m models.macs", f"{flags.replace('adm', 'mla')} --dtype float32").stdout
+    said = scripts.run(command, f"{flags.replace('adm', 'mla')} --dtype float32").stdout
     assert "96,768" in said and "663,552" in said and "cache, float32" in said
-    scripts.refuse("-m models.macs", "--model amd", 2, "did you mean adm?")
+    scripts.refuse(command, "--model amd", 2, "did you mean adm?")
