@@ -1,4 +1,4 @@
-"""Spectra, ranks and entropies against a plain computation that keeps everything; the command line."""
+"""Spectra, ranks and entropies against a plain computation that keeps all tokens; the command line."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The lens against models that really stop at a depth; the command line."""
+"""The logit lens against models that stop at a depth; the command line."""
 
 import json
 

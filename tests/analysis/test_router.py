@@ -1,4 +1,4 @@
-"""Who goes deep, against a plain computation that keeps everything; the command line."""
+"""Router statistics against a plain computation that keeps all tokens; the command line."""
 
 import json
 import math
@@ -178,7 +178,7 @@ def test_command(scripts):
     assert "threshold routing (causal)" in said and "only scores" not in said
     content = json.loads((out / "router_ckpt.json").read_text())
     assert content["routing"] == "threshold" and 1 < content["mean"]["depth"] < 3
-    assert content["training_tokens_counted"] == 992  # whole windows
+    assert content["training_tokens_counted"] == 992  # complete windows
     assert content["types_ranked_by"] == "depth"
     for name in ("router_ckpt", "router_ckpt_types"):
         for suffix in ("png", "pdf"):

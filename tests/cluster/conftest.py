@@ -32,7 +32,7 @@ TINY = (
 
 
 class Cluster:
-    """A user of the cluster: the repository's copy in `repo`, scratch beside it."""
+    """A user of the cluster: a copy of the repository in `repo`, next to scratch."""
 
     def __init__(self, folder: Path, slurm: Slurm | None) -> None:
         self.repo, self.scratch, self.slurm = folder / "CoTFormer", folder / "scratch", slurm

@@ -98,7 +98,7 @@ def test_what_slurm_refuses_leaves_nothing_behind(on_slurm):
     assert not list(on_slurm.repo.glob("iridis/*/run_[0-9]*")) and not (on_slurm.scratch / "exps").exists()
 
 
-LONG = "--save_checkpoint_freq 100000 --iterations 600 --requeue"  # saves only where it is told to stop
+LONG = "--save_checkpoint_freq 100000 --iterations 600 --requeue"  # saves only when it is signalled
 
 
 def uncut(cluster, flags=LONG):
@@ -137,7 +137,7 @@ def test_requeued_until_it_is_complete(on_slurm):
 
 @pytest.mark.slow
 def test_pre_emption(on_slurm):
-    """A job of a higher partition takes the GPUs; what it threw out comes back behind it."""
+    """A job of a higher partition takes the GPUs; the pre-empted one comes back after it."""
     longer = f"{LONG} --iterations 4000"
     job = on_slurm.package("lncot-train", f"{longer} --partition scavenger_4a100")
     wait_for_step(on_slurm)
@@ -180,7 +180,7 @@ def test_a_crash_is_not_requeued_for_ever(on_slurm):
 
 
 def test_a_chain(on_slurm):
-    """Each goes on when the one before has ended; one that finds nothing left to do ends."""
+    """Each starts when the one before has ended; one with nothing left to do ends."""
     last = on_slurm.package("lncot-train", "--chain 3 --max_steps_this_run 12")
     on_slurm.wait(last)
     steps = [(a["from_step"], a["to_step"]) for n in (1, 2, 3) for a in attempts(on_slurm, number=n)]

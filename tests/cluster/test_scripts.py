@@ -216,7 +216,7 @@ def test_gpu_test_on_processors(cluster):
 
 
 def test_download_and_tokenise(cluster, tmp_path):
-    """Step 1 from a real server, step 2; what is there already is not made again."""
+    """Step 1 from a real server, step 2; complete files are not made again."""
     import functools
     import http.server
     import threading

@@ -84,7 +84,7 @@ def test_claims_are_about_experiments():
     names = {name for claim in CLAIMS for name in (claim.better, claim.worse)}
     names |= {name for gaps in GROWING_GAPS for gap in gaps for name in gap}
     assert names <= BY_NAME.keys()
-    for claim in CLAIMS:  # the paper says what its numbers say
+    for claim in CLAIMS:  # the claims agree with the published numbers
         assert BY_NAME[claim.better].perplexity < BY_NAME[claim.worse].perplexity, claim
 
 
@@ -149,7 +149,7 @@ def test_verdicts():
         (losses(0.0, noise=0.01), "undecided, tends to"),
         (losses(0.0), "undecided"),
         (losses(-0.1, seeds=1), "undecided: one seed, of which it holds"),
-        (losses(-0.1, of="other batches"), "holds"),  # the seeds alone say it
+        (losses(-0.1, of="other batches"), "holds"),  # over seeds alone
     )
     for found, verdict in cases:
         (finding,) = claims.judge({better: found, worse: losses(0.0)})

@@ -1,4 +1,4 @@
-"""Figure 6: mean attention of the last token, against a plain softmax that keeps everything; the scripts."""
+"""Attention maps of the last token (Figure 6) against a plain softmax over all keys; the scripts."""
 
 from types import SimpleNamespace
 
