@@ -12,7 +12,7 @@ from config.parser import parse_with_run
 from data.corpora import require_prepared
 from errors import run_script
 from iridis.record import jobs_of
-from optim.run_folder import covered_by_summary, in_folder
+from optim.checkpoint import covered_by_summary, in_folder
 
 
 def main() -> None:

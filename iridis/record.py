@@ -20,7 +20,7 @@ from typing import Any
 
 from errors import Failure, run_script
 from files import write_json
-from optim.run_folder import covered_by_summary, in_folder, step_of
+from optim.checkpoint import covered_by_summary, in_folder, step_of
 from provenance import git_commit, git_diff
 
 SUBMISSION, RUN = "submission.json", "run.json"

@@ -8,7 +8,7 @@ from typing import Any
 
 from errors import UsageError, run_script, unknown
 from iridis.record import ROOT, RUN, SUBMISSION, job_states, read, saved_step
-from optim.run_folder import covered_by_summary
+from optim.checkpoint import covered_by_summary
 from tables import aligned_table
 
 HEADINGS = ("package", "run", "job", "state", "step", "loss", "time left", "next")

@@ -1,61 +1,113 @@
-"""Checkpoints of a run: `ckpt_<step>` while it goes on, `ckpt` at its end; which there are, which to take.
+"""Checkpoints of a run: `ckpt_<step>` during training, `ckpt` at its end; names, loading, selection, removal.
 
-One file (.pt), or the folder that sharded training writes (.dcp). Both hold tensors and plain data only:
-loading one runs no code. `python -m optim.checkpoint list|verify|convert` looks at them from outside.
+Two formats hold the same tensors and plain data: one file (.pt), and the folder that FSDP writes (.dcp).
+Loading runs no code from them. This module does not import torch, as job scripts use it on login nodes.
+`checkpoints.py` is the command.
 """
 
 import contextlib
+import json
 import logging
+import re
 import shutil
 from pathlib import Path
-from typing import Any
-
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any
 
 from errors import Failure, UsageError
 from files import TEMPORARY_SUFFIX
-from optim import checkpoint_file
 from optim.lock import FILE_NAME as LOCK
-from optim.run_folder import FILE, FOLDER, in_folder, is_final, name_of, step_of
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"ckpt(?:_(\d+))?\.(?:pt|dcp)")
+FILE, FOLDER = ".pt", ".dcp"  # the suffixes of the two formats
+
+
+def name_of(step: int | None, suffix: str = FILE) -> str:
+    """ckpt_<step><suffix>; for None, the final checkpoint's name."""
+    return f"ckpt{'' if step is None else f'_{step}'}{suffix}"
+
+
+def step_of(path: Path) -> int | None:
+    """The step in a checkpoint's name; None for a final one."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match and match[1] else None
+
+
+def is_final(path: Path) -> bool:
+    """Whether a checkpoint's name is that of the end of a run."""
+    return path.stem == "ckpt"
+
+
+def in_folder(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder: the final ones, then the others from the latest step backwards."""
+    found = [(path, _NAME.fullmatch(path.name)) for path in sorted(folder.glob("ckpt*"))]
+    final = [path for path, match in found if match and match[1] is None]
+    return final + sorted((path for path, match in found if match and match[1]), key=step_of, reverse=True)
+
+
+def covered_by_summary(folder: Path, iterations: int) -> bool:
+    """Whether the run in `folder` has finished with at least `iterations` iterations.
+
+    Raises UsageError for a summary.json that is not a run's.
+    """
+    path = folder / "summary.json"
+    if not path.exists():
+        return False
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["iterations"] >= iterations
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} is not the summary of a run of this project; move it away, or give another --exp_name"
+        ) from error
 
 
 def write(
     path: Path,
     content: dict[str, Any],
     staging: Path | None = None,
-    group: dist.ProcessGroup | None = None,
+    group: "dist.ProcessGroup | None" = None,
 ) -> None:
-    """Write a checkpoint in the format that its name ends in: beside its place, forced to disk, then renamed.
+    """Write a checkpoint atomically and durably, in the format of its suffix.
 
-    staging: a folder on this machine to write it to first. group: the processes that write a folder together,
-    all of which call this. Raises Failure.
+    Args:
+        content: nested dicts of tensors and plain data.
+        staging: a folder on a local disk to write to first.
+        group: the ranks that write a folder together; all of them call this.
+
+    Raises Failure.
     """
     if path.suffix == FILE:
+        from optim import checkpoint_file
+
         checkpoint_file.write(path, content, staging)
     else:
-        _folders().write(path, content, staging, group)
+        from optim import checkpoint_folder  # torch.distributed.checkpoint takes a second to import
+
+        checkpoint_folder.write(path, content, staging, group)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, ours or another's, as plain data and whole tensors on the CPU.
+    """Read a checkpoint, ours or the released code's: plain data and full tensors on the CPU.
 
-    Raises Failure when it is damaged, or holds anything besides tensors and plain data.
+    Raises UsageError when there is none, Failure when it is damaged or holds anything else.
     """
     if not path.exists():
         raise UsageError(f"{path}: there is no such checkpoint")
-    return _folders().read(path) if path.is_dir() else checkpoint_file.read(path)
+    if path.is_dir():
+        from optim import checkpoint_folder
 
+        return checkpoint_folder.read(path)
+    from optim import checkpoint_file
 
-def _folders():
-    from optim import checkpoint_folder  # for torch takes a second to import what it needs
-
-    return checkpoint_folder
+    return checkpoint_file.read(path)
 
 
 def find(path: Path) -> Path:
-    """The checkpoint that a path or a run's folder stands for. Raises UsageError when there is none."""
+    """The checkpoint at `path`, or the most advanced one in the run's folder `path`. Raises UsageError."""
     if path.is_file() or (path.is_dir() and path.suffix == FOLDER):
         return path
     if not path.exists():
@@ -67,10 +119,10 @@ def find(path: Path) -> Path:
 
 
 def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The readable checkpoint with the most steps and its content; None where there is no checkpoint.
+    """The readable checkpoint with the most steps, and its content; None if the folder has none.
 
-    One that cannot be read is named, left in place and passed over. Raises Failure when none can be read:
-    starting afresh would lose the run without a word.
+    Damaged ones are skipped with a warning and left in place. Raises Failure when none can be read, as a
+    fresh start would silently lose the run.
     """
     found = in_folder(folder)
     best = None
@@ -80,7 +132,7 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         except Failure as error:
             logger.warning(f"{error}; trying the checkpoint before it")
             continue
-        # A run that is being extended has later ckpt_<step>.pt beside its ckpt.pt.
+        # A run that is being extended has its old final checkpoint and later ckpt_<step> ones.
         if best is None or content.get("step", 0) > best[1].get("step", 0):
             best = (path, content)
         if not is_final(path):
@@ -93,15 +145,15 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return best
 
 
-def keep_final(path: Path, step: int) -> None:
-    """Before a finished run is extended: its checkpoint, of `step`, becomes ckpt_<step>, to be kept."""
+def rename_final(path: Path, step: int) -> None:
+    """Rename a finished run's checkpoint to ckpt_<step>, so that extending the run does not overwrite it."""
     path.replace(path.with_name(name_of(step, path.suffix)))
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what saves that were killed half-way have left beside the checkpoints."""
+    """Delete the temporary files of saves that were killed."""
     for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-        if not path.name.startswith(LOCK):  # of a process that tries to take this folder just now
+        if not path.name.startswith(LOCK):  # of a process that is trying to lock this folder
             delete(path)
 
 
@@ -112,18 +164,20 @@ def remove_intermediary(folder: Path) -> None:
             delete(path)
 
 
-def keep_some(newest: Path, last: int, every: int | None) -> None:
-    """Delete checkpoints older than `newest`, but for the last ones, itself included, and those at multiples
-    of `every` steps. What has more steps is of another line, or damaged: that is left to people."""
+def remove_old(newest: Path, keep_last: int, keep_every: int | None) -> None:
+    """Delete checkpoints before `newest`, except the `keep_last` latest and multiples of `keep_every`.
+
+    Checkpoints of later steps stay: they are damaged, or belong to another line of training.
+    """
     step = step_of(newest)
     older = [path for path in in_folder(newest.parent) if not is_final(path) and step_of(path) < step]
-    for path in older[last - 1 :]:
-        if every is None or step_of(path) % every:
+    for path in older[keep_last - 1 :]:
+        if keep_every is None or step_of(path) % keep_every:
             delete(path)
 
 
 def set_aside(start: Path, step: int) -> None:
-    """Before a run goes back to `start`, of `step`: later ones lose the names they would be taken by."""
+    """Before a run resumes from `start`: newer checkpoints are renamed so that auto-resume ignores them."""
     for path in in_folder(start.parent):
         if path != start and (is_final(path) or step_of(path) > step):
             aside = path.with_name(f"{path.name}.set-aside")
@@ -132,11 +186,11 @@ def set_aside(start: Path, step: int) -> None:
                 number += 1
                 aside = path.with_name(f"{path.name}.set-aside-{number}")
             path.rename(aside)
-            logger.info(f"note: {path.name} is of more steps than {start.name}: it is now {aside.name}")
+            logger.info(f"note: {path.name} has more steps than {start.name} and is renamed to {aside.name}")
 
 
 def delete(path: Path) -> None:
-    """A checkpoint or what is left of one; a folder loses its name first, so that none seems whole."""
+    """Delete a checkpoint or its leftovers; a folder is renamed first, so that none is read half-deleted."""
     with contextlib.suppress(OSError):
         if path.is_dir():
             if path.suffix != TEMPORARY_SUFFIX:
@@ -146,8 +200,7 @@ def delete(path: Path) -> None:
             path.unlink()
 
 
-if __name__ == "__main__":
-    from errors import run_script
-    from optim.checkpoint_commands import main
+if __name__ == "__main__":  # `python -m optim.checkpoint` is an alias of checkpoints.py
+    import runpy
 
-    run_script(main)
+    runpy.run_module("checkpoints", run_name="__main__", alter_sys=True)

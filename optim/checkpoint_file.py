@@ -1,4 +1,4 @@
-"""A checkpoint in one file: torch's zip archive, whose checksums are compared before anything is believed."""
+"""Checkpoints in one file: torch's zip archive. All checksums are compared before it is read."""
 
 import contextlib
 import hashlib
@@ -14,10 +14,13 @@ from files import copy_atomically, write_atomically
 
 
 def write(path: Path, content: dict[str, Any], staging: Path | None = None) -> None:
-    """Write `content` (nested dicts of tensors and plain data) so that it appears whole or not at all.
+    """Write `content` (nested dicts of tensors and plain data) atomically and durably.
 
-    staging: a folder on this machine to write it to first: torch writes in many small pieces, which the file
-    systems of clusters are slow at, and a copy in few large ones. Raises Failure.
+    Args:
+        staging: a folder on a local disk to write to first. torch writes many small pieces, at which cluster
+            file systems are slow; the copy is written in a few large ones.
+
+    Raises Failure.
     """
     if staging is None:
         write_atomically(path, lambda file: _save(content, file))
@@ -27,7 +30,7 @@ def write(path: Path, content: dict[str, Any], staging: Path | None = None) -> N
         write_atomically(staged, lambda file: _save(content, file), durable=False)
         copy_atomically(staged, path)
     finally:
-        with contextlib.suppress(OSError):  # it may not even have come to be
+        with contextlib.suppress(OSError):  # it may not exist
             staged.unlink()
 
 
@@ -35,23 +38,23 @@ def _save(content: dict[str, Any], file: BinaryIO) -> None:
     try:
         torch.save(content, file)
     except RuntimeError as error:
-        # Its writer cannot be closed where a write has failed, and says so instead of why.
+        # After a failed write, torch reports that its writer cannot be closed, and hides the cause.
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def staging_name(path: Path) -> str:
-    """Of a checkpoint among those of all runs that use a machine: the same for all processes of a run."""
+    """A checkpoint's name in a staging folder, unique to its path and the same on all ranks."""
     return f"{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]}-{path.name}"
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content, tensors on the CPU. Raises Failure for damage, and for more than tensors and data."""
+    """The content, tensors on the CPU. Raises Failure for damage, and for anything but tensors and data."""
     try:
         check(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Failure:
         raise
-    except Exception as error:  # torch reports damage in a dozen ways, and never says what to do
+    except Exception as error:  # torch reports damage in a dozen ways, without a remedy
         if "weights_only" in str(error) or "Unsupported" in str(error):
             reason = "holds more than tensors and plain data; nothing of it was run, and it is not read"
         else:
@@ -63,13 +66,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def check(path: Path) -> None:
-    """Raises Failure where a checksum (CRC-32 of every record) is not that of what stands in the file."""
+    """Raises Failure when a checksum (CRC-32 of every record) does not match."""
     if not zipfile.is_zipfile(path):
-        return  # a checkpoint of old, or none: torch will say
+        return  # an old format, or no checkpoint: torch.load tells
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise Failure(f"{path} is damaged or no checkpoint ({type(error).__name__})") from error
     if damaged is not None:
-        raise Failure(f"{path} is damaged: the checksum of {damaged} does not fit")
+        raise Failure(f"{path} is damaged: the checksum of {damaged} does not match")

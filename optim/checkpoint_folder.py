@@ -1,8 +1,8 @@
-"""A checkpoint of sharded training: a folder of safetensors files, written by torch.distributed.checkpoint.
+"""Checkpoints of FSDP: a folder of safetensors files, written by torch.distributed.checkpoint.
 
-Each process writes its part; state.json, which comes last, holds the plain data, and size and SHA-256 of
-every file. The folder is filled beside its place and renamed. torch's own metadata file is a pickle, which
-would run code when it is read; the safetensors files say themselves what lies where.
+Each rank writes its shards; state.json, written last, holds the plain data, and size and SHA-256 of every
+file. The folder is filled under a temporary name and renamed. torch's own metadata file is not used: it is a
+pickle, which could run code; the headers of the safetensors files describe the shards.
 """
 
 import json
@@ -28,36 +28,39 @@ _TENSORS = "*.safetensors"
 
 
 def write(path: Path, content: dict[str, Any], staging: Path | None, group: dist.ProcessGroup | None) -> None:
-    """Write `content` (nested dicts; its tensors may be parts of ones that lie in several processes).
+    """Write `content` (nested dicts of tensors, sharded or full, and plain data) atomically and durably.
 
-    All processes of the group call this; group None is one process. staging: see `checkpoint_file.write`.
-    Raises Failure on all of them where one fails, and leaves what was at `path` before.
+    Args:
+        staging: a folder on a local disk, see `checkpoint_file.write`.
+        group: the ranks that write together, all of which call this; None: one process.
+
+    Raises Failure on all ranks if one fails; a checkpoint that was at `path` before stays.
     """
-    tensors, plain = _parted(content)
-    beside = path.with_name(path.name + TEMPORARY_SUFFIX)
+    tensors, plain = _split(content)
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     main = group is None or dist.get_rank(group) == 0
-    # Of one process for all, on each machine: the files of a folder have the names of their processes.
-    local = beside if staging is None else staging / staging_name(path)
+    # Shared by the ranks of a machine: file names contain the rank.
+    local = temporary if staging is None else staging / staging_name(path)
     try:
-        _together(group, main, lambda: _emptied(beside))
-        _together(group, True, lambda: local.mkdir(parents=True, exist_ok=True))
+        _on_all_ranks(group, main, lambda: _make_empty(temporary))
+        _on_all_ranks(group, True, lambda: local.mkdir(parents=True, exist_ok=True))
         writer = HuggingFaceStorageWriter(str(local), save_distributed=True)
         with _quiet():
-            _together(
+            _on_all_ranks(
                 group, True,
                 lambda: dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None),
             )  # fmt: skip
         if staging is not None:
             rank = 0 if group is None else dist.get_rank(group)
-            _together(group, True, lambda: _copy_own(local, beside, rank))
-        _together(group, main, lambda: _complete(beside, path, plain))
+            _on_all_ranks(group, True, lambda: _copy_own(local, temporary, rank))
+        _on_all_ranks(group, main, lambda: _complete(temporary, path, plain))
     finally:
         if staging is not None:
             shutil.rmtree(local, ignore_errors=True)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content, tensors whole and on the CPU, whatever number of processes wrote it. Raises Failure."""
+    """The content, with full tensors on the CPU, whatever number of ranks wrote it. Raises Failure."""
     check(path)
     try:
         plain = json.loads((path / STATE).read_text(encoding="utf-8"))["state"]
@@ -68,26 +71,26 @@ def read(path: Path) -> dict[str, Any]:
                 for name, about in described.items()
             }
             dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
-        return _joined(tensors, plain)
+        return _join(tensors, plain)
     except Exception as error:
         raise Failure(f"{path} is damaged or no checkpoint ({type(error).__name__}: {error})") from error
 
 
 def check(path: Path) -> None:
-    """Raises Failure where a file is missing, or not what it was when it was written."""
+    """Raises Failure when a file is missing, or its size or checksum does not match."""
     try:
         files = json.loads((path / STATE).read_text(encoding="utf-8"))["files"]
         for name, about in files.items():
             if Path(name).name != name or (path / name).stat().st_size != about["size"]:
-                raise Failure(f"{path} is damaged: {name} is not as long as it was")
+                raise Failure(f"{path} is damaged: {name} has another size")
             if file_sha256(path / name) != about["sha256"]:
-                raise Failure(f"{path} is damaged: the checksum of {name} does not fit")
+                raise Failure(f"{path} is damaged: the checksum of {name} does not match")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Failure(f"{path} is damaged or no checkpoint ({type(error).__name__}: {error})") from error
 
 
-def _parted(content: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors by the path of their keys, and the plain rest. A tied weight goes under one of its names."""
+def _split(content: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """(tensors by the path of their keys, plain data). A tied weight is stored under its first name."""
     tensors: dict[str, torch.Tensor] = {}
     tied = {f"model/{name}" for name in content["tied"]}
 
@@ -107,8 +110,8 @@ def _parted(content: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str,
     return tensors, plain
 
 
-def _joined(tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> dict[str, Any]:
-    """The way back."""
+def _join(tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> dict[str, Any]:
+    """Inverse of `_split`."""
     content = plain
     for name, tensor in tensors.items():
         *folders, last = name.split("/")
@@ -122,35 +125,35 @@ def _joined(tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> dict[str
     return content
 
 
-def _emptied(beside: Path) -> None:
-    if beside.exists():
-        shutil.rmtree(beside)
-    beside.mkdir(parents=True)
+def _make_empty(temporary: Path) -> None:
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
 
 
-def _copy_own(local: Path, beside: Path, rank: int) -> None:
+def _copy_own(local: Path, temporary: Path, rank: int) -> None:
     for source in local.glob(f"shard-{rank + 1:05d}-*"):
-        copy_atomically(source, beside / source.name)
+        copy_atomically(source, temporary / source.name)
 
 
-def _complete(beside: Path, path: Path, plain: dict[str, Any]) -> None:
-    """state.json, and the new name. What was there under it goes last."""
+def _complete(temporary: Path, path: Path, plain: dict[str, Any]) -> None:
+    """Write state.json and rename the folder; an old checkpoint of that name is deleted last."""
     files = {
         file.name: {"size": file.stat().st_size, "sha256": file_sha256(file)}
-        for file in sorted(beside.glob(_TENSORS))
+        for file in sorted(temporary.glob(_TENSORS))
     }
-    write_json(beside / STATE, {"state": plain, "files": files})
-    sync_folder(beside)
+    write_json(temporary / STATE, {"state": plain, "files": files})
+    sync_folder(temporary)
     old = path.with_name(f"{path.name}.old{TEMPORARY_SUFFIX}")
     if path.exists():
         path.rename(old)
-    os.rename(beside, path)
+    os.rename(temporary, path)
     sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _together(group: dist.ProcessGroup | None, mine: bool, work: Callable[[], Any]) -> None:
-    """Do `work` where it is this process' to do; raise Failure on all processes where it failed on one."""
+def _on_all_ranks(group: dist.ProcessGroup | None, mine: bool, work: Callable[[], Any]) -> None:
+    """Do `work` on the ranks where `mine`; raises Failure on all ranks if it failed on one."""
     reason = None
     if mine:
         try:
@@ -167,7 +170,7 @@ def _together(group: dist.ProcessGroup | None, mine: bool, work: Callable[[], An
 
 
 def _reason(error: BaseException) -> str:
-    """Of one that torch wraps, what happened, in one line."""
+    """The cause of an error, one line, also if torch has wrapped it."""
     if isinstance(error, dcp.CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     if isinstance(error, OSError):
@@ -176,7 +179,7 @@ def _reason(error: BaseException) -> str:
 
 
 class _quiet(warnings.catch_warnings):
-    """Without torch's remark that one process works alone."""
+    """Without torch's warning that torch.distributed is disabled."""
 
     def __enter__(self):
         found = super().__enter__()

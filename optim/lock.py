@@ -1,4 +1,4 @@
-"""One run in a folder: the second one is refused, and the lock of one that was killed is not in the way."""
+"""A lock on the run's folder: a second process is refused, and the lock of a killed one is removed."""
 
 import contextlib
 import json
@@ -16,18 +16,18 @@ from files import write_json
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "run.lock"
-BEAT = 15.0  # seconds between signs of life
-STALE = 4 * BEAT  # without one for so long, a process of another machine has ended
+HEARTBEAT_SECONDS = 15.0
+STALE_SECONDS = 4 * HEARTBEAT_SECONDS  # of another machine: its process has ended
 
 
 class RunLock:
-    """Holds a run's folder. A thread renews the file's time; other machines see by its moving, whatever their
-    clocks say, that this one is alive."""
+    """Holds a run's folder. A thread renews the lock file's time; other machines see it change, by any
+    clock, and know that this process is alive."""
 
     def __init__(self, folder: Path) -> None:
-        """Take the folder, waiting up to a minute to see whether another machine still has it.
+        """Lock the folder; waits up to a minute to see whether a process of another machine still holds it.
 
-        Raises UsageError, naming host and process, where it does; Failure where it cannot be written.
+        Raises UsageError, naming host and process, if one does; Failure if the folder cannot be written.
         """
         self.path = folder / FILE_NAME
         self._mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
@@ -39,13 +39,13 @@ class RunLock:
         self._beater.start()
 
     def release(self) -> None:
-        """Give the folder free, unless another run holds it by now."""
+        """Unlock the folder, unless another process holds it by now; an empty folder is removed."""
         self._ended.set()
         self._beater.join()
         if _read(self.path) == self._mine:
             with contextlib.suppress(OSError):
                 self.path.unlink()
-                self.path.parent.rmdir()  # if nothing came of the run
+                self.path.parent.rmdir()  # if the run wrote nothing
 
     def _take(self) -> None:
         try:
@@ -61,15 +61,13 @@ class RunLock:
                         f"end that run, or give another --exp_name"
                     )
                 if holder is not None:
-                    logger.info(
-                        f"process {holder['pid']} on {holder['host']} has ended and left its lock behind"
-                    )
+                    logger.info(f"process {holder['pid']} on {holder['host']} has ended and left its lock")
                 self._remove(holder)
         except OSError as error:
             raise Failure(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def _create(self) -> bool:
-        """Whether this process made the file: a link is made whole, by one of all who try."""
+        """Whether this process created the lock: linking is atomic, and one of several processes succeeds."""
         beside = self.path.with_name(f"{FILE_NAME}.{socket.gethostname()}.{os.getpid()}.tmp")
         write_json(beside, self._mine)
         try:
@@ -81,7 +79,7 @@ class RunLock:
         return True
 
     def _remove(self, holder: dict[str, Any] | None) -> None:
-        """Take a stale lock away; one that another process has put there meanwhile is put back."""
+        """Remove a stale lock; one that another process has created meanwhile is put back."""
         moved = self.path.with_name(f"{FILE_NAME}.{os.getpid()}.stale.tmp")
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.path, moved)
@@ -95,18 +93,18 @@ class RunLock:
             return holder.get("started") is not None and _started(holder.get("pid", 0)) == holder["started"]
         logger.info(
             f"{self.path.parent} was in use by process {holder['pid']} on {holder['host']}; waiting up to "
-            f"{STALE:.0f} s to see whether it still is"
+            f"{STALE_SECONDS:.0f} s to see whether it still is"
         )
-        seen, end = _modified(self.path), time.monotonic() + STALE
+        seen, end = _modified(self.path), time.monotonic() + STALE_SECONDS
         while time.monotonic() < end:
-            time.sleep(min(1.0, STALE / 10))
+            time.sleep(min(1.0, STALE_SECONDS / 10))
             if _modified(self.path) != seen:
                 return True
         return False
 
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT):
-            with contextlib.suppress(OSError):  # a file system may be away for a while
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):  # a network file system may be unavailable for a while
                 if _read(self.path) == self._mine:
                     os.utime(self.path)
 
@@ -127,8 +125,8 @@ def _modified(path: Path) -> float:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine began, by its kernel's count, so that no other one can have it; None
-    where there is no such process."""
+    """The start time of a process of this machine in kernel ticks and the boot's id, which tell reused ids
+    apart; None if there is no such process."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,37 +1,43 @@
-"""metrics.jsonl: one line for each logged interval of a run, and the curves read back from it."""
+"""What a run records: metrics.jsonl (a line per logged interval), summary.json at its end, and W&B."""
 
+import datetime
 import json
 import logging
 import os
+import platform
+import uuid
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from errors import Failure
-from files import write_atomically
+from files import write_atomically, write_json
+from provenance import git_commit, machine
 
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "metrics.jsonl"
 CURVES = ("train_loss", "lr", "grad_norm", "val_loss", "val_perplexity", "val_accuracy")
+WANDB_ID_FILE = "wandb_run_id.txt"
 
 
 class MetricsFile:
-    """Appends lines; cut back to a step when a run goes on from there.
+    """Appends lines to metrics.jsonl.
 
-    All lines are held in memory too: a file that could not be written, or has gone, is written again whole.
+    All lines are kept in memory too: a file that could not be written, or has vanished, is rewritten.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Keep the lines up to `step`: those after it will be written again."""
+        """Keep the lines up to `step`, from which the run resumes; later ones will be written again."""
         self.path = folder / FILE_NAME
-        self._lines = [_to_line(line).encode() for line in _lines(self.path) if line["step"] <= step]
+        self._lines = [_encode(line) for line in _read_lines(self.path) if line["step"] <= step]
         self._write_all()
 
     def append(self, line: dict[str, Any]) -> None:
-        """Write one line at once, so that a killed run has lost none. Raises Failure; the line is kept."""
+        """Write one line at once, so that killing the run loses none. Raises Failure; the line is kept."""
         size = self._size()
-        self._lines.append(_to_line(line).encode())
-        if not self._is(size, self._lines[:-1]):
+        self._lines.append(_encode(line))
+        if size != sum(map(len, self._lines[:-1])):
             self._write_all()
             return
         try:
@@ -41,8 +47,8 @@ class MetricsFile:
             raise Failure(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def sync(self) -> None:
-        """Force what was written to disk: before a checkpoint claims that its steps are logged."""
-        if not self._is(self._size(), self._lines):
+        """Force the lines to disk, before a checkpoint of their steps is written. Raises Failure."""
+        if self._size() != sum(map(len, self._lines)):
             self._write_all()
             return
         try:
@@ -60,21 +66,17 @@ class MetricsFile:
         except OSError:
             return None
 
-    @staticmethod
-    def _is(size: int | None, lines: list[bytes]) -> bool:
-        return size == sum(map(len, lines))
-
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, in order. Raises Failure when it is missing or empty."""
-    lines = _lines(folder / FILE_NAME)
+    lines = _read_lines(folder / FILE_NAME)
     if not lines:
         raise Failure(f"{folder / FILE_NAME} is missing or holds no line yet: there are no curves to show")
     return lines
 
 
 def curves(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """The lists of summary.json: each curve's values, and the steps of training and of evaluation lines."""
+    """The lists of summary.json: values of each curve, and the steps of the lines and of the evaluations."""
     result: dict[str, Any] = {
         name: [line[name] for line in lines if line.get(name) is not None] for name in CURVES
     }
@@ -83,7 +85,80 @@ def curves(lines: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def write_summary(folder: Path, args: Namespace, about: dict[str, Any]) -> None:
+    """Write summary.json: flags, `about`, and curves and final values from metrics.jsonl."""
+    lines = read_metrics(folder)
+    write_json(
+        folder / "summary.json",
+        {
+            "args": vars(args),
+            **about,
+            "average_depth": lines[-1].get("val_average_depth"),
+            "final": lines[-1],
+            **curves(lines),
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "machine": machine(),
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        },
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions that a run's numbers depend on."""
+    import numpy  # here, so that plots of curves do without torch
+    import torch
+
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": numpy.__version__}
+
+
+class WandbLog:
+    """Sends the lines of metrics.jsonl to Weights & Biases; does nothing without --wandb.
+
+    The W&B run id is kept in the run's folder, so that a resumed run continues the same W&B run.
+    WANDB_MODE=offline works without network.
+    """
+
+    def __init__(self, args: Namespace, folder: Path) -> None:
+        """Raises Failure when W&B does not start."""
+        self._run = None
+        if not args.wandb:
+            return
+        import wandb  # takes a second to import
+
+        try:
+            self._run = wandb.init(
+                project=args.wandb_project,
+                entity=args.wandb_entity,
+                name=folder.name,
+                id=_wandb_id(folder),
+                resume="allow",
+                dir=os.environ.get("WANDB_DIR", str(folder)),
+                config=vars(args),
+            )
+        except wandb.errors.Error as error:
+            reason = str(error).splitlines()[0].rstrip(". ")
+            raise Failure(
+                f"W&B does not start ({reason}): `wandb login`, or set WANDB_MODE=offline, or drop --wandb"
+            ) from error
+
+    def log(self, line: dict[str, Any]) -> None:
+        if self._run is not None:
+            self._run.log(line, step=line["step"])
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.finish()
+
+
+def _wandb_id(folder: Path) -> str:
+    path = folder / WANDB_ID_FILE
+    if not path.exists():
+        write_atomically(path, lambda file: file.write(uuid.uuid4().hex[:8].encode()))
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
@@ -93,10 +168,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
-            # The power may fail in the middle of the last line; it is written again with its step.
+            # A power cut within the last line; its step is trained, and the line written, again.
             logger.warning(f"{path}, line {number} is incomplete and is left out")
     return lines
 
 
-def _to_line(line: dict[str, Any]) -> str:
-    return json.dumps(line, ensure_ascii=False) + "\n"
+def _encode(line: dict[str, Any]) -> bytes:
+    return (json.dumps(line, ensure_ascii=False) + "\n").encode()

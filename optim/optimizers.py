@@ -1,4 +1,4 @@
-"""The optimisers, and which weights decay."""
+"""Optimisers by --opt, and the parameter groups: Linear weights decay, all others do not."""
 
 from collections.abc import Callable
 
@@ -46,5 +46,5 @@ OPTIMIZERS: dict[str, Callable[[list[dict], TrainConfig], torch.optim.Optimizer]
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser that `config.opt` names, over the two groups."""
+    """The optimiser that --opt names, over the two parameter groups."""
     return OPTIMIZERS[config.opt](parameter_groups(model, config.weight_decay), config)

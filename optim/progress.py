@@ -1,57 +1,56 @@
-"""What a person sees of a run: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a training for people: a bar where stderr is a terminal, and a log line for each interval."""
 
 import logging
 import sys
 import time
+from typing import Any
 
 from tqdm import tqdm
-
-from config.training import TrainConfig
-from data.progress import clock
 
 logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Loss, tokens per second, time left: log lines, and a bar on stderr where that is a terminal."""
+    """The bar (`bar`, updated by the training loop) and the lines of the intervals."""
 
-    def __init__(self, config: TrainConfig, step: int, shown: bool = True) -> None:
-        """shown: False in a process that is not the first."""
-        self._config = config
-        self._start = (step, time.perf_counter())
-        self._bar = tqdm(
-            total=config.iterations,
+    def __init__(self, iterations: int, step: int, is_main: bool = True) -> None:
+        """step: updates made before. is_main: whether this is rank 0, which alone shows a bar."""
+        self._iterations = iterations
+        self._first_step, self._started = step, time.perf_counter()
+        self.bar = tqdm(
+            total=iterations,
             initial=step,
             desc="training",
             unit="step",
             dynamic_ncols=True,
-            disable=not shown or not sys.stderr.isatty(),
+            disable=not is_main or not sys.stderr.isatty(),
         )
 
-    def step(self, loss: float, seconds: float) -> None:
-        """One update was made: its loss, and how long it took."""
-        self._bar.set_postfix_str(
-            f"loss {loss:.4f}, {self._config.tokens_per_step / seconds:,.0f} tok/s", refresh=False
-        )
-        self._bar.update()
-
-    def metrics(self, line: dict) -> None:
-        """The line that went into metrics.jsonl."""
-        parts = [f"step {line['step']}/{self._config.iterations}", f"loss {line['train_loss']:.4f}"]
-        if "val_loss" in line:
-            parts.append(f"val {line['val_loss']:.4f} (perplexity {line['val_perplexity']:.2f})")
-        parts.append(f"lr {line['lr']:.2e}")
-        if line["grad_norm"] is not None:
-            parts.append(f"grad {line['grad_norm']:.2f}")
-        parts += [f"{line['tokens_per_second']:,.0f} tok/s", f"{clock(self._left(line['step']))} left"]
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Log an interval's line of metrics.jsonl."""
+        parts = [f"step {metrics['step']}/{self._iterations}", f"loss {metrics['train_loss']:.4f}"]
+        if "val_loss" in metrics:
+            parts.append(f"val {metrics['val_loss']:.4f} (perplexity {metrics['val_perplexity']:.2f})")
+        parts.append(f"lr {metrics['lr']:.2e}")
+        if metrics["grad_norm"] is not None:
+            parts.append(f"grad {metrics['grad_norm']:.2f}")
+        left = _duration(self._seconds_left(metrics["step"]))
+        parts += [f"{metrics['tokens_per_second']:,.0f} tok/s", f"{left} left"]
         logger.info("  ".join(parts))
-        if line.get("sample"):
-            logger.info(f"  sample: {line['sample']!r}")
+        if metrics.get("sample"):
+            logger.info(f"  sample: {metrics['sample']!r}")
 
     def close(self) -> None:
-        self._bar.close()
+        self.bar.close()
 
-    def _left(self, step: int) -> float:
-        """Seconds to go, at the pace of this process, evaluations and saves included."""
-        first, since = self._start
-        return (time.perf_counter() - since) / max(step - first, 1) * (self._config.iterations - step)
+    def _seconds_left(self, step: int) -> float:
+        """At the pace of this process, evaluations and saves included."""
+        seconds_per_step = (time.perf_counter() - self._started) / max(step - self._first_step, 1)
+        return seconds_per_step * (self._iterations - step)
+
+
+def _duration(seconds: float) -> str:
+    """Like 2h05m, or 3m07s."""
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

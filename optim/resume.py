@@ -1,4 +1,4 @@
-"""Where a run goes on: what --use_pretrained means, and when a run is finished already."""
+"""The checkpoint that a run starts from (--use_pretrained), and the schedule of an extended run."""
 
 import logging
 from argparse import Namespace
@@ -8,20 +8,22 @@ from typing import Any, NamedTuple
 from config.run_name import identity
 from errors import UsageError
 from models import ModelConfig
-from optim import checkpoint, run_folder
+from optim import checkpoint
 
 logger = logging.getLogger(__name__)
 
 
 def find_start(args: Namespace, folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint to go on from, and its content; None for a fresh start.
+    """The checkpoint to resume from, and its content; None for a fresh start.
 
-    `auto`: the newest in the run's folder that can be read, if there is any. A file name: that one, in the
-    run's folder or anywhere. None: a fresh start, refused where it would overwrite a run. Raises UsageError
-    for that, and for a checkpoint of another architecture; other differences are logged.
+    --use_pretrained auto: the newest readable one in the run's folder, if any. A file name: that checkpoint,
+    in the run's folder or anywhere. None: a fresh start. Differing flags are logged.
+
+    Raises UsageError for a fresh start that would overwrite a run, and for a checkpoint of another
+    architecture.
     """
     if args.use_pretrained is None:
-        existing = run_folder.in_folder(folder)
+        existing = checkpoint.in_folder(folder)
         if existing:
             raise UsageError(
                 f"--use_pretrained None would overwrite the run in {folder} ({existing[0].name}); "
@@ -40,8 +42,11 @@ def find_start(args: Namespace, folder: Path) -> tuple[Path, dict[str, Any]] | N
 
 
 class Extension(NamedTuple):
-    """schedule_iterations: for how many the learning rate is to be laid out. sentence: on a run whose length
-    or schedule has changed, logged at `level`, with a place for the rate; empty where nothing has."""
+    """The schedule of a run that --iterations or --extend_schedule changes.
+
+    schedule_iterations: the steps that the learning-rate schedule spans. sentence: to be logged at `level`,
+    with a place for the rate; empty if nothing changes.
+    """
 
     schedule_iterations: int
     level: int
@@ -49,32 +54,32 @@ class Extension(NamedTuple):
 
 
 def extension(args: Namespace, content: dict[str, Any]) -> Extension:
-    """What becomes of the schedule of a checkpoint's run under --iterations and --extend_schedule."""
+    """The schedule with which the flags continue the run of a checkpoint with this content."""
     planned = content.get("args", {}).get("iterations", args.iterations)
-    laid_out = content.get("schedule_iterations", planned)
-    schedule = laid_out if args.extend_schedule == "keep" else args.iterations
-    if planned == args.iterations and schedule == laid_out:
-        return Extension(schedule, logging.INFO, "")
-    was = f"the run was planned for {planned} iterations and is now to have {args.iterations}"
-    at = f"at step {content['step']} the learning rate is {{rate:.3g}}"
-    if schedule == laid_out:
+    old_span = content.get("schedule_iterations", planned)
+    span = old_span if args.extend_schedule == "keep" else args.iterations
+    if planned == args.iterations and span == old_span:
+        return Extension(span, logging.INFO, "")
+    planned_now = f"the run was planned for {planned} iterations and now has {args.iterations}"
+    rate = f"at step {content['step']} the learning rate is {{rate:.3g}}"
+    if span == old_span:
         return Extension(
-            schedule,
+            span,
             logging.INFO,
-            f"note: {was}: --extend_schedule keep leaves its schedule of {laid_out} iterations as it is, and "
-            f"holds the last rate behind it; {at}",
+            f"note: {planned_now}: --extend_schedule keep keeps the schedule of {old_span} iterations, and "
+            f"its last rate afterwards; {rate}",
         )
     return Extension(
-        schedule,
+        span,
         logging.WARNING,
-        f"{was}: the schedule is laid out anew, over {schedule} iterations instead of {laid_out}, "
-        f"and {at}. A second schedule is not the same as one long one (a reproduction lost 0.4 perplexity at "
-        "40k + 20k steps); --extend_schedule keep goes on at the rate at which the first one ends",
+        f"{planned_now}: the schedule is rebuilt over {span} iterations instead of {old_span}, and {rate}. "
+        "A second schedule is not the same as one long one (a reproduction lost 0.4 perplexity at 40k + 20k "
+        "steps); --extend_schedule keep continues at the last rate of the first one",
     )
 
 
 def _compare(path: Path, saved: dict[str, Any], args: Namespace) -> None:
-    """Refuse another architecture; say what else differs from the run that wrote the checkpoint."""
+    """Refuse another architecture, and log other flags that differ from those of the checkpoint's run."""
     before = identity(Namespace(**{**vars(args), **saved}))
     now = identity(args)
     differences = {
@@ -85,7 +90,7 @@ def _compare(path: Path, saved: dict[str, Any], args: Namespace) -> None:
     architecture = [text for name, text in differences.items() if name in ModelConfig.__dataclass_fields__]
     if architecture:
         raise UsageError(
-            f"{path} is of another network ({', '.join(architecture)}); "
+            f"{path} is of another architecture ({', '.join(architecture)}); "
             "give the flags it was trained with, or another --exp_name"
         )
     if differences:

@@ -18,30 +18,25 @@ from data.token_files import vocabulary_note
 from distributed import Processes, choose_device, choose_precision
 from distributed.parallel import RankSlice, choose_parallel
 from errors import Failure, UsageError
-from optim import checkpoint, run_folder
-from optim.compiling import compile_training
-from optim.evaluating import Evaluator
-from optim.feeding import training_batches
+from optim import checkpoint
 from optim.lock import RunLock
-from optim.metrics import MetricsFile
+from optim.metrics import MetricsFile, WandbLog, versions, write_summary
 from optim.progress import Progress
-from optim.randomness import seed_torch
 from optim.resume import Extension, extension, find_start
 from optim.saver import Saver
 from optim.state import TrainState
 from optim.stop import Stop
-from optim.summary import versions, write_summary
-from optim.train import train
-from optim.wandb_log import WandbLog
+from optim.train import compile_training, load_micro_batches, seed_torch, train
+from optim.validation import Validation
 
 logger = logging.getLogger(__name__)
 
 
 def run_training(args: Namespace) -> int:
-    """Train what the flags describe, or go on with it; returns the exit code.
+    """Train the model that the flags describe, or resume its training.
 
-    That is 0, or --exit_code_unfinished for a run that was stopped with steps left. Raises UsageError for
-    what cannot be done and Failure for what went wrong; checkpoints stay intact.
+    Returns the exit code: 0, or --exit_code_unfinished for a run that was stopped before its last iteration.
+    Raises UsageError or Failure; checkpoints stay intact.
     """
     began = time.monotonic()
     on_cuda = args.device != "cpu" and args.distributed_backend != "gloo"
@@ -49,64 +44,55 @@ def run_training(args: Namespace) -> int:
     with processes.exit_together():
         device = choose_device(args.device)
         folder = experiment_dir(args)
-        if processes.broadcast(processes.is_main and run_folder.covered_by_summary(folder, args.iterations)):
-            what = f"{folder / 'summary.json'} covers {args.iterations} iterations"
-            logger.info(f"finished already: {what}; nothing to do")
+        covered = processes.is_main and checkpoint.covered_by_summary(folder, args.iterations)
+        if processes.broadcast(covered):
+            summary = folder / "summary.json"
+            logger.info(f"finished already: {summary} covers {args.iterations} iterations; nothing to do")
             return 0
         lock = RunLock(folder) if processes.is_main else None
         processes.barrier()
         try:
             run = Run(args, folder, processes, device)
-            with Stop(processes, args.max_time, began) as stop:
+            with Stop(processes, args.max_time, began, args.max_steps_this_run) as stop:
                 try:
                     finished = run.train(stop)
                 except KeyboardInterrupt:
-                    raise KeyboardInterrupt(_kept(folder)) from None
+                    raise KeyboardInterrupt(_last_checkpoint(folder)) from None
             if finished and processes.is_main:
                 run.finish()
-            processes.barrier()  # nobody leaves before the summary is there
+            processes.barrier()  # no rank exits before the summary is written
         finally:
             if lock is not None:
                 lock.release()
     return 0 if finished else args.exit_code_unfinished
 
 
-def _kept(folder: Path) -> str:
-    saved = run_folder.in_folder(folder)
+def _last_checkpoint(folder: Path) -> str:
+    saved = checkpoint.in_folder(folder)
     kept = f"{saved[0].name} is the last checkpoint" if saved else "no checkpoint had been saved yet"
-    return f"{kept}; the same command goes on from there"
+    return f"{kept}; the same command resumes from there"
 
 
 class Run:
-    """The parts of one run, put together."""
+    """A run's corpus, model and training state; fresh, or resumed from a checkpoint."""
 
-    def __init__(
-        self,
-        args: Namespace,
-        folder: Path,
-        processes: Processes,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, args: Namespace, folder: Path, processes: Processes, device: torch.device) -> None:
         self.args, self.folder, self.processes = args, folder, processes
         self.config = TrainConfig.from_args(args)
         self.rank_slice = RankSlice.of(args.batch_size, args.acc_steps, processes.rank, processes.size)
         self.parallel = choose_parallel(
-            args.distributed_backend,
-            processes,
-            device,
-            self.rank_slice.acc_steps,
-            opt=args.opt,
-            dtype=args.dtype,
-        )
+            args.distributed_backend, processes, device, self.rank_slice.acc_steps,
+            opt=args.opt, dtype=args.dtype,
+        )  # fmt: skip
         if self.rank_slice.rows != slice(0, args.batch_size) and args.act_loss_reduction == "sum":
             raise UsageError(
-                "--act_loss_reduction sum adds up over a micro-batch, and these processes would part one: "
+                "--act_loss_reduction sum adds up over a micro-batch, which these processes would split: "
                 f"make --acc_steps a multiple of {processes.size}"
             )
         self.precision = choose_precision(args.dtype, device)
         if processes.is_main:
             self.corpus = open_corpus_from_args(args, args.sequence_length)
-        processes.barrier()  # by now its token files are there
+        processes.barrier()  # rank 0 has prepared the token files
         if not processes.is_main:
             self.corpus = open_corpus_from_args(args, args.sequence_length)
         seed_torch(args.seed, "initialisation")
@@ -118,77 +104,78 @@ class Run:
         self.model = self.parallel.wrap(self.model)
         self.state = TrainState.fresh(self.model, self.config, self.precision.gradient_scaler())
         if start is not None:
-            self._restore(*start, extended)
+            self._resume(*start, extended)
         self._describe()
-        self.evaluator = Evaluator(args, self.config, self.corpus, self.precision, self.parallel)
+        self.validation = Validation(args, self.config, self.corpus, self.precision, self.parallel)
 
     def train(self, stop: Stop) -> bool:
-        """Train to the last iteration, evaluate on the whole validation set, save ckpt.pt.
+        """Train to the last iteration, evaluate on the full validation set, save ckpt.pt.
 
-        Whether it got there: where `stop` was asked for, what there is has been saved.
+        Returns False if `stop` was requested before; the state has been saved then.
         """
-        if self.state.step == self.config.iterations and not self.state.interval.steps:
-            return True  # everything but the summary had been written when the run was cut off
-        last = self.config.iterations
-        if self.args.max_steps_this_run is not None:
-            last = min(last, self.state.step + self.args.max_steps_this_run)
-        main = self.processes.is_main
+        state, config, main = self.state, self.config, self.processes.is_main
+        if state.step == config.iterations and not state.interval.steps:
+            return True  # the run was killed after its final checkpoint, before its summary
+        stop.first_step = state.step
         if main:
             checkpoint.remove_leftovers(self.folder)
-        metrics = MetricsFile(self.folder, self.state.step) if main else None
-        progress = Progress(self.config, self.state.step, shown=main)
+        metrics_file = MetricsFile(self.folder, state.step) if main else None
+        progress = Progress(config.iterations, state.step, main)
         wandb = WandbLog(self.args, self.folder) if main else None
         saver = self._saver()
         self.processes.exit_only_after(saver.busy)
-        windows = self.corpus.windows("train", self.config.sequence_length, self.args.vocab_size)
-        saved = -1
+        windows = self.corpus.windows("train", config.sequence_length, self.args.vocab_size)
+        saved_step = -1
 
-        def log(line: dict[str, Any]) -> None:
+        def log(metrics: dict[str, Any]) -> None:
             if main:
-                self._try(lambda: metrics.append(line))
-                wandb.log(line)
-                progress.metrics(line)
+                self._try(lambda: metrics_file.append(metrics))
+                wandb.log(metrics)
+                progress.log(metrics)
 
         def save(final: bool = False) -> None:
-            nonlocal saved
-            logged = True
+            nonlocal saved_step
+            synced = True
             if main and final:
-                metrics.sync()
+                metrics_file.sync()
             elif main:
-                logged = self._try(metrics.sync)
-            if self.processes.max(not logged):
-                return  # a checkpoint would claim that its steps are logged
+                synced = self._try(metrics_file.sync)
+            if self.processes.max(not synced):
+                return  # a checkpoint must not be ahead of metrics.jsonl
             if main or self.parallel.sharded:
-                saver.save(self._content(), self.state.step, final)
+                saver.save(self._content(), state.step, final)
             self.processes.barrier()
-            saved = self.state.step
+            saved_step = state.step
 
+        if self.args.compile:
+            compile_training(self.model, self.precision.device)
         try:
             finished = train(
-                self.state,
-                self._forward(),
-                training_batches(
-                    windows, self.config, self.rank_slice, self.state.step, self.precision.device
-                ),
-                self.config,
+                state,
+                self.parallel.training_forward(self.model),
+                load_micro_batches(windows, config, self.rank_slice, state.step, self.precision.device),
+                config,
                 self.precision,
                 self.parallel,
-                evaluate=lambda step: self.evaluator(self.model, step, stop.asked),
+                evaluate=lambda step: self.validation(self.model, step, stop.requested),
                 log=log,
                 save=save,
-                stop=lambda: self.state.step == last < self.config.iterations or stop.asked(),
-                progress=progress,
+                stop=stop.requested,
+                bar=progress.bar,
             )
             if not finished:
-                logger.info(self._unfinished(stop))
-            if finished or saved != self.state.step:
+                logger.info(
+                    f"stopping ({stop.reason}) after step {state.step} of {config.iterations}; "
+                    "the same command resumes from there"
+                )
+            if finished or saved_step != state.step:
                 save(final=finished)
-            if saved != self.state.step:
-                raise Failure(f"step {self.state.step} could not be saved, as the warnings above say")
+            if saved_step != state.step:
+                raise Failure(f"step {state.step} could not be saved; the warnings above give the reasons")
             saver.wait(must=True)
         except Failure:
             if not self.parallel.sharded:
-                saver.wait()  # what was begun is whole before anybody is told of the end
+                saver.wait()  # complete the checkpoint under way before other ranks learn of the failure
             raise
         finally:
             saver.close()
@@ -198,7 +185,7 @@ class Run:
         return finished
 
     def finish(self) -> None:
-        """Write summary.json from the lines of metrics.jsonl."""
+        """Write summary.json from the lines of metrics.jsonl, and tidy up the folder."""
         write_summary(self.folder, self.args, {
             "iterations": self.config.iterations,
             "parameters": self.model.parameter_count(),
@@ -208,66 +195,63 @@ class Run:
             "device": str(self.precision.device),
             "arithmetic": self.precision.reason,
         })  # fmt: skip
-        checkpoint.remove_leftovers(self.folder)  # of saves that failed
+        checkpoint.remove_leftovers(self.folder)  # of failed saves
         if self.args.remove_intermediary_checkpoints_at_end:
             checkpoint.remove_intermediary(self.folder)
-        final = run_folder.in_folder(self.folder)[0]
-        logger.info(f"finished: {final}, summary.json and metrics.jsonl beside it")
+        final = checkpoint.in_folder(self.folder)[0]
+        logger.info(f"finished: {final}, with summary.json and metrics.jsonl next to it")
 
     def _find_start(self) -> tuple[Path, dict[str, Any]] | None:
-        """The checkpoint to go on from, the same one for all processes: the first one chooses it."""
+        """The checkpoint to resume from and its content; rank 0 chooses it for all."""
         start = find_start(self.args, self.folder) if self.processes.is_main else None
-        self.processes.barrier()  # it may have read for long
+        self.processes.barrier()  # reading may take long
         path = self.processes.broadcast(None if start is None else start[0])
         if path is None:
             return None
         content = start[1] if start is not None else checkpoint.load(path)
-        self.processes.barrier()  # they have read it: the first may rename it now
+        self.processes.barrier()  # all have read it: rank 0 may rename it now
         return path, content
 
-    def _restore(self, path: Path, content: dict[str, Any], extended: Extension) -> None:
-        self.state.restore(content, self.config, self.parallel.shard_like)
+    def _resume(self, path: Path, content: dict[str, Any], extended: Extension) -> None:
+        state, iterations = self.state, self.config.iterations
+        state.restore(content, self.config, self.parallel.shard_like)
         self.corpus.require_tokenizer(content["tokenizer"], f"the model in {path}")
-        logger.info(f"resuming from {path} at step {self.state.step}")
-        # Of a run whose final checkpoint is there, only the summary can be missing; else nothing is to do.
-        of_end = run_folder.is_final(path) and path.parent == self.folder
-        left = self.state.step < self.config.iterations or self.state.interval.steps
-        if not left and not (of_end and self.state.step == self.config.iterations):
+        logger.info(f"resuming from {path} at step {state.step}")
+        own_final = checkpoint.is_final(path) and path.parent == self.folder
+        # Of this run's final checkpoint, the summary alone may be missing.
+        if (
+            state.step >= iterations
+            and not state.interval.steps
+            and not (own_final and state.step == iterations)
+        ):
             raise UsageError(
-                f"{path} has {self.state.step} steps already, and --iterations {self.config.iterations} "
-                "asks for no more; ask for more, or give another --exp_name"
+                f"{path} has {state.step} steps already, and --iterations {iterations} asks for no more; "
+                "ask for more, or give another --exp_name"
             )
         if self.processes.is_main and self.args.use_pretrained != "auto" and path.parent == self.folder:
-            checkpoint.set_aside(path, self.state.step)
-        if extended.sentence and self.state.step < self.config.iterations:
-            if of_end and self.processes.is_main and path.exists():
-                checkpoint.keep_final(path, self.state.step)
-            logger.log(extended.level, extended.sentence.format(rate=self.state.schedule.get_last_lr()[0]))
+            checkpoint.set_aside(path, state.step)
+        if extended.sentence and state.step < iterations:
+            if own_final and self.processes.is_main and path.exists():
+                checkpoint.rename_final(path, state.step)
+            rate = state.schedule.get_last_lr()[0]
+            logger.log(extended.level, extended.sentence.format(rate=rate))
 
     def _describe(self) -> None:
-        of_vocabulary = vocabulary_note(self.corpus.meta, self.args.vocab_size)
-        for note in [*notes(self.args), *([of_vocabulary] if of_vocabulary else [])]:
+        vocabulary = vocabulary_note(self.corpus.meta, self.args.vocab_size)
+        for note in [*notes(self.args), *([vocabulary] if vocabulary else [])]:
             logger.info(note)
         device = self.precision.device
-        name = (
-            torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else f"{torch.get_num_threads()} threads"
-        )
+        on_gpu = device.type == "cuda"
+        name = torch.cuda.get_device_name(device) if on_gpu else f"{torch.get_num_threads()} threads"
         logger.info(f"{self.args.model}: {self.model.parameter_count():,} parameters, on {device} ({name})")
-        logger.info(f"{self.config.tokens_per_step:,} tokens a step, computed in {self.precision.reason}")
+        logger.info(f"{self.config.tokens_per_step:,} tokens per step, computed in {self.precision.reason}")
         if self.processes.size > 1:
             part = self.rank_slice
             logger.info(
-                f"{self.processes.size} processes ({self.parallel.name}); each takes {part.acc_steps} "
-                f"micro-batches of {part.rows.stop - part.rows.start} sequences a step"
+                f"{self.processes.size} processes ({self.parallel.name}); each computes {part.acc_steps} "
+                f"micro-batches of {part.rows.stop - part.rows.start} sequences per step"
             )
         logger.info(f"run folder: {self.folder}")
-
-    def _forward(self) -> torch.nn.Module:
-        if self.args.compile:
-            compile_training(self.model, self.precision.device)
-        return self.parallel.training_forward(self.model)
 
     def _saver(self) -> Saver:
         staging = self.args.checkpoint_staging_dir
@@ -290,17 +274,10 @@ class Run:
 
     @staticmethod
     def _try(write: Callable[[], None]) -> bool:
-        """Whether it worked. A line that cannot be written now is written with the next one."""
+        """Whether the write succeeded; if not, its lines are written with the next ones."""
         try:
             write()
         except Failure as error:
-            logger.warning(f"{error}; training goes on, and tries again")
+            logger.warning(f"{error}; training continues, and tries again")
             return False
         return True
-
-    def _unfinished(self, stop: Stop) -> str:
-        why = stop.reason or f"--max_steps_this_run {self.args.max_steps_this_run}"
-        return (
-            f"stopping ({why}) behind step {self.state.step} of {self.config.iterations}; the same command "
-            "goes on from there"
-        )

@@ -1,4 +1,4 @@
-"""Checkpoints are written by a thread: training waits for a copy in host memory, and for nothing else."""
+"""Asynchronous checkpointing: a thread writes, and training only waits for a copy in host memory."""
 
 import logging
 import time
@@ -12,17 +12,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from errors import Failure
-from optim import checkpoint, run_folder
+from optim import checkpoint
 
 logger = logging.getLogger(__name__)
 
-_LONG = 5.0  # seconds of waiting that are worth a line
+_LONG_SECONDS = 5.0  # a longer wait for the previous checkpoint is logged
 
 
 class HostCopy:
-    """Copies nested dicts of tensors into buffers that are made once: fresh memory costs more than the copy.
+    """Copies nested dicts of tensors into reused host buffers, as fresh memory costs more than the copy.
 
-    Tensors that are one (tied weights) are one in the copy. Valid until the next call.
+    Tied weights stay tied in the copy, which is valid until the next call.
     """
 
     def __init__(self, on_cuda: bool) -> None:
@@ -55,8 +55,8 @@ class HostCopy:
         return self._buffers[path]
 
 
-def _parts_on_host(on_cuda: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """The same for tensors that are parts of ones in several processes, which torch knows how to copy."""
+def _shards_on_host(on_cuda: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The same for sharded tensors, by torch's own stager."""
     from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
     options = StagingOptions(
@@ -71,8 +71,7 @@ def _parts_on_host(on_cuda: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
 class Saver:
     """Writes the checkpoints of a run, one at a time.
 
-    One that cannot be written is told of, and harms none that is there; training goes on. sharded: all
-    processes write their parts of a folder; else one process writes one file.
+    If one cannot be written, a warning is logged, earlier checkpoints stay, and training continues.
     """
 
     def __init__(
@@ -86,26 +85,30 @@ class Saver:
         keep_every: int | None,
         on_cuda: bool,
     ) -> None:
-        """staging: see `checkpoint_file.write`. keep_last, keep_every: which to keep; None: all."""
+        """Args:
+        sharded: all ranks of `group` write their shards to a folder; otherwise this rank writes a file.
+        staging: a folder on a local disk, see `checkpoint_file.write`.
+        keep_last, keep_every: which checkpoints stay, see `checkpoint.remove_old`; None: all.
+        """
         self._folder, self._sharded, self._group = folder, sharded, group
         self._staging, self._keep = staging, (keep_last, keep_every)
-        self._stage = _parts_on_host(on_cuda) if sharded else HostCopy(on_cuda)
+        self._stage = _shards_on_host(on_cuda) if sharded else HostCopy(on_cuda)
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._job: Future | None = None
 
     def save(self, content: dict[str, Any], step: int, final: bool = False) -> None:
-        """Begin to write `content`, of `step`. Waits for the one before, if that is still being written."""
+        """Start writing `content`; waits for the previous checkpoint if that is still being written."""
         started = time.perf_counter()
         self.wait()
         waited = time.perf_counter() - started
-        if waited > _LONG:
-            logger.warning(f"training waited {waited:.0f} s for the checkpoint before to be written")
-        suffix = run_folder.FOLDER if self._sharded else run_folder.FILE
-        path = self._folder / run_folder.name_of(None if final else step, suffix)
+        if waited > _LONG_SECONDS:
+            logger.warning(f"training waited {waited:.0f} s for the previous checkpoint to be written")
+        suffix = checkpoint.FOLDER if self._sharded else checkpoint.FILE
+        path = self._folder / checkpoint.name_of(None if final else step, suffix)
         self._job = self._thread.submit(self._write, path, self._stage(content))
 
     def wait(self, must: bool = False) -> None:
-        """Until what was begun is on disk. Where it failed: a warning, or, if it must, Failure."""
+        """Wait for the checkpoint under way. If it failed: a warning, or with `must` a Failure."""
         if self._job is None:
             return
         try:
@@ -113,27 +116,27 @@ class Saver:
         except Failure as error:
             if must:
                 raise
-            logger.warning(f"{error}; training goes on, and the next checkpoint is tried in its turn")
+            logger.warning(f"{error}; training continues, and will try the next checkpoint")
         finally:
             self._job = None
 
     def busy(self) -> bool:
-        """Whether something is being written."""
+        """Whether a checkpoint is being written."""
         return self._job is not None and not self._job.done()
 
     def close(self) -> None:
-        """What is still being written goes on, to the end of the process."""
+        """Take no more checkpoints; one under way is still completed."""
         self._thread.shutdown(wait=False)
 
     def _write(self, path: Path, content: dict[str, Any]) -> None:
-        if not self._written_by_way_of_staging(path, content):
+        if not self._write_via_staging(path, content):
             self._write_to(path, content, None)
         keep_last, keep_every = self._keep
-        if keep_last is not None and not run_folder.is_final(path) and self._is_first():
-            checkpoint.keep_some(path, keep_last, keep_every)
+        if keep_last is not None and not checkpoint.is_final(path) and self._is_first():
+            checkpoint.remove_old(path, keep_last, keep_every)
 
-    def _written_by_way_of_staging(self, path: Path, content: dict[str, Any]) -> bool:
-        """Not where the disk of a machine is full, or has gone: then it is written straight to its place."""
+    def _write_via_staging(self, path: Path, content: dict[str, Any]) -> bool:
+        """Whether it worked. If not (the local disk is full, ...), the caller writes without staging."""
         if self._staging is None:
             return False
         try:

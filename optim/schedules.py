@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step: nothing of it needs to be stored in a checkpoint."""
+"""Learning-rate schedules as functions of the step, so that checkpoints need not store them."""
 
 import torch
 from torch.optim import lr_scheduler
@@ -9,12 +9,12 @@ from config.training import TrainConfig
 def make_schedule(
     optimizer: torch.optim.Optimizer, config: TrainConfig, step: int = 0
 ) -> lr_scheduler.LRScheduler:
-    """The schedule that `config.scheduler` names, standing at `step` (0 is before the first update).
+    """The schedule that --scheduler names, at `step` (0: before the first update).
 
     `cos` and `linear` are PyTorch's OneCycleLR, as the published runs used it: from lr/100 up to lr at the
     fraction `warmup_percent` of the iterations, down to (lr/100) / final_div_factor at the last; both legs
-    have the named shape. `none` is constant. Call `.step()` after each update while `schedule_iterations` has
-    not been reached; from there on the rate stays what it is.
+    have the named shape. `none` is constant. Call `.step()` after each update before
+    `schedule_iterations`; the rate stays constant afterwards.
     """
     if config.scheduler == "none":
         return lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
@@ -30,7 +30,7 @@ def make_schedule(
     )
     step = min(step, config.schedule_iterations - 1)
     if step > 0:
-        # OneCycleLR's rate depends on the number of steps alone: stand one before, then take one.
+        # OneCycleLR's rate depends on the number of steps alone: restore the step before, then take one.
         schedule.load_state_dict({"last_epoch": step - 1, "_step_count": step + 1})
         schedule.step()
     return schedule

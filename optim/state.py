@@ -1,4 +1,4 @@
-"""Everything that a run needs to go on, in one place; saving and loading it is the checkpoint."""
+"""The state of a training: model, optimiser, schedule and counters; and its form in a checkpoint."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -17,7 +17,7 @@ FORMAT = "cotformer-lab/1"
 
 @dataclass
 class Interval:
-    """Sums over the steps since the last logged line. seconds: spent in training steps."""
+    """Sums over the steps since the last logged line. seconds: time spent in training steps."""
 
     steps: int = 0
     loss_sum: float = 0.0
@@ -29,7 +29,7 @@ class Interval:
     lr: float | None = None  # of the last update
 
     def add(self, loss: float, norm: float | None, seconds: float, lr: float) -> None:
-        """norm is None for a step that the float16 scaler skipped."""
+        """Add one step. norm: None if float16's scaler skipped it. lr: the rate of its update."""
         self.steps += 1
         self.lr = lr
         self.loss_sum += loss
@@ -47,9 +47,10 @@ class Interval:
 
 @dataclass
 class TrainState:
-    """step: updates made so far. schedule_iterations: for how many the learning rate is laid out.
+    """Everything that a checkpoint saves of a training.
 
-    seconds: spent in training steps, over all restarts.
+    step: updates made. schedule_iterations: the steps that the learning-rate schedule spans. seconds: time
+    spent in training steps, over all restarts. interval: sums since the last logged line.
     """
 
     model: nn.Module
@@ -68,7 +69,7 @@ class TrainState:
         return cls(model, optimizer, schedule, scaler, schedule_iterations=config.schedule_iterations)
 
     def to_checkpoint(self) -> dict[str, Any]:
-        """Tensors and plain data. The schedule and all random draws follow from the step."""
+        """Nested dicts of tensors and plain data. The schedule and all random draws follow from the step."""
         return {
             "format": FORMAT,
             "step": self.step,
@@ -77,7 +78,7 @@ class TrainState:
             "schedule_iterations": self.schedule_iterations,
             "model": self.model.state_dict(),
             "tied": _tied(self.model),
-            # Not its param_groups: rates, decay and so on are those of the flags.
+            # Without its param_groups: rates and decay come from the flags.
             "optimizer": self.optimizer.state_dict()["state"],
             "scaler": self.scaler.state_dict(),
         }
@@ -88,15 +89,17 @@ class TrainState:
         config: TrainConfig,
         shard_like: Callable[[Tensor, Tensor], Tensor] = lambda full, like: full,
     ) -> None:
-        """Go on from `content` (of `to_checkpoint`), with the schedule that `config` describes.
+        """Resume from `content` (of `to_checkpoint`), with the schedule that `config` describes.
 
-        shard_like: (whole tensor, one of the layout it is to have) -> what this process keeps of it. Raises
-        UsageError when it is not a training checkpoint of this project, Failure when it is one of another
-        network.
+        Args:
+            shard_like: (full tensor, a tensor in the wanted layout) -> this rank's shard.
+
+        Raises UsageError when it is no training checkpoint of this project, Failure when it does not fit the
+        model.
         """
         if content.get("format") != FORMAT:
             raise UsageError(
-                "this is no training checkpoint of this project, so training cannot go on from it; "
+                "this is no training checkpoint of this project, so training cannot resume from it; "
                 "eval.py and generate.py read checkpoints of the released code"
             )
         try:
@@ -119,7 +122,7 @@ class TrainState:
     def _restore_optimizer(
         self, slots: dict[int, dict[str, Any]], shard_like: Callable[[Tensor, Tensor], Tensor]
     ) -> None:
-        """slots: by the number of the weight, in the order of the groups; those of its shape are parted."""
+        """slots: by index of the weight, in the order of the groups; those of its shape are sharded too."""
         groups = self.optimizer.state_dict()["param_groups"]
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         local = {
@@ -133,7 +136,7 @@ class TrainState:
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
-    """Further names of a weight -> its first."""
+    """Tied weights: each further name of a weight -> its first name."""
     first: dict[int, str] = {}
     names = [(name, id(weight)) for name, weight in model.named_parameters(remove_duplicate=False)]
     for name, weight in names:

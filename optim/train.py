@@ -1,37 +1,89 @@
-"""The training loop.
+"""The training loop: micro-batches, one optimiser step, and what happens between steps.
 
-Shapes: B batch, T tokens.
+Shapes: B sequences, T tokens.
 """
 
 import logging
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from config.training import TrainConfig
+from data.batches import Batches, prefetch
+from data.windows import Windows
 from distributed import Precision
 from distributed.parallel import RankSlice, SingleProcess
-from errors import Failure
-from optim.progress import Progress
-from optim.randomness import seed_torch
+from errors import Failure, UsageError
+from models.language_model import LanguageModel
+from models.losses import IGNORED
 from optim.state import Interval, TrainState
 
 logger = logging.getLogger(__name__)
 
-SPIKE = 5.0  # a gradient norm this many times the interval's mean is worth a warning
+SPIKE = 5.0  # warn of a gradient norm this many times the interval's mean
+
+# torch.compile makes one graph for any number of routed tokens, but separate ones for 0 and 1, in each pass
+# that may be the first with so few. Beyond this limit a step runs uncompiled.
+MAX_GRAPHS = 64
+
+# Random draws are functions of the training's position: there is no random state to save.
+PURPOSES = ("initialisation", "forward", "validation", "sample")
+
+
+def derive_seed(seed: int, purpose: str, step: int = 0, micro_batch: int = 0) -> int:
+    """A 63-bit seed for each (seed, purpose, step, micro-batch)."""
+    sequence = np.random.SeedSequence([seed, PURPOSES.index(purpose), step, micro_batch])
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seed_torch(seed: int, purpose: str, step: int = 0, micro_batch: int = 0) -> None:
+    """Seed torch's generators on all devices with `derive_seed`."""
+    torch.manual_seed(derive_seed(seed, purpose, step, micro_batch))
 
 
 class MicroBatch(NamedTuple):
-    """inputs, targets (B, T). weight: of its cross entropy, where processes part the sequences and some hold
-    more of the targets that count than others; 1 for all else."""
+    """inputs, targets (B, T).
+
+    weight: of the cross entropy. It differs from 1 where ranks split a micro-batch and their sequences have
+    different numbers of targets that count.
+    """
 
     inputs: Tensor
     targets: Tensor
     weight: float = 1.0
+
+
+def load_micro_batches(
+    windows: Windows, config: TrainConfig, rank_slice: RankSlice, step: int, device: torch.device
+) -> Iterator[MicroBatch]:
+    """Yields this rank's micro-batches from `step` onwards, prefetched by a thread."""
+    source = Batches(windows, config.batch_size, config.acc_steps, config.data_seed)
+
+    def load(key: tuple[int, int]) -> MicroBatch:
+        inputs, targets = source.get(*key, rank_slice.rows)
+        weight = 1.0
+        if len(targets) < config.batch_size and (targets == IGNORED).any():
+            _, all_targets = source.get(*key)
+            fraction = (targets != IGNORED).sum() / (all_targets != IGNORED).sum()
+            weight = fraction.item() * config.batch_size / len(targets)
+            if weight == 0.0:
+                targets[0, 0] = 0  # the mean over no target is NaN; over any target it is weighted with 0
+        if device.type == "cuda":
+            inputs, targets = inputs.pin_memory(), targets.pin_memory()
+        return MicroBatch(inputs, targets, weight)
+
+    steps = range(step, config.iterations)
+    first, count = rank_slice.first_micro_batch, rank_slice.acc_steps
+    return prefetch(load, ((step, number) for step in steps for number in range(first, first + count)))
 
 
 def train(
@@ -45,94 +97,123 @@ def train(
     evaluate: Callable[[int], dict[str, Any] | None],
     log: Callable[[dict[str, Any]], None],
     save: Callable[[], None],
-    stop: Callable[[], bool],
-    progress: Progress,
+    stop: Callable[[int], bool],
+    bar: tqdm,
 ) -> bool:
-    """Take `state` to `config.iterations`; evaluate, log and save at their intervals. Whether it got there.
+    """Train `state` up to `config.iterations`; evaluate, log and save at their intervals.
 
-    forward: what runs the batches: state.model, or a form of it. batches: those of all micro-batches of this
-    process still to come. evaluate: step -> what to add to that step's line; None where it was stopped. stop:
-    asked after each micro-batch; where it says so, `state` is left behind the last whole step. Raises Failure
-    when a loss or gradient is not finite: before the update, so that weights stay good.
+    Args:
+        forward: the module that runs the batches: state.model, or DDP around it.
+        batches: this rank's micro-batches from state.step onwards.
+        evaluate: step -> entries for the step's metrics; None if it was stopped.
+        log: takes the metrics of an interval.
+        save: writes a checkpoint of `state`.
+        stop: step -> whether to stop, asked after each micro-batch. `state` is left after the last full step.
+
+    Returns whether the last iteration was reached. Raises Failure for a loss or gradient that is not finite,
+    before the update, so that the weights stay good.
     """
-    stream = iter(batches)
-    rank_slice = RankSlice.of(
-        config.batch_size, config.acc_steps, parallel.processes.rank, parallel.processes.size
-    )
-    first = state.step
+    micro_batches = iter(batches)
+    processes = parallel.processes
+    rank_slice = RankSlice.of(config.batch_size, config.acc_steps, processes.rank, processes.size)
+    autocast = precision.autocast()
+    tokens_per_step, first_step = config.tokens_per_step, state.step
     forward.train()
     while True:
-        evaluates = _due(state.step, config.eval_freq, config)
-        # Not empty: a stop in the middle of an evaluation left its line to be written.
-        if state.interval.steps and (evaluates or _due(state.step, config.log_freq, config)):
-            line = _line(state, config)
-            if evaluates:
-                found = evaluate(state.step)
-                if found is None:
+        is_eval_step = _is_due(state.step, config.eval_freq, config)
+        # An interval without steps has been logged already, by the run that this one resumes.
+        if state.interval.steps and (is_eval_step or _is_due(state.step, config.log_freq, config)):
+            metrics = _metrics(state, config)
+            if is_eval_step:
+                validation = evaluate(state.step)
+                if validation is None:
                     return False
-                line |= found
-            log(line)
-            _warn_of_spike(line)
+                metrics |= validation
+            log(metrics)
+            _warn_of_spike(metrics)
             state.interval = Interval()
-        if state.step > first and _due_to_save(state.step, config):
+        if state.step > first_step and _is_save_step(state.step, config):
             save()
         if state.step == config.iterations:
             return True
-        if stop():
+        if stop(state.step):
             return False
+
         started = time.perf_counter()
         rate = state.schedule.get_last_lr()[0]
-        made = _update(state, forward, stream, rank_slice, config, precision, parallel, stop)
-        if made is None:
+        done = training_step(state, forward, micro_batches, rank_slice, config, autocast, parallel, stop)
+        if done is None:
             return False
-        loss, norm = made
+        loss, norm = done
         seconds = time.perf_counter() - started
         state.seconds += seconds
         state.interval.add(loss, norm, seconds, rate)
-        progress.step(loss, seconds)
+        bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_step / seconds:,.0f} tok/s", refresh=False)
+        bar.update()
 
 
-def _update(
+def training_step(
     state: TrainState,
     forward: nn.Module,
-    stream: Iterator[MicroBatch],
+    micro_batches: Iterator[MicroBatch],
     rank_slice: RankSlice,
     config: TrainConfig,
-    precision: Precision,
+    autocast: AbstractContextManager,
     parallel: SingleProcess,
-    stop: Callable[[], bool],
+    stop: Callable[[int], bool],
 ) -> tuple[float, float | None] | None:
-    """One optimiser step over acc_steps micro-batches -> mean loss, gradient norm before clipping; None where
-    it was stopped in its middle."""
-    total = 0.0
+    """One optimiser step over the rank's micro-batches.
+
+    Returns (loss, gradient norm before clipping), the norm None where float16's scaler skipped the step; or
+    None where `stop` asked to stop before the last micro-batch.
+    """
+    device, loss_sum = next(state.model.parameters()).device, 0.0
     for number in range(rank_slice.acc_steps):
-        if number and stop():
+        if number and stop(state.step):
             state.optimizer.zero_grad(set_to_none=True)
             return None
-        batch = next(stream)
-        inputs = batch.inputs.to(precision.device, non_blocking=True)
-        targets = batch.targets.to(precision.device, non_blocking=True)
+        batch = next(micro_batches)
+        inputs = batch.inputs.to(device, non_blocking=True)
+        targets = batch.targets.to(device, non_blocking=True)
         seed_torch(config.seed, "forward", state.step, rank_slice.first_micro_batch + number)
         with parallel.accumulate(forward, last=number + 1 == rank_slice.acc_steps):
-            with precision.autocast():
+            with autocast:
                 output = forward(inputs, targets)
                 loss = output["loss"]
-                if batch.weight != 1.0:  # penalties for depth are means over all tokens, and have none
+                if (
+                    batch.weight != 1.0
+                ):  # only of the cross entropy: depth penalties are means over all tokens
                     loss = loss + (batch.weight - 1.0) * output["cross_entropy_loss"]
                 loss = loss / rank_slice.acc_steps
             state.scaler.scale(loss).backward()
-        total += loss.detach()
+        loss_sum += loss.detach()
+
     state.scaler.unscale_(state.optimizer)
     norm = parallel.full_tensor(_clip(state.model, config.grad_clip))
-    loss, norm = torch.stack((parallel.processes.mean(total.float()), norm.float())).tolist()
+    # One transfer from the device for both numbers.
+    loss, norm = torch.stack((parallel.processes.mean(loss_sum.float()), norm.float())).tolist()
     _require_finite(state, loss, norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
-    if state.step < config.schedule_iterations:
+    if state.step < state.schedule_iterations:
         state.schedule.step()
     return loss, norm if math.isfinite(norm) else None
+
+
+def compile_training(model: LanguageModel, device: torch.device) -> None:
+    """Compile the model's training forward with torch.compile, in one graph (several with FSDP).
+
+    Evaluation stays eager. Sets the process-wide limit of graphs. Raises UsageError on a CPU without a C++
+    compiler, which torch.compile needs there.
+    """
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise UsageError(
+            "--compile on a CPU needs a C++ compiler (g++ or clang++): install one, or leave it out"
+        )
+    torch._dynamo.config.recompile_limit = MAX_GRAPHS
+    model.compute_in_training = torch.compile(LanguageModel.compute)
 
 
 def _clip(model: nn.Module, limit: float) -> Tensor:
@@ -143,7 +224,7 @@ def _clip(model: nn.Module, limit: float) -> Tensor:
 
 
 def _require_finite(state: TrainState, loss: float, norm: float) -> None:
-    # Under the float16 scaler an infinite gradient is part of the method: it skips the step and scales down.
+    # float16's loss scaler expects infinite gradients: it skips the step and lowers the scale.
     if math.isfinite(loss) and (math.isfinite(norm) or state.scaler.is_enabled()):
         return
     what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
@@ -153,18 +234,18 @@ def _require_finite(state: TrainState, loss: float, norm: float) -> None:
     )
 
 
-def _due(step: int, frequency: int, config: TrainConfig) -> bool:
+def _is_due(step: int, frequency: int, config: TrainConfig) -> bool:
     return step % frequency == 0 or step == config.iterations
 
 
-def _due_to_save(step: int, config: TrainConfig) -> bool:
-    """At its interval, but not at the end: the final checkpoint follows at once."""
+def _is_save_step(step: int, config: TrainConfig) -> bool:
+    """Not at the end, where the final checkpoint follows at once."""
     frequency = config.save_checkpoint_freq
     return frequency is not None and step % frequency == 0 and step < config.iterations
 
 
-def _line(state: TrainState, config: TrainConfig) -> dict[str, Any]:
-    """What metrics.jsonl keeps of the interval that ends here."""
+def _metrics(state: TrainState, config: TrainConfig) -> dict[str, Any]:
+    """The line of metrics.jsonl for the interval that ends at this step."""
     interval = state.interval
     return {
         "step": state.step,
@@ -179,10 +260,10 @@ def _line(state: TrainState, config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _warn_of_spike(line: dict[str, Any]) -> None:
-    mean, largest = line["mean_grad_norm"], line["max_grad_norm"]
+def _warn_of_spike(metrics: dict[str, Any]) -> None:
+    mean, largest = metrics["mean_grad_norm"], metrics["max_grad_norm"]
     if mean and largest > SPIKE * mean:
         logger.warning(
-            f"a gradient spike: the largest norm since the last line was {largest:.2f}, "
+            f"a gradient spike: the largest norm of the last interval is {largest:.2f}, "
             f"{largest / mean:.1f} times the mean"
         )

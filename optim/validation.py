@@ -1,11 +1,13 @@
-"""Loss, perplexity and accuracy over a set of batches, with their interval.
+"""Validation: loss, perplexity and accuracy over batches, with confidence intervals; and during training.
 
 Shapes: B batch, T tokens.
 """
 
+import logging
 import math
 import statistics
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,19 +15,31 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from data.batches import EvaluationBatches
+from config.training import TrainConfig
+from data import Corpus
+from data.batches import EvaluationBatches, contiguous_batches, validation_subset
+from data.tokenizers import Tokenizer, decode
 from data.windows import Batch
 from distributed import Precision, Processes
+from distributed.parallel import SingleProcess
 from errors import Failure
-from models.heads import IGNORED
+from models.generation import generate
+from models.losses import IGNORED
+from optim.train import derive_seed
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_TOKENS = 64
+INTERMEDIATE_BATCHES = 24
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured. Losses are in nats per token; tokens_per_pass are those of a sequence.
+    """Results over a set of batches, and sums per batch.
 
-    batch_tokens: those that the loss counts. exact_sequences: all of whose tokens were the first choice.
-    batch_seconds: wall-clock of the forward passes.
+    Losses are in nats per token. batch_tokens: the tokens that the loss counts. average_depth: blocks per
+    token. tokens_per_pass: active tokens of a sequence in each pass. batch_seconds: wall-clock time of the
+    forward passes. exact_sequences: sequences whose tokens are all predicted correctly.
     """
 
     batch_losses: list[float]
@@ -39,7 +53,7 @@ class Evaluation:
 
     @property
     def seconds_per_token(self) -> float:
-        """The median over batches: the first one warms up, and others may be disturbed."""
+        """The median over batches, as the first one warms up and others may be disturbed."""
         pairs = zip(self.batch_seconds, self.batch_tokens, strict=True)
         return statistics.median(seconds / tokens for seconds, tokens in pairs)
 
@@ -49,7 +63,7 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
-        """The mean over tokens, also where the last batch is smaller than the others."""
+        """The mean over tokens, also if the last batch is smaller."""
         weighted = zip(self.batch_losses, self.batch_tokens, strict=True)
         return math.fsum(loss * tokens for loss, tokens in weighted) / self.tokens
 
@@ -59,24 +73,24 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Fraction of tokens that were the model's first choice."""
+        """The fraction of tokens that have the highest logit."""
         return self.correct_tokens / self.tokens
 
     @property
     def sequence_accuracy(self) -> float:
-        """Fraction of sequences without a single wrong token."""
+        """The fraction of sequences without a wrong token."""
         return self.exact_sequences / sum(self.batch_sequences)
 
     @property
     def loss_standard_error(self) -> float | None:
-        """Of the mean loss, from the spread over batches of full size; None with fewer than two of them."""
+        """Standard error of the mean loss over full-size batches; None with fewer than two of them."""
         sizes = self.batch_sequences or self.batch_tokens
         full = [loss for loss, size in zip(self.batch_losses, sizes, strict=True) if size == max(sizes)]
         return statistics.stdev(full) / math.sqrt(len(full)) if len(full) > 1 else None
 
     @property
     def loss_interval(self) -> list[float] | None:
-        """The 95 % interval over batches, loss +- 1.96 standard errors; it says nothing about other seeds."""
+        """The 95 % interval over batches, loss +- 1.96 standard errors. It does not cover other seeds."""
         if self.loss_standard_error is None:
             return None
         margin = 1.96 * self.loss_standard_error
@@ -96,8 +110,8 @@ def to_perplexity(loss: float) -> float:
         return math.inf
 
 
-class _Scored(NamedTuple):
-    """What is kept of a batch: sums over its tokens, or its sequences."""
+class _BatchResult(NamedTuple):
+    """Sums over a batch's tokens or sequences; loss is their mean."""
 
     index: int
     loss: float
@@ -119,35 +133,37 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     **routing: Any,
 ) -> Evaluation | None:
-    """Score `model` on batches of (inputs, targets), each (B, T). The training mode is left as it was found.
+    """Evaluate `model` on batches of (inputs, targets), each (B, T); its training mode is restored.
 
-    processes: who share the batches among them; each gets the whole result, the same for any number of them.
-    stop: asked after each batch; where it says so, the result is None. routing: `length_factors` or
-    `thresholds` for the model's forward pass; none: what its flags say. Raises Failure when a loss is not
-    finite, or there is no batch.
+    Args:
+        processes: the ranks that split the batches; all get the same result, for any number of them.
+        stop: asked after each batch; True makes the result None.
+        routing: `length_factors` or `thresholds` of the model's forward pass; by default those of its flags.
+
+    Raises Failure when a loss is not finite, or there is no batch.
     """
-    alone = processes is None or processes.size == 1
-    numbered = enumerate(batches) if alone else batches.share(processes.rank, processes.size)
-    scored: list[_Scored] = []
+    single = processes is None or processes.size == 1
+    numbered = enumerate(batches) if single else batches.share(processes.rank, processes.size)
+    results: list[_BatchResult] = []
     was_training = model.training
     model.eval()
     try:
         for index, batch in numbered:
-            found = _score(index, model, batch, precision, routing)
-            if alone or index < len(batches):
-                scored.append(found)
+            result = _evaluate_batch(index, model, batch, precision, routing)
+            if single or index < len(batches):
+                results.append(result)
             if stop():
                 return None
     finally:
         model.train(was_training)
-    if not alone:
-        scored = sorted(found for part in processes.gather(scored) for found in part)
-    return _summed(scored)
+    if not single:
+        results = sorted(result for part in processes.gather(results) for result in part)
+    return _aggregate(results)
 
 
-def _score(
+def _evaluate_batch(
     index: int, model: nn.Module, batch: Batch, precision: Precision, routing: dict[str, Any]
-) -> _Scored:
+) -> _BatchResult:
     inputs, targets = (tensor.to(precision.device) for tensor in batch)
     started = time.perf_counter()
     with precision.autocast():
@@ -155,34 +171,105 @@ def _score(
     loss = output["cross_entropy_loss"].item()
     seconds = time.perf_counter() - started
     counted = targets != IGNORED
-    right = output["predictions"] == targets
-    return _Scored(
-        index, loss, counted.sum().item(), (right & counted).sum().item(),
-        len(targets), (right | ~counted).all(-1).sum().item(),
+    correct = output["predictions"] == targets
+    return _BatchResult(
+        index, loss, counted.sum().item(), (correct & counted).sum().item(),
+        len(targets), (correct | ~counted).all(-1).sum().item(),
         float(output["average_depth"]) * len(targets),
         [float(tokens) * len(targets) for tokens in output["tokens_per_pass"]],
         seconds,
     )  # fmt: skip
 
 
-def _summed(scored: list[_Scored]) -> Evaluation:
-    if not scored:
-        raise Failure("there is nothing to evaluate on: no batch came from the data")
-    losses = [found.loss for found in scored]
+def _aggregate(results: list[_BatchResult]) -> Evaluation:
+    if not results:
+        raise Failure("there is nothing to evaluate on: the data has no batch")
+    losses = [result.loss for result in results]
     if not all(map(math.isfinite, losses)):
         raise Failure(
             f"the model gives a loss of {next(x for x in losses if not math.isfinite(x))} on real text"
         )
-    sequences = [found.sequences for found in scored]
+    sequences = [result.sequences for result in results]
     total = sum(sequences)
-    passes = zip(*(found.tokens_per_pass for found in scored), strict=True)
+    passes = zip(*(result.tokens_per_pass for result in results), strict=True)
     return Evaluation(
         batch_losses=losses,
-        batch_tokens=[found.tokens for found in scored],
-        correct_tokens=sum(found.correct for found in scored),
-        average_depth=sum(found.depth for found in scored) / total,
+        batch_tokens=[result.tokens for result in results],
+        correct_tokens=sum(result.correct for result in results),
+        average_depth=sum(result.depth for result in results) / total,
         tokens_per_pass=[sum(counts) / total for counts in passes],
-        batch_seconds=[found.seconds for found in scored],
+        batch_seconds=[result.seconds for result in results],
         batch_sequences=sequences,
-        exact_sequences=sum(found.exact for found in scored),
+        exact_sequences=sum(result.exact for result in results),
     )
+
+
+class Validation:
+    """Validation during training: 24 batches, at the end the full set; and a sample of text."""
+
+    def __init__(
+        self,
+        args: Namespace,
+        config: TrainConfig,
+        corpus: Corpus,
+        precision: Precision,
+        parallel: SingleProcess,
+    ) -> None:
+        self._config, self._corpus, self._precision, self._parallel = config, corpus, precision, parallel
+        self._vocab_size, self._prefix = args.vocab_size, args.eval_seq_prefix
+        self._tokenizer = self._sample_tokenizer()
+
+    def __call__(self, model: nn.Module, step: int, stop: Callable[[], bool]) -> dict[str, Any] | None:
+        """Evaluate after `step` updates, on all ranks.
+
+        Returns the entries for the step's line of metrics.jsonl, or None if `stop` asked to stop.
+        """
+        config, processes = self._config, self._parallel.processes
+        windows = self._corpus.windows("val", config.sequence_length, self._vocab_size)
+        if step == config.iterations:
+            batches = contiguous_batches(windows, config.batch_size)
+        else:
+            seed = derive_seed(config.data_seed, "validation")
+            batches = validation_subset(windows, config.batch_size, INTERMEDIATE_BATCHES, seed)
+        result = evaluate(model, batches, self._precision, processes, stop)
+        if result is None:
+            return None
+        metrics = {
+            "val_loss": result.loss,
+            "val_perplexity": result.perplexity,
+            "val_perplexity_interval": result.perplexity_interval,
+            "val_accuracy": result.accuracy,
+            "val_tokens": result.tokens,
+            "val_average_depth": result.average_depth,
+        }
+        # A sharded model is run by all ranks together.
+        if self._tokenizer is not None and (processes.is_main or self._parallel.sharded):
+            metrics["sample"] = self._prefix + self._continuation(model, step)
+        return metrics
+
+    def _continuation(self, model: nn.Module, step: int) -> str:
+        """A sample of text after the prefix; a function of the weights, the seed and the step."""
+        start = self._tokenizer.encode(self._prefix).tolist() or [self._tokenizer.end_of_text]
+        with self._precision.autocast():
+            drawn = generate(
+                model,
+                [start],
+                SAMPLE_TOKENS,
+                n_tokens=self._tokenizer.vocab_size,
+                generator=torch.Generator().manual_seed(derive_seed(self._config.seed, "sample", step)),
+                temperature=0.8,
+                top_k=40,
+            )
+            return decode(self._tokenizer, [int(one.tokens) for one in drawn])
+
+    def _sample_tokenizer(self) -> Tokenizer | None:
+        if self._prefix in (None, "none"):
+            return None
+        try:
+            tokenizer = self._corpus.load_tokenizer()
+            if not len(tokenizer.encode(self._prefix)) and tokenizer.end_of_text is None:
+                raise Failure("the prefix is empty, and the tokeniser has no end-of-text token to begin with")
+        except Failure as error:
+            logger.info(f"note: no text samples at evaluations: {error}")
+            return None
+        return tokenizer

@@ -11,7 +11,7 @@ from typing import Any
 import config
 from config.experiments import EXPERIMENTS
 from errors import Failure, UsageError, unknown
-from optim.run_folder import covered_by_summary, in_folder, step_of
+from optim.checkpoint import covered_by_summary, in_folder, step_of
 from reproduction.statistics import FIXED_DEPTH
 
 NOT_TRAINED = "figure3"  # only MACs are counted

@@ -42,14 +42,14 @@ def main() -> None:
     if kind in ("raise", "hang", "kill") and rank == os.environ.get("RANK", "0"):
         from optim import train
 
-        update = train._update
+        step_of_training = train.training_step
 
         def faulty(state, *args):
             if state.step == int(step):
                 fail(kind)
-            return update(state, *args)
+            return step_of_training(state, *args)
 
-        train._update = faulty
+        train.training_step = faulty
     if kind == "nan":  # of every rank, behind a disk that takes seconds
         from optim import train
 

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from optim import checkpoint, run_folder
+from optim import checkpoint
 from tests.conftest import ROOT, TEXT, assert_same_state, comparable
 
 LAUNCH = ROOT / "tests" / "faults" / "launch.py"
@@ -74,7 +74,7 @@ class Team:
         return [json.loads(line) for line in text.splitlines()]
 
     def final(self) -> dict:
-        return checkpoint.load(run_folder.in_folder(self.run_folder())[0])
+        return checkpoint.load(checkpoint.in_folder(self.run_folder())[0])
 
 
 def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from files import write_json
-from optim import checkpoint, run_folder
+from optim import checkpoint
 from tests.conftest import ROOT
 from tests.faults.team import Team, assert_same, kill
 
@@ -34,7 +34,7 @@ def straight_and_killed(tmp_path, model, size, backend, kills, seed):
             counts["inside a save"] += bool(_temporary(team))
             kill(process)
             counts["kills"] += 1
-            for path in run_folder.in_folder(team.run_folder()):
+            for path in checkpoint.in_folder(team.run_folder()):
                 checkpoint.load(path)  # none that has its name is ever damaged
             if counts["kills"] == kills:
                 team.run(FAULT="slow")

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from optim import checkpoint, run_folder
+from optim import checkpoint
 from optim.lock import FILE_NAME, RunLock
 from tests.conftest import ROOT
 from tests.faults.team import Team, assert_close, assert_same, kill
@@ -49,8 +49,8 @@ def test_a_signal_saves_and_ends_well(straight, tmp_path, number):
     until(process, "step 6/")
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 85 and f"stopping ({number.name}) behind step" in said, said
-    (saved,) = run_folder.in_folder(team.run_folder())
+    assert process.returncode == 85 and f"stopping ({number.name}) after step" in said, said
+    (saved,) = checkpoint.in_folder(team.run_folder())
     assert 6 <= checkpoint.load(saved)["step"] < 24
     assert not (team.run_folder() / FILE_NAME).exists()
     assert f"resuming from {saved}" in team.run("--exit_code_unfinished 85")
@@ -64,7 +64,7 @@ def test_a_signal_while_processes_train_together(straight, tmp_path):
     until(process, "step 6/")
     os.killpg(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)
-    (saved,) = run_folder.in_folder(team.run_folder())
+    (saved,) = checkpoint.in_folder(team.run_folder())
     assert saved.suffix == ".dcp" and 6 <= checkpoint.load(saved)["step"] < 24
     team.run()
     assert_same(team, straight("adm", 2, "fsdp"))
@@ -75,7 +75,7 @@ def test_a_signal_in_an_evaluation_and_in_a_save(straight, tmp_path):
     team = Team(tmp_path / "exps", "adm")
     script = (
         "import os, signal, sys\n"
-        "import optim.evaluating as run, optim.checkpoint_file as f\n"
+        "import optim.validation as run, optim.checkpoint_file as f\n"
         "real, write = run.evaluate, f.write\n"
         "def evaluate(model, batches, precision, processes, stop):\n"
         "    seen = []\n"
@@ -113,7 +113,7 @@ def test_chained_jobs(straight, tmp_path):
     team = Team(tmp_path / "exps", "adm")
     flags = "--max_steps_this_run 7 --exit_code_unfinished 85 --save_checkpoint_freq 1000"
     for steps in (7, 14, 21):
-        assert f"behind step {steps} of 24" in team.run(flags, code=85)
+        assert f"after step {steps} of 24" in team.run(flags, code=85)
     assert "finished:" in team.run(flags)
     assert_same(team, straight("adm"))
 
@@ -121,8 +121,8 @@ def test_chained_jobs(straight, tmp_path):
 def test_a_limit_of_time(tmp_path):
     team = Team(tmp_path / "exps", "adm")
     flags = "--iterations 100000 --save_checkpoint_freq 100000 --exit_code_unfinished 85"
-    assert "stopping (the time is over) behind step" in team.run(f"--max_time 0.1 {flags}", code=85)
-    (saved,) = run_folder.in_folder(team.run_folder())
+    assert "stopping (time limit) after step" in team.run(f"--max_time 0.1 {flags}", code=85)
+    (saved,) = checkpoint.in_folder(team.run_folder())
     assert checkpoint.load(saved)["step"] == int(saved.stem.removeprefix("ckpt_"))
 
 
@@ -152,12 +152,12 @@ def test_a_longer_run(tmp_path, how):
     team = Team(tmp_path / "exps", "base")
     team.run()
     said = team.run(f"--iterations 30 --extend_schedule {how}")
-    assert "planned for 24 iterations and is now to have 30" in said
-    assert ("warning" in said and "laid out anew" in said) == (how == "rebuild")
+    assert "planned for 24 iterations and now has 30" in said
+    assert ("warning" in said and "is rebuilt over" in said) == (how == "rebuild")
     rates = [line["lr"] for line in team.lines()]
     assert len(rates) == 10
     if how == "keep":
-        assert "leaves its schedule of 24" in said and rates[8:] == [rates[7]] * 2
+        assert "keeps the schedule of 24" in said and rates[8:] == [rates[7]] * 2
         team.run("--iterations 36 --extend_schedule keep")  # and again: the first schedule's end is kept
         assert [line["lr"] for line in team.lines()][8:] == [rates[7]] * 4
     else:
@@ -173,12 +173,12 @@ def test_two_runs_in_one_folder(tmp_path):
     kill(process)
     assert (team.run_folder() / FILE_NAME).exists()  # stale now: and in nobody's way
     said = team.run("--iterations 100000 --acc_steps 1 --max_steps_this_run 3")
-    assert f"process {process.pid} on {socket.gethostname()} has ended and left its lock behind" in said
+    assert f"process {process.pid} on {socket.gethostname()} has ended and left its lock" in said
 
 
 def test_a_lock_of_another_machine(tmp_path, monkeypatch, caplog):
     """It is alive if its time moves; a minute without, and it is stale, whatever the clocks say."""
-    monkeypatch.setattr("optim.lock.STALE", 2.0)
+    monkeypatch.setattr("optim.lock.STALE_SECONDS", 2.0)
     lock = tmp_path / FILE_NAME
     lock.write_text(json.dumps({"host": "elsewhere", "pid": 7, "started": "x", "job": "42"}))
     script = f"import os, time\nfor _ in range(40): os.utime({str(lock)!r}); time.sleep(0.1)"
@@ -188,7 +188,7 @@ def test_a_lock_of_another_machine(tmp_path, monkeypatch, caplog):
     beating.kill()
     beating.wait()
     mine = RunLock(tmp_path)
-    assert "has ended and left its lock behind" in caplog.messages[-1]
+    assert "has ended and left its lock" in caplog.messages[-1]
     assert json.loads(lock.read_text())["pid"] == os.getpid()
     mine.release()
     assert not tmp_path.exists()  # nothing came of that run
@@ -200,7 +200,7 @@ def test_a_disk_that_takes_no_more(straight, tmp_path):
     process = team.start(FAULT="slow")
     until(process, "step 3/")
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-    said = until(process, "training goes on")
+    said = until(process, "training continues")
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     rest, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said + rest
@@ -249,7 +249,7 @@ def test_staging_on_a_disk_of_the_machine(straight, tmp_path, backend):
 def test_which_checkpoints_are_kept(tmp_path):
     team = Team(tmp_path / "exps", "base")
     team.run("--keep_last 2 --keep_every 8")
-    names = sorted(path.name for path in run_folder.in_folder(team.run_folder()))
+    names = sorted(path.name for path in checkpoint.in_folder(team.run_folder()))
     assert names == ["ckpt.pt", "ckpt_16.pt", "ckpt_20.pt", "ckpt_22.pt", "ckpt_8.pt"]
 
 
@@ -262,8 +262,8 @@ def test_going_back_to_an_earlier_checkpoint(straight, tmp_path):
     said = team.run(
         "--use_pretrained ckpt_8.pt --keep_last 1 --max_steps_this_run 5 --save_checkpoint_freq 2"
     )
-    assert "ckpt_12.pt is of more steps than ckpt_8.pt: it is now ckpt_12.pt.set-aside" in said
-    assert [path.name for path in run_folder.in_folder(folder)] == ["ckpt_13.pt"]
+    assert "ckpt_12.pt has more steps than ckpt_8.pt and is renamed to ckpt_12.pt.set-aside" in said
+    assert [path.name for path in checkpoint.in_folder(folder)] == ["ckpt_13.pt"]
     assert "at step 13" in team.run()
     assert_same(team, straight("adm"))
     assert len(list(folder.glob("*.set-aside"))) == 4
@@ -276,7 +276,7 @@ def test_what_is_kept_is_not_decided_by_a_damaged_file(tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:-100])
     said = team.run("--keep_last 1 --save_checkpoint_freq 1000 --max_steps_this_run 2")
     assert "ckpt_9.pt is damaged" in said and "at step 6" in said
-    assert [path.name for path in run_folder.in_folder(team.run_folder())] == ["ckpt_9.pt", "ckpt_8.pt"]
+    assert [path.name for path in checkpoint.in_folder(team.run_folder())] == ["ckpt_9.pt", "ckpt_8.pt"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
@@ -287,8 +287,8 @@ def test_torchrun_is_ended_by_a_signal_that_it_does_not_hand_on(straight, tmp_pa
     until(process, "step 6/")
     process.send_signal(number)
     said, _ = process.communicate(timeout=100)  # until all that hold the pipe have gone
-    assert "stopping (SIGTERM) behind step" in said, said
-    (saved,) = run_folder.in_folder(team.run_folder())
+    assert "stopping (SIGTERM) after step" in said, said
+    (saved,) = checkpoint.in_folder(team.run_folder())
     assert checkpoint.load(saved)["step"] >= 6
 
 
@@ -298,6 +298,6 @@ def test_a_save_that_was_begun_before_a_failure_is_finished(tmp_path, size):
     team = Team(tmp_path / "exps", "base", size)
     said = team.run("--save_checkpoint_freq 10", code=1, FAULT="nan:0:10")
     assert said.count("error: ") == 1 and "the loss is nan at step 11" in said
-    (saved,) = run_folder.in_folder(team.run_folder())
+    (saved,) = checkpoint.in_folder(team.run_folder())
     assert checkpoint.load(saved)["step"] == 10
     assert not list(team.run_folder().glob("*.tmp"))

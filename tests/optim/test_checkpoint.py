@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from errors import Failure, UsageError
-from optim import checkpoint, run_folder
+from optim import checkpoint
 
 
 def write(path, step, size=10):
@@ -35,9 +35,9 @@ def test_round_trip_and_nothing_left_beside(tmp_path):
 def test_order(tmp_path):
     assert checkpoint.newest(tmp_path) is None
     for step in (100, 1000, 20):
-        write(tmp_path / run_folder.name_of(step), step)
+        write(tmp_path / checkpoint.name_of(step), step)
     (tmp_path / "ckpt_old.pt").write_bytes(b"not ours")
-    assert [path.name for path in run_folder.in_folder(tmp_path)] == [
+    assert [path.name for path in checkpoint.in_folder(tmp_path)] == [
         "ckpt_1000.pt",
         "ckpt_100.pt",
         "ckpt_20.pt",
@@ -120,7 +120,7 @@ def test_sigkill_inside_saves(tmp_path):
         """
         import sys, torch
         from pathlib import Path
-        from optim import checkpoint, run_folder
+        from optim import checkpoint
         weights = torch.zeros(2_000_000)
         step = 0
         while True:

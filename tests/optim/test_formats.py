@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
+from checkpoints import convert
 from errors import Failure, UsageError
 from optim import checkpoint, checkpoint_file, checkpoint_folder
-from optim.checkpoint_commands import convert
 from tests.conftest import ROOT
 from tests.faults.team import Team, assert_same
 from tests.optim.test_checkpoint import RunsACommand
@@ -144,8 +144,8 @@ def test_commands_on_a_run_of_two_processes(tmp_path):
     team.run("--save_checkpoint_freq 9")
     folder = team.run_folder()
     listed = commands("list", folder)
-    assert listed.count("\n") == 3 and "ckpt_18.dcp" in listed and "step 24, whole" in listed
-    assert commands("verify", folder).count("whole") == 3
+    assert listed.count("\n") == 3 and "ckpt_18.dcp" in listed and "step 24, intact" in listed
+    assert commands("verify", folder).count("intact") == 3
     commands("convert", folder / "ckpt.dcp", tmp_path / "one.pt")
     assert_equal(checkpoint.load(tmp_path / "one.pt"), checkpoint.load(folder / "ckpt.dcp"))
     losses = []
@@ -166,7 +166,7 @@ def test_commands_on_a_run_of_two_processes(tmp_path):
     assert losses[0] == losses[1] == losses[2]
     flip(next((folder / "ckpt_9.dcp").glob("*.safetensors")), -1)
     said = commands("verify", folder, code=1)
-    assert said.count("whole") == 2 and "ckpt_9.dcp  damaged" in said and "1 of the checkpoints" in said
+    assert said.count("intact") == 2 and "ckpt_9.dcp  damaged" in said and "1 of the checkpoints" in said
     assert_same(team, team)
 
 

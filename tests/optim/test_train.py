@@ -39,14 +39,14 @@ def run(values, step=0, stop_at=None, evaluate=lambda step: {"val_loss": 0.0}, s
         state = TrainState.fresh(Toy(), config, precision.gradient_scaler())
         state.step = step
     called = {"evaluate": [], "log": [], "save": [], "stop": []}
-    progress = Progress(config, step)
+    progress = Progress(config.iterations, step)
     batches = [MicroBatch(torch.tensor([[value]]), torch.zeros(1)) for value in values]
 
     def evaluated(step):
         called["evaluate"].append(step)
         return evaluate(step)
 
-    def stop():
+    def stop(step):
         called["stop"].append(state.step)
         return len(called["stop"]) == stop_at
 
@@ -55,7 +55,7 @@ def run(values, step=0, stop_at=None, evaluate=lambda step: {"val_loss": 0.0}, s
             state, state.model, batches, config, precision, SingleProcess(),
             evaluate=evaluated, stop=stop, log=called["log"].append,
             save=lambda: called["save"].append(state.step),
-            progress=progress,
+            bar=progress.bar,
         )  # fmt: skip
     finally:
         progress.close()

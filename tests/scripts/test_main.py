@@ -11,7 +11,7 @@ from data import open_corpus
 from data.batches import Batches, contiguous_batches, validation_subset
 from models import ModelConfig, make_model_from_args
 from optim import checkpoint
-from optim.randomness import derive_seed, seed_torch
+from optim.train import derive_seed, seed_torch
 from tests.conftest import Scripts
 
 MODELS = ["base", "but_full_depth", "cotformer_full_depth", "cotformer_full_depth_lnmid_depthemb"]

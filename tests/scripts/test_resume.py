@@ -116,7 +116,7 @@ def test_a_finished_run_is_skipped_and_a_longer_one_extends_it(straight):
     assert (folder / "ckpt.pt").read_bytes() == before
 
     said = straight.train(f"{LN} --iterations 50").stdout
-    assert "at step 40" in said and "planned for 40 iterations and is now to have 50" in said
+    assert "at step 40" in said and "planned for 40 iterations and now has 50" in said
     assert final(straight)["step"] == 50 and straight.lines(MODEL)[-1]["step"] == 50
     assert (folder / "ckpt_40.pt").read_bytes() == before  # what was there is kept
     assert json.loads((folder / "summary.json").read_text())["iterations"] == 50
@@ -150,7 +150,7 @@ def test_other_flags_on_resuming(scripts):
     """Another network is refused; another rate is said, and used."""
     scripts.train("--exp_name one --save_checkpoint_freq 4 --n_embd 16")
     refused = scripts.run("main.py", scripts.train_flags("--exp_name one --iterations 20 --n_embd 32"), 2)
-    assert "is of another network (--n_embd 16 -> 32)" in refused.stderr
+    assert "is of another architecture (--n_embd 16 -> 32)" in refused.stderr
     said = scripts.train("--exp_name one --iterations 20 --lr 5e-3 --scheduler none").stdout
     assert "--lr 0.001 -> 0.005" in said and "--scheduler cos -> none" in said
     assert scripts.lines()[-1]["lr"] == 5e-3
@@ -170,5 +170,5 @@ def test_interrupting_says_how_to_go_on(scripts):
     process.send_signal(signal.SIGINT)
     said = process.stdout.read()
     assert process.wait() == 0
-    assert "stopping (SIGINT) behind step" in said and "the same command goes on from there" in said
+    assert "stopping (SIGINT) after step" in said and "the same command resumes from there" in said
     assert "Traceback" not in said
