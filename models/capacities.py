@@ -31,11 +31,10 @@ def ratios(factors: Sequence[float]) -> list[float]:
 
 
 def kept(ratio: float, present: int, single_precision: bool) -> int:
-    """Tokens that go on: `ratio` of those present, rounded down.
+    """Tokens that take the next pass: `ratio` of those present, rounded down.
 
-    The truncation is compounded from pass to pass, so the count may be under int(f_r * T); and whether the
-    product is made in double or in single precision can move it by one (0.6 / 0.8 * 12 is 8 or 9). Both
-    decide which numbers come out, and are those of the released code.
+    Truncation compounds from pass to pass, so the count may be below int(f_r * T), and double or single
+    precision can change it by one (0.6 / 0.8 * 12 is 8 or 9). Both are as in the released code.
     """
     if single_precision:
         import numpy as np  # here, for --help and a typo are answered without it
@@ -54,7 +53,7 @@ def tokens_per_pass(
     return counts
 
 
-# A draw makes n factors of n numbers uniform in [0, 1), in the order in which those are to be drawn.
+# A draw maps n uniform numbers in [0, 1), in the order in which they are drawn, to n factors.
 Draw = Callable[[Sequence[float]], list[float]]
 
 
@@ -83,7 +82,7 @@ def _powers(base: float, count: int) -> list[float]:
 
 
 def _midpoints(stretch: float) -> Draw:
-    """Split [0, 1] at a random place for the middle factor, then each part for the factors beside it."""
+    """Split [0, 1] at a random place for the middle factor, then each part for the remaining factors."""
 
     def draw(numbers: Sequence[float]) -> list[float]:
         left = iter([min(stretch * u, 1.0) for u in numbers])

@@ -1,4 +1,4 @@
-"""Writing text, one token at a time.
+"""Text generation, one token at a time.
 
 Shapes: B batch, T tokens, V = vocab_size.
 """
@@ -18,9 +18,11 @@ def next_token_probabilities(
 ) -> Tensor:
     """logits (B, V) -> probabilities (B, V) to draw from.
 
-    temperature 0 puts everything on the likeliest token. top_k keeps the k likeliest tokens, top_p the fewest
-    likeliest ones whose probabilities sum to at least p (nucleus sampling, Holtzman et al. 2020; at least one
-    token); with both, top_k comes first.
+    Args:
+        temperature: 0 is greedy decoding.
+        top_k: keep the k most likely tokens.
+        top_p: keep the smallest set of most likely tokens whose probabilities sum to at least p (nucleus
+            sampling, Holtzman et al. 2020); applied after top_k.
     """
     logits = logits.float()
     if temperature == 0:
@@ -32,7 +34,7 @@ def next_token_probabilities(
     probabilities = logits.softmax(-1)
     if top_p is not None and top_p < 1.0:
         ordered, order = probabilities.sort(descending=True)
-        outside = ordered.cumsum(-1) - ordered >= top_p  # the mass before this token suffices without it
+        outside = ordered.cumsum(-1) - ordered >= top_p  # more likely tokens suffice
         outside[:, 0] = False
         probabilities = probabilities.masked_fill(outside.gather(-1, order.argsort(-1)), 0.0)
         probabilities = probabilities / probabilities.sum(-1, keepdim=True)
@@ -63,15 +65,17 @@ def generate(
 ) -> Iterator[Drawn]:
     """Continue B prompts, ids (B, T) or lists of any lengths, yielding each new position as it is drawn.
 
-    n_tokens: ids from here on are never drawn (a vocabulary padded beyond what the tokeniser knows).
-    generator: on the CPU, whatever the model's device, so that a seed means the same text on each.
-    thresholds: of models that route; None: those of the flags, or full depth. Without a cache a model that
-    routes by top-k does so here too, though it then sees its own future.
-    cached: keep keys and values; else the whole context is computed again for each token, to the same result.
-    keep: the model sees at most `sequence_length` tokens, at positions from 0. When the text outgrows that,
-    it is cut to its last `keep` tokens and these are computed anew; None: half of sequence_length. With keep
-    = sequence_length the window slides token by token, as in the released code, and no cache helps. The
-    model's training mode is left as it was found.
+    Args:
+        n_tokens: ids from here on are never drawn (the vocabulary's padding).
+        generator: on the CPU, whatever the model's device, so that a seed gives the same text everywhere.
+        thresholds: of models with routers; None: as configured, or full depth. Without a cache, a model
+            configured for top-k routes by top-k here too, although this uses later tokens.
+        cached: use a KV cache; otherwise the context is recomputed for each token, with the same result.
+        keep: a text that outgrows `sequence_length` is cut to its last `keep` tokens, which are recomputed
+            at positions from 0; None: half of sequence_length. With keep = sequence_length the window slides
+            token by token, as in the released code, and a cache is of no use.
+
+    The model's training mode is restored.
     """
     limit = model.config.sequence_length
     keep = max(1, limit // 2) if keep is None else keep

@@ -1,8 +1,8 @@
-"""A trained model in a folder of its own, to be handed on: weights and what is needed to build the network.
+"""Exported models: a folder with the weights and the configuration of the network.
 
 model.safetensors holds each weight once, under its first name (the head is the embedding). config.json holds
-the fields of `ModelConfig` under "model", the tokeniser's description, what else is known of the run, and the
-SHA-256 of the weights. Plain data only: reading such a folder runs no code.
+the fields of `ModelConfig` under "model", a description of the tokenizer and of the run, and the SHA-256 of
+the weights. Plain data only: reading such a folder runs no code.
 """
 
 import json
@@ -28,35 +28,35 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def is_pretrained(path: Path) -> bool:
-    """Whether this is a folder that `save` wrote, whole or not: no run's folder holds a config.json."""
+    """Whether `save` wrote this folder, even if it is damaged: run folders hold no config.json."""
     return (path / CONFIG).is_file()
 
 
 def save(folder: Path, model: LanguageModel, **about: Any) -> None:
-    """Write the folder, which appears whole or not at all. about: plain data that goes into config.json.
+    """Write the folder atomically. about: plain data for config.json.
 
-    Raises UsageError where something is in its place already, Failure when writing fails.
+    Raises UsageError if the folder exists, Failure when writing fails.
     """
     if folder.exists():
         raise UsageError(f"{folder} exists; give another name, or move it away")
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters()}
-    beside = folder.with_name(f"{folder.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
-        write_atomically(beside / WEIGHTS, lambda file: file.write(to_bytes(weights, {"format": "pt"})))
+        write_atomically(temporary / WEIGHTS, lambda file: file.write(to_bytes(weights, {"format": "pt"})))
         content = {
             "format": FORMAT,
             "model": asdict(model.config),
             "parameters": model.parameter_count(),
-            "sha256": file_sha256(beside / WEIGHTS),
+            "sha256": file_sha256(temporary / WEIGHTS),
             **about,
         }
-        write_json(beside / CONFIG, content)
-        os.rename(beside, folder)
+        write_json(temporary / CONFIG, content)
+        os.rename(temporary, folder)
         sync_folder(folder.parent)
     except OSError as error:
         raise Failure(f"cannot write {folder}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
