@@ -12,19 +12,19 @@ from pathlib import Path
 
 
 class Failure(Exception):
-    """Something outside the program went wrong (a damaged file, a diverged run): exit code 1."""
+    """An error outside the program (a damaged file, a diverged run): exit code 1."""
 
     exit_code = 1
 
 
 class UsageError(Failure, ValueError):
-    """What was asked for is impossible (a wrong value, a missing input): exit code 2."""
+    """An impossible request (a wrong value, a missing input): exit code 2."""
 
     exit_code = 2
 
 
 def unknown(what: str, name: str, allowed: Iterable[str]) -> str:
-    """The sentence for a name that is none of `allowed`: with the nearest one, and all of them."""
+    """An error message: `what`, the allowed name closest to `name`, and all allowed names."""
     allowed = list(allowed)
     near = difflib.get_close_matches(name, allowed, n=1)
     hint = f"did you mean {near[0]}? " if near else ""

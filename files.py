@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and names that file systems take."""
+"""Atomic and durable writes, checksums, and folder names of corpora."""
 
 import contextlib
 import hashlib
@@ -17,38 +17,42 @@ FILES_PREFIX = "files:"  # of a --dataset that is a pattern of paths
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any], durable: bool = True) -> None:
-    """Have `write` fill a file beside `path`, then put it in its place: whoever looks, looks at a whole file.
+    """Write a file atomically: `write` fills a temporary file next to `path`, which is then renamed.
 
-    The file and then its folder are forced to disk, so that this holds across a power cut too. What was at
-    `path` stays there until the new file is complete. durable: False for what need not outlast a power cut.
+    An old file at `path` stays until the new one is complete.
+
+    Args:
+        write: takes the open binary file.
+        durable: force file and folder to disk, so that the write survives a power cut.
+
     Raises Failure, naming the path, when writing fails.
     """
-    beside = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
+        with open(temporary, "wb") as file:
             write(file)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
         if durable:
             sync_folder(path.parent)
     except OSError as error:
         raise Failure(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        with contextlib.suppress(OSError):  # it is gone, or its folder never was
-            beside.unlink()
+        with contextlib.suppress(OSError):  # it has been renamed, or its folder does not exist
+            temporary.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write readable JSON, atomically."""
+    """Write indented JSON, atomically and durably. Raises Failure."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def copy_atomically(source: Path, path: Path) -> None:
-    """Copy a file to `path`, where it appears whole. Raises Failure."""
+    """Copy a file to `path`, atomically and durably. Raises Failure."""
     try:
         file = open(source, "rb")  # noqa: SIM115  (closed by the block below)
     except OSError as error:
@@ -58,13 +62,13 @@ def copy_atomically(source: Path, path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal."""
+    """SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:
-    """Force to disk which files a folder holds."""
+    """Force a folder's entries to disk: its files' names, not their content."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -73,7 +77,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def folder_name(dataset: str) -> str:
-    """The name of a corpus as that of a folder: of files:<pattern>, the last part and a hash of the whole."""
+    """A corpus' name as a folder name; of files:<pattern>, the pattern's last part and a hash of it all."""
     if not dataset.startswith(FILES_PREFIX):
         return dataset
     stem = re.sub(r"[^A-Za-z0-9]+", "-", dataset.rpartition("/")[2].removeprefix(FILES_PREFIX)).strip("-")

@@ -1,4 +1,4 @@
-"""Train a model: `python main.py --help` lists the flags, README.md shows how to begin."""
+"""Train a model: `python main.py --help` lists the flags."""
 
 import sys
 
@@ -8,7 +8,7 @@ from errors import run_script
 
 def main() -> None:
     args = config.parse_args()
-    # Only now: importing torch takes seconds, and --help and a typo should be answered at once.
+    # Here, as torch takes seconds to import, and --help and typos should be answered at once.
     from optim.run import run_training
 
     sys.exit(run_training(args))

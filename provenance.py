@@ -1,4 +1,4 @@
-"""Which code a run was, the commit and what was changed since, and on which machine."""
+"""Provenance of results: commit, uncommitted changes, machine."""
 
 import os
 import platform
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with -dirty behind it where files differ; None outside a repository."""
+    """The commit of this code, with the suffix -dirty if tracked files differ; None outside a repository."""
     described = _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     return None if described is None else described.strip()
 
 
 def git_diff() -> str | None:
-    """What tracked files differ in from that commit, as a patch; None outside a repository."""
+    """Uncommitted changes of tracked files, as a patch; None outside a repository."""
     return _git("diff", "HEAD")
 
 
@@ -26,17 +26,17 @@ def _git(*arguments: str) -> str | None:
 
 
 def machine() -> str:
-    """The processor's name and the number of its cores that are ours."""
+    """The processor's name and the number of cores that this process may use."""
     return f"{processor()}, {cores()} cores"
 
 
 def cores() -> int:
-    """That this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:
-    """As the system calls it."""
+    """The processor's name, as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from config.training import TrainConfig
 from errors import Failure, UsageError
-from optim.optimizers import make_optimizer
-from optim.schedules import make_schedule
+from optim.optimizers import make_optimizer, make_schedule
 
 FORMAT = "cotformer-lab/1"
 

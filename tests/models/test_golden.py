@@ -14,8 +14,7 @@ from config.training import TrainConfig
 from models.active_tokens import ActiveTokens
 from models.block import Block
 from models.generation import generate
-from optim.optimizers import make_optimizer, parameter_groups
-from optim.schedules import make_schedule
+from optim.optimizers import make_optimizer, make_schedule, parameter_groups
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = (ROOT / "tests" / "golden", ROOT.parent / "shared" / "golden" / "public")

@@ -13,7 +13,7 @@ from optim.metrics import MetricsFile, curves, read_metrics
 from optim.optimizers import OPTIMIZERS, make_optimizer
 from optim.state import Interval, TrainState
 from optim.train import PURPOSES, derive_seed, seed_torch
-from tests.optim.test_schedules import CONFIG
+from tests.optim.test_optimizers import CONFIG
 
 
 def network():

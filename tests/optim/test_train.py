@@ -13,7 +13,7 @@ from errors import Failure
 from optim.progress import Progress
 from optim.state import TrainState
 from optim.train import MicroBatch, train
-from tests.optim.test_schedules import CONFIG
+from tests.optim.test_optimizers import CONFIG
 
 
 class Toy(nn.Module):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from config.training import TrainConfig
-from optim.schedules import make_schedule
+from optim.optimizers import make_schedule
 
 CONFIG = TrainConfig(
     iterations=200, batch_size=2, acc_steps=1, sequence_length=8, seed=1, data_seed=1, opt="adamw", lr=1e-3,

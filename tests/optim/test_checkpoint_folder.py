@@ -1,19 +1,13 @@
-"""The two formats of checkpoints: one into the other and back, damaged, hostile; and the commands on them."""
+"""The two formats of checkpoints, damaged and hostile."""
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from checkpoints import convert
-from errors import Failure, UsageError
+from errors import Failure
 from optim import checkpoint, checkpoint_file, checkpoint_folder
-from tests.conftest import ROOT
-from tests.faults.team import Team, assert_same
 from tests.optim.test_checkpoint import RunsACommand
 
 
@@ -42,20 +36,6 @@ def assert_equal(one, other):
             assert value.dtype == other[key].dtype and torch.equal(value, other[key]), key
         else:
             assert value == other[key], key
-
-
-def test_from_one_format_into_the_other_and_back(tmp_path):
-    first = content()
-    checkpoint.write(tmp_path / "ckpt_3.pt", first)
-    convert(tmp_path / "ckpt_3.pt", tmp_path / "other" / "ckpt_3.dcp")
-    convert(tmp_path / "other", tmp_path / "again.pt")
-    for path in ("ckpt_3.pt", "other/ckpt_3.dcp", "again.pt"):
-        assert_equal(checkpoint.load(tmp_path / path), first)
-    assert sorted(os.listdir(tmp_path)) == ["again.pt", "ckpt_3.pt", "other"]  # and nothing left beside
-    with pytest.raises(UsageError, match=r"again\.pt exists"):
-        convert(tmp_path / "ckpt_3.pt", tmp_path / "again.pt")
-    with pytest.raises(UsageError, match=r"must end in \.pt or \.dcp"):
-        convert(tmp_path / "ckpt_3.pt", tmp_path / "x.safetensors")
 
 
 def flip(path, at):
@@ -127,47 +107,6 @@ def test_a_file_outside_the_folder_is_not_read(tmp_path):
     (path / "state.json").write_text(json.dumps(state))
     with pytest.raises(Failure, match="damaged"):
         checkpoint.load(path)
-
-
-def commands(*words, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "optim.checkpoint", *map(str, words)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-@pytest.mark.process
-def test_commands_on_a_run_of_two_processes(tmp_path):
-    """List, verify, convert; and eval.py reads what FSDP wrote, as what it becomes in one file."""
-    team = Team(tmp_path / "exps", "adm", 2, "fsdp")
-    team.run("--save_checkpoint_freq 9")
-    folder = team.run_folder()
-    listed = commands("list", folder)
-    assert listed.count("\n") == 3 and "ckpt_18.dcp" in listed and "step 24, intact" in listed
-    assert commands("verify", folder).count("intact") == 3
-    commands("convert", folder / "ckpt.dcp", tmp_path / "one.pt")
-    assert_equal(checkpoint.load(tmp_path / "one.pt"), checkpoint.load(folder / "ckpt.dcp"))
-    losses = []
-    for path in (folder, folder / "ckpt.dcp", tmp_path / "one.pt"):
-        command = [
-            sys.executable,
-            "eval.py",
-            "--checkpoint",
-            str(path),
-            "--output_dir",
-            str(tmp_path / "out"),
-        ]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        (summary,) = (tmp_path / "out").iterdir()
-        losses.append(json.loads(summary.read_text())["batch_losses"])
-        summary.unlink()
-    assert losses[0] == losses[1] == losses[2]
-    flip(next((folder / "ckpt_9.dcp").glob("*.safetensors")), -1)
-    said = commands("verify", folder, code=1)
-    assert said.count("intact") == 2 and "ckpt_9.dcp  damaged" in said and "1 of the checkpoints" in said
-    assert_same(team, team)
 
 
 def test_torch_tells_why_a_file_cannot_be_written(tmp_path):
