@@ -154,7 +154,6 @@ def test_no_import_cycles():
     assert cycles(GRAPH) == []
 
 
-@pytest.mark.xfail(strict=True, reason="models.macs and optim import upwards")
 def test_imports_point_one_way():
     assert wrong_directions(GRAPH) == []
     assert {pair for pair in EXCEPTIONS if not GRAPH.get(pair[0], {}).get(pair[1], True)} == set(EXCEPTIONS)
