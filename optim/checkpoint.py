@@ -44,9 +44,9 @@ def is_final(path: Path) -> bool:
 
 def in_folder(folder: Path) -> list[Path]:
     """The checkpoints in a run's folder: the final ones, then the others from the latest step backwards."""
-    found = [(path, _NAME.fullmatch(path.name)) for path in sorted(folder.glob("ckpt*"))]
-    final = [path for path, match in found if match and match[1] is None]
-    return final + sorted((path for path, match in found if match and match[1]), key=step_of, reverse=True)
+    found = [path for path in sorted(folder.glob("ckpt*")) if _NAME.fullmatch(path.name)]
+    steps = {path: step for path in found if (step := step_of(path)) is not None}
+    return [path for path in found if path not in steps] + sorted(steps, key=steps.__getitem__, reverse=True)
 
 
 def covered_by_summary(folder: Path, iterations: int) -> bool:

@@ -181,7 +181,7 @@ def _reason(error: BaseException) -> str:
 class _quiet(warnings.catch_warnings):
     """Without torch's warning that torch.distributed is disabled."""
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         found = super().__enter__()
         warnings.filterwarnings("ignore", ".*torch.distributed is disabled.*")
         logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)

@@ -4,6 +4,7 @@ Schedules are functions of the step, so that checkpoints need not store them.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def _weights_of(model: nn.Module, kind: type[nn.Module]) -> set[nn.Parameter]:
+def _weights_of(model: nn.Module, kind: type[nn.Module]) -> set[Any]:
     return {module.weight for module in model.modules() if isinstance(module, kind)}
 
 

@@ -98,12 +98,12 @@ class Run:
         seed_torch(args.seed, "initialisation")
         self.model = models.make_model_from_args(args).to(device)
         start = self._find_start()
-        if start is not None:
-            extended = extension(args, start[1])
+        extended = None if start is None else extension(args, start[1])
+        if extended is not None:
             self.config = dataclasses.replace(self.config, scheduled=extended.schedule_iterations)
         self.model = self.parallel.wrap(self.model)
         self.state = TrainState.fresh(self.model, self.config, self.precision.gradient_scaler())
-        if start is not None:
+        if start is not None and extended is not None:
             self._resume(*start, extended)
         self._describe()
         self.validation = Validation(args, self.config, self.corpus, self.precision, self.parallel)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -65,7 +65,8 @@ def _shards_on_host(on_cuda: bool) -> Callable[[dict[str, Any]], dict[str, Any]]
         use_async_staging=False,
         use_non_blocking_copy=on_cuda,
     )
-    return DefaultStager(options).stage
+    stager = DefaultStager(options)
+    return lambda content: cast(dict[str, Any], stager.stage(content))
 
 
 class Saver:
