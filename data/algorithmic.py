@@ -1,60 +1,61 @@
-"""Corpora that are generated: tasks whose answers are known, with more of the same out of distribution.
+"""Algorithmic tasks: generated corpora with exact answers, in and out of distribution.
 
-A window is one sample; its loss counts where an answer is due, and nowhere else. Sample i of a split is a
-function of (task, split, i): nothing is stored, and no two epochs of training are alike in order.
+A window is one sample; the loss counts the positions that have an answer. Sample i of a split is a function
+of (task, split, i): nothing is stored.
 
 Shapes: B windows, T tokens; x (n,) a sample's input, y (n,) its answers.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from data.corpus import Corpus
-from data.tokenizers import Words
-from errors import Failure, UsageError
+from errors import Failure
 
-TRAINING_SAMPLES = 1 << 20  # of an epoch
-TEST_SAMPLES = 1024  # of every other split
-NOT_DUE = -1  # a target that no loss counts
+TRAINING_SAMPLES = 1 << 20  # per epoch
+TEST_SAMPLES = 1024  # in every other split
+IGNORE_INDEX = -1  # a target that no loss counts
 
 
 class Task(ABC):
-    """A task. words: its vocabulary, the padding first. splits: train, val and those out of distribution."""
+    """A task. vocabulary: its words, padding first. splits: train, val, then the out-of-distribution ones."""
 
     name: ClassVar[str]
-    words: ClassVar[tuple[str, ...]]
+    vocabulary: ClassVar[tuple[str, ...]]
     splits: ClassVar[tuple[str, ...]]
-    about: ClassVar[str]
+    description: ClassVar[str]
 
     @abstractmethod
-    def longest(self, split: str) -> int:
+    def max_length(self, split: str) -> int:
         """Tokens of the longest sample."""
 
     @abstractmethod
     def sample(self, split: str, generator: np.random.Generator) -> tuple[Sequence[int], Sequence[int]]:
-        """x and y of one sample: ids, and the answer due at each place, NOT_DUE where none is."""
+        """One sample: token ids x, and the answer y at each position, IGNORE_INDEX where there is none."""
+
+    def samples(self, split: str) -> int:
+        """Samples in a split; for train, in an epoch."""
+        return TRAINING_SAMPLES if split == "train" else TEST_SAMPLES
 
 
 class Counting(Task):
-    """Counting by induction (Chang & Bisk 2024): at each `a` the answer is how many there have been.
+    """Counting by induction (Chang & Bisk 2024): at each `a` the answer is the number of `a` so far.
 
-    inductive: begin a a a -> 1 2 3. shifted: the count starts from a given number, 7 a a a -> 8 9 10.
-    Trained on 1 to 50 of them, tested on 51 to 200. So that larger numbers are known words, a third of the
-    training samples is the order of numbers alone: 120 121 122 -> 121 122 123.
+    inductive: begin a a a -> 1 2 3. shifted: the count starts at a given number, 7 a a a -> 8 9 10.
+    Trained on 1 to 50 `a`, tested on 51 to 200. A third of the training samples shows the order of numbers
+    alone, 120 121 122 -> 121 122 123, so that larger numbers are known words.
     """
 
     name = "counting"
-    about = "counting, inductive and from a given start: 1-50 in training, 51-200 out of distribution"
+    description = "counting, inductive and from a given start: 1-50 in training, 51-200 out of distribution"
     TRAINED, LARGEST = 50, 200
-    words = ("pad", "begin", "a", *map(str, range(LARGEST + 1)))
+    vocabulary = ("pad", "begin", "a", *map(str, range(LARGEST + 1)))
     splits = ("train", "val", "inductive", "inductive_ood", "shifted", "shifted_ood")
     A, ZERO = 2, 3  # ids of `a` and of the number 0
 
-    def longest(self, split: str) -> int:
+    def max_length(self, split: str) -> int:
         return 1 + (self.LARGEST if split.endswith("_ood") else self.TRAINED)
 
     def sample(self, split: str, generator: np.random.Generator) -> tuple[Sequence[int], Sequence[int]]:
@@ -64,11 +65,11 @@ class Counting(Task):
         if kind in ("train", "val"):
             kind = ("inductive", "shifted", "order")[generator.integers(3 if kind == "train" else 2)]
         if kind == "inductive":
-            return [1] + [self.A] * count, [NOT_DUE, *self._numbers(1, count)]
+            return [1] + [self.A] * count, [IGNORE_INDEX, *self._numbers(1, count)]
         start = int(generator.integers(0, self.LARGEST - count + 1))
         following = self._numbers(start + 1, count)
         if kind == "shifted":
-            return [self.ZERO + start] + [self.A] * count, [NOT_DUE, *following]
+            return [self.ZERO + start] + [self.A] * count, [IGNORE_INDEX, *following]
         return self._numbers(start, count), following
 
     def _numbers(self, first: int, count: int) -> list[int]:
@@ -76,21 +77,23 @@ class Counting(Task):
 
 
 class PHop(Task):
-    """p-hop induction (Sanford, Hsu & Telgarsky 2024): at each letter, follow the induction head p times.
+    """p-hop induction (Sanford, Hsu & Telgarsky 2024): at each letter, apply an induction head p times.
 
-    One hop from place i leads to the place behind the latest earlier occurrence of x_i, that is to the
-    largest j <= i with x_{j-1} = x_i; the answer is the letter p hops away, due where there are so many. p is
-    told by as many `hop` before the letters. Trained on p = 1 to 4 in 16 to 64 letters of four; out of
-    distribution are 128 letters (length_ood) and p = 5 to 8 (hops_ood).
+    One hop from position i leads to the position after the latest earlier occurrence of x_i, that is to the
+    largest j <= i with x_{j-1} = x_i. The answer is the letter p hops away, if there are p hops. The sample
+    begins with p words `hop`. Trained on p = 1 to 4 in 16 to 64 letters out of four; out of distribution are
+    128 letters (length_ood) and p = 5 to 8 (hops_ood).
     """
 
     name = "phop"
-    about = "p-hop induction: p 1-4 and 16-64 letters in training, 128 letters or p 5-8 out of distribution"
-    words = ("pad", "hop", "begin", "a", "b", "c", "d")
+    description = (
+        "p-hop induction: p 1-4 and 16-64 letters in training, 128 letters or p 5-8 out of distribution"
+    )
+    vocabulary = ("pad", "hop", "begin", "a", "b", "c", "d")
     splits = ("train", "val", "length_ood", "hops_ood")
-    HOP, BEGIN, LETTERS = 1, 2, 3  # ids; LETTERS of the first one
+    HOP, BEGIN, LETTERS = 1, 2, 3  # ids; LETTERS is that of the first letter
 
-    def longest(self, split: str) -> int:
+    def max_length(self, split: str) -> int:
         return {"length_ood": 4 + 1 + 128, "hops_ood": 8 + 1 + 64}.get(split, 4 + 1 + 64)
 
     def sample(self, split: str, generator: np.random.Generator) -> tuple[Sequence[int], Sequence[int]]:
@@ -98,61 +101,47 @@ class PHop(Task):
         length = {"length_ood": 128, "hops_ood": 64}.get(split) or int(generator.integers(16, 65))
         letters = (self.LETTERS + generator.integers(0, 4, length)).tolist()
         x = [self.HOP] * hops + [self.BEGIN, *letters]
-        return x, [NOT_DUE] * (hops + 1) + hop_answers(letters, hops)
+        return x, [IGNORE_INDEX] * (hops + 1) + hop_answers(letters, hops)
 
 
 def hop_answers(letters: Sequence[int], hops: int) -> list[int]:
-    """The letter `hops` hops from each place; NOT_DUE where there are fewer."""
+    """The letter `hops` hops away from each position; IGNORE_INDEX where there are fewer."""
     target, latest = [], {}
-    for place, letter in enumerate(letters):
-        if place:
-            latest[letters[place - 1]] = place  # the place behind an occurrence of that letter
+    for position, letter in enumerate(letters):
+        if position:
+            latest[letters[position - 1]] = position  # the position after an occurrence of that letter
         target.append(latest.get(letter))
     answers = []
-    for place in range(len(letters)):
-        reached: int | None = place
+    for position in range(len(letters)):
+        reached: int | None = position
         for _ in range(hops):
             reached = None if reached is None else target[reached]
-        answers.append(NOT_DUE if reached is None else letters[reached])
+        answers.append(IGNORE_INDEX if reached is None else letters[reached])
     return answers
 
 
 TASKS: dict[str, Task] = {task.name: task for task in (Counting(), PHop())}
 
 
-class TaskCorpus(Corpus):
-    """A task as a corpus."""
+def task_windows(task: Task, split: str, sequence_length: int) -> "TaskWindows":
+    """Samples padded to the sequence length; in test splits to the longest sample if that is longer.
 
-    def __init__(self, task: Task) -> None:
-        self.name, self.folder, self._task = task.name, Path(task.name), task
-        self.meta = {"corpus": task.name, "tokenizer": Words(task.words).to_meta(), "source": task.about}
-
-    @property
-    def test_splits(self) -> tuple[str, ...]:
-        return self._task.splits[2:]
-
-    def size(self, split: str) -> int:
-        return self._samples(split) * self._task.longest(split)
-
-    def windows(self, split: str, sequence_length: int, vocab_size: int | None = None):
-        """Samples padded to the sequence length; to what they need where that is more, in test splits."""
-        needed = self._task.longest(split)
-        if sequence_length < needed and split in ("train", "val"):
-            raise Failure(
-                f"a sample of {self.name} takes up to {needed} tokens; give --sequence_length {needed} or "
-                "more"
-            )
-        return TaskWindows(self._task, split, max(sequence_length, needed), self._samples(split))
-
-    def _samples(self, split: str) -> int:
-        return TRAINING_SAMPLES if split == "train" else TEST_SAMPLES
+    Raises Failure if samples of train or val do not fit.
+    """
+    needed = task.max_length(split)
+    if sequence_length < needed and split in ("train", "val"):
+        raise Failure(
+            f"a sample of {task.name} takes up to {needed} tokens; give --sequence_length {needed} or more"
+        )
+    return TaskWindows(task, split, max(sequence_length, needed))
 
 
 class TaskWindows:
-    """Samples as `data.windows.Windows`: window i is sample i of its split."""
+    """Samples as `data.batches.Windows`: window i is sample i of its split."""
 
-    def __init__(self, task: Task, split: str, length: int, count: int) -> None:
-        self.length, self.count, self.epoch_size = length, count, count
+    def __init__(self, task: Task, split: str, length: int) -> None:
+        self.length = length
+        self.count = self.epoch_size = task.samples(split)
         self._task, self._split = task, split
         self._seed = [*task.name.encode(), *split.encode()]
 
@@ -160,7 +149,7 @@ class TaskWindows:
         import torch
 
         inputs = torch.zeros(len(indices), self.length, dtype=torch.long)
-        targets = torch.full((len(indices), self.length), NOT_DUE)
+        targets = torch.full((len(indices), self.length), IGNORE_INDEX)
         for row, index in enumerate(indices.tolist()):
             generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([*self._seed, index])))
             x, y = self._task.sample(self._split, generator)
@@ -169,10 +158,3 @@ class TaskWindows:
 
     def epoch(self, generator: np.random.Generator) -> np.ndarray:
         return generator.permutation(self.count)
-
-
-def open_task(name: str, tokenizer: str | None) -> TaskCorpus:
-    """The corpus of a task. Raises UsageError for a tokeniser: its words are its tokens."""
-    if tokenizer is not None:
-        raise UsageError(f"--tokenizer {tokenizer}: {name} is generated in tokens of its own; leave it out")
-    return TaskCorpus(TASKS[name])

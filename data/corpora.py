@@ -1,270 +1,140 @@
-"""The registry of corpora: name -> who prepares it, which tokeniser it has; and how one is opened."""
+"""The table of corpora: name -> its tokeniser and how it is made."""
 
-import logging
-import shutil
-import time
-from argparse import Namespace
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data import algorithmic, hub, local, openwebtext2, pydoc, shakespeare
-from data.corpus import Corpus, MixedCorpus, TokenCorpus
-from data.preparation import Job
-from data.token_files import SPLITS, open_tokens, read_meta, require_vocabulary
-from data.tokenizers import HuggingFace, Tiktoken, make_tokenizer
-from errors import Failure, UsageError, unknown
-from files import folder_name
-
-logger = logging.getLogger(__name__)
+from data.algorithmic import TASKS
+from data.tokenizers import make_tokenizer
+from errors import UsageError, unknown
+from files import FILES_PREFIX, folder_name
 
 DEFAULT_FOLDER = Path(__file__).parent / "datasets"
 
 
 @dataclass(frozen=True)
-class Source:
-    """A row of the registry. tokenizer: its own; fixed: it can have no other.
+class HubDataset:
+    """A data set of the Hugging Face hub.
 
-    prepare: writes the token files, and returns how many documents there are. large: training does not begin
-    with it; it has a command of its own.
+    path, config: its name there. splits: our name -> the hub's; "all" if documents are to be held out.
+    column: of the text. files: glob of each split's JSON-lines files, for a repository with a loading script,
+    which is not run. year: keeps the papers of a year only. rows_are_lines: articles are joined from lines.
+    """
+
+    path: str
+    config: str | None
+    splits: dict[str, str]
+    licence: str
+    column: str = "text"
+    files: dict[str, str] = field(default_factory=dict)
+    year: str | None = None
+    rows_are_lines: bool = False
+
+    def open_split(self, split: str) -> Any:
+        """The `datasets` stream of one of the hub's splits."""
+        import datasets
+
+        if self.files:
+            where = {split: f"hf://datasets/{self.path}/{self.files[split]}"}
+            return datasets.load_dataset("json", data_files=where, split=split, streaming=True)
+        return datasets.load_dataset(self.path, self.config, split=split, streaming=True)
+
+    def keep(self, row: dict[str, Any]) -> bool:
+        """Whether a row is of the year, by arXiv's YYMM; rows without a date are not."""
+        yymm = (row.get("meta") or {}).get("yymm")
+        return yymm is not None and str(yymm).zfill(4).startswith(self.year or "")
+
+
+@dataclass(frozen=True)
+class CorpusSpec:
+    """A row of the table.
+
+    tokenizer: the default. fixed: there is no other. command: prepares it, if it is too large to be prepared
+    when training begins. hub: where it comes from, if that is the Hugging Face hub.
     """
 
     name: str
     tokenizer: str
-    prepare: Callable[[Job], int]
     aliases: tuple[str, ...] = ()
     fixed: bool = False
-    large: str | None = None
+    command: str | None = None
+    hub: HubDataset | None = None
 
 
-SOURCES = (
-    Source("pydoc", "bytes", pydoc.prepare),
-    Source("shakespeare-char", "char", shakespeare.prepare, fixed=True),
-    Source(
-        openwebtext2.NAME, "gpt2", openwebtext2.prepare, aliases=(openwebtext2.ALIAS,),
-        large="python -m data.openwebtext2 download` with network and `python -m data.openwebtext2 tokenize",
+def _from_hub(name: str, *args: Any, **kwargs: Any) -> CorpusSpec:
+    command = f"python prepare_data.py --dataset {name}"
+    return CorpusSpec(name, "gpt2", command=command, hub=HubDataset(*args, **kwargs))
+
+
+_SPLIT_HERE = {"all": "train"}
+_BOTH_SPLITS = {"train": "train", "val": "validation"}
+_ARXIV = {"train": "arxiv/train/*.jsonl.zst", "validation": "arxiv/validation/*.jsonl.zst"}
+_STEPS = "python prepare_data.py openwebtext2"
+_OWT2 = f"{_STEPS} download` with network, then `{_STEPS} tokenize"
+
+CORPORA = (
+    CorpusSpec("pydoc", "bytes"),
+    CorpusSpec("shakespeare-char", "char", fixed=True),
+    CorpusSpec("openwebtext2", "gpt2", aliases=("owt2",), command=_OWT2),
+    _from_hub(
+        "wikitext", "Salesforce/wikitext", "wikitext-103-raw-v1", _BOTH_SPLITS, "CC BY-SA 4.0",
+        rows_are_lines=True,
     ),
-    *(
-        Source(
-            row.name, "gpt2", partial(hub.prepare, row), large=f"python -m data.prepare --dataset {row.name}"
-        )
-        for row in hub.HUB
+    _from_hub(
+        "slimpajama", "DKYoon/SlimPajama-6B", None, _BOTH_SPLITS, "its sources' (cerebras/SlimPajama-627B)"
     ),
+    _from_hub("pg19", "emozilla/pg19", None, _BOTH_SPLITS, "Apache 2.0 (books in the public domain)"),
+    _from_hub(
+        "arxivmath", "EleutherAI/proof-pile-2", None, _BOTH_SPLITS, "its papers'", files=_ARXIV
+    ),
+    _from_hub(
+        "arxiv2000", "EleutherAI/proof-pile-2", None, _SPLIT_HERE, "its papers'", files=_ARXIV, year="00"
+    ),
+    _from_hub("fineweb", "HuggingFaceFW/fineweb", "sample-10BT", _SPLIT_HERE, "ODC-By 1.0"),
+    _from_hub("fineweb_100bt", "HuggingFaceFW/fineweb", "sample-100BT", _SPLIT_HERE, "ODC-By 1.0"),
+    _from_hub("fineweb_edu", "HuggingFaceFW/fineweb-edu", "sample-10BT", _SPLIT_HERE, "ODC-By 1.0"),
 )  # fmt: skip
 
-# Corpora made of others: the weight of each in training.
+# Mixtures of corpora: name -> the weight of each in training.
 MIXTURES = {"arxiv+wiki": {"arxiv2000": 0.5, "wikitext": 0.5}}
 
 
 def registered_corpora() -> list[str]:
-    """Every name that `open_corpus` knows, aliases included; beside them it takes files:<pattern>."""
-    names = [name for source in SOURCES for name in (source.name, *source.aliases)]
-    return [*names, *MIXTURES, *algorithmic.TASKS]
+    """Every name of the table, aliases, mixtures and tasks included; --dataset also takes files:<pattern>."""
+    names = [name for spec in CORPORA for name in (spec.name, *spec.aliases)]
+    return [*names, *MIXTURES, *TASKS]
 
 
-def open_corpus_from_args(args: Namespace, sequence_length: int) -> Corpus:
-    """Open the corpus of the flags, prepared on first use. Raises UsageError, or Failure for damage."""
-    return open_corpus(
-        args.dataset,
-        data_dir=args.data_dir,
-        tokenizer=args.tokenizer,
-        vocab_size=args.vocab_size,
-        sequence_length=sequence_length,
-        in_ram=args.data_in_ram,
-        log=logger.info,
-    )
+def is_local(name: str) -> bool:
+    """Whether a corpus is made of local files, `files:<pattern>,...`."""
+    return name.startswith(FILES_PREFIX)
 
 
-def open_corpus(
-    name: str,
-    *,
-    data_dir: str | Path | None = None,
-    tokenizer: str | None = None,
-    vocab_size: int | None = None,
-    sequence_length: int | None = None,
-    in_ram: bool = False,
-    log: Callable[[str], None] = print,
-) -> Corpus:
-    """Open a corpus, preparing its token files on first use where that is a matter of seconds.
-
-    data_dir: None for data/datasets. tokenizer: None for the corpus' own. vocab_size, sequence_length: of the
-    model that is to read it, None where no model is. Raises UsageError for what does not fit together,
-    Failure for damaged files.
-    """
-    if name in algorithmic.TASKS:
-        corpus = algorithmic.open_task(name, tokenizer)
-        if vocab_size is not None:
-            require_vocabulary(corpus.folder, corpus.meta, vocab_size)
-        return corpus
-    settings = {"data_dir": data_dir, "vocab_size": vocab_size, "sequence_length": sequence_length}
-    settings |= {"in_ram": in_ram, "log": log}
-    if name in MIXTURES:
-        tokenizer = tokenizer or find(next(iter(MIXTURES[name]))).tokenizer
-        parts = [open_corpus(part, tokenizer=tokenizer, **settings) for part in MIXTURES[name]]
-        return MixedCorpus(name, parts, list(MIXTURES[name].values()))
-    source = find(name)
-    shards = local.shards(name) if local.is_local(name) else []
-    if shards:
-        _require_tokenizer(source, tokenizer, only="gpt2")
-        folder = shards[0].parent
-        meta, splits = local.open_shards(shards, sequence_length or 1, in_ram)
-    else:
-        _require_tokenizer(source, tokenizer, only=source.tokenizer if source.fixed else None)
-        folder = corpus_folder(name, data_dir, tokenizer)
-        meta = _meta(source, name, folder, data_dir, tokenizer, log)
-        splits = {
-            split: [open_tokens(folder / f"{split}.bin", meta, sequence_length or 1, in_ram)]
-            for split in SPLITS
-        }
-    if vocab_size is not None:
-        require_vocabulary(folder, meta, vocab_size)
-    return TokenCorpus(source.name, folder, meta, splits)
-
-
-def require_prepared(name: str, *, data_dir: str | Path | None = None, tokenizer: str | None = None) -> None:
-    """Before a job is queued for a machine without network: what it could not get there has to be here.
-
-    Raises Failure where token files are missing that training would not make itself, or a vocabulary can
-    neither be found nor fetched.
-    """
-    for part in MIXTURES.get(name, [name]):
-        if part in algorithmic.TASKS or (local.is_local(part) and local.shards(part)):
-            continue
-        source, folder = find(part), corpus_folder(part, data_dir, tokenizer)
-        if source.large and read_meta(folder) is None and not _brought(folder):
-            raise _missing(part, source, folder, tokenizer)
-        if (tokenizer or source.tokenizer) in Tiktoken.SIZES:
-            make_tokenizer(tokenizer or source.tokenizer)
-
-
-def find(name: str) -> Source:
-    """The row of a name. Raises UsageError for one that is not registered."""
-    if local.is_local(name):
-        return Source(name, "gpt2", partial(local.prepare, name))
-    for source in SOURCES:
-        if name in (source.name, *source.aliases):
-            return source
+def find(name: str) -> CorpusSpec:
+    """The row of a corpus. Raises UsageError for a name that is not registered."""
+    if is_local(name):
+        return CorpusSpec(name, "gpt2")
+    for spec in CORPORA:
+        if name in (spec.name, *spec.aliases):
+            return spec
     raise UsageError(unknown(f"--dataset {name}: unknown corpus", name, registered_corpora()))
 
 
+def require_tokenizer(spec: CorpusSpec, tokenizer: str | None) -> None:
+    """Raises UsageError for another tokeniser than that of a corpus with a fixed one."""
+    if spec.fixed and tokenizer not in (None, spec.tokenizer):
+        raise UsageError(f"--tokenizer {tokenizer}: {spec.name} comes in {spec.tokenizer} only")
+
+
 def corpus_folder(name: str, data_dir: str | Path | None, tokenizer: str | None) -> Path:
-    """Where the token files of a corpus lie, or would."""
-    source, data_dir = find(name), DEFAULT_FOLDER if data_dir is None else Path(data_dir)
-    if tokenizer is None or tokenizer == source.tokenizer:
-        for alias in source.aliases:  # token files made under the short name
-            if not (data_dir / source.name).is_dir() and (data_dir / alias).is_dir():
+    """The folder of a corpus' token files. data_dir: None for data/datasets. tokenizer: None for its own."""
+    spec, data_dir = find(name), DEFAULT_FOLDER if data_dir is None else Path(data_dir)
+    if tokenizer is None or tokenizer == spec.tokenizer:
+        for alias in spec.aliases:  # token files made under the short name
+            if not (data_dir / spec.name).is_dir() and (data_dir / alias).is_dir():
                 return data_dir / alias
-        return data_dir / folder_name(source.name)
+        return data_dir / folder_name(spec.name)
     label = tokenizer
     if tokenizer.endswith(".json"):
-        label = f"json-{HuggingFace(Path(tokenizer)).sha256[:8]}"
-    return data_dir / f"{folder_name(source.name)}-{label}"
-
-
-def prepare_corpus(
-    name: str,
-    *,
-    data_dir: str | Path | None = None,
-    tokenizer: str | None = None,
-    workers: int | None = None,
-    on_error: str = "fatal",
-    archive: Path | None = None,
-    log: Callable[[str], None] = print,
-) -> Corpus:
-    """Prepare a corpus of whatever size, if it is not, and open it; see `open_corpus` and `data.tokenise`."""
-    for part in MIXTURES.get(name, {}):
-        prepare_corpus(
-            part, data_dir=data_dir, tokenizer=tokenizer, workers=workers, on_error=on_error, log=log
-        )
-    if (
-        name not in MIXTURES
-        and name not in algorithmic.TASKS
-        and not (local.is_local(name) and local.shards(name))
-    ):
-        source = find(name)
-        _require_tokenizer(source, tokenizer, only=source.tokenizer if source.fixed else None)
-        folder = corpus_folder(name, data_dir, tokenizer)
-        if read_meta(folder) is None:
-            _prepare(
-                source, folder, data_dir, tokenizer, log, workers=workers, on_error=on_error, archive=archive
-            )
-    return open_corpus(name, data_dir=data_dir, tokenizer=tokenizer, log=log)
-
-
-def _require_tokenizer(source: Source, tokenizer: str | None, only: str | None) -> None:
-    if tokenizer is not None and only is not None and tokenizer != only:
-        raise UsageError(f"--tokenizer {tokenizer}: {source.name} comes in {only} only")
-
-
-def _meta(
-    source: Source,
-    name: str,
-    folder: Path,
-    data_dir: str | Path | None,
-    tokenizer: str | None,
-    log: Callable[[str], None],
-) -> dict[str, Any]:
-    """What meta.json says; of a corpus that is prepared in seconds, after preparing it."""
-    meta = read_meta(folder)
-    brought = _brought(folder)
-    if meta is not None:
-        if local.is_local(name):
-            local.require_unchanged(name, folder, meta)
-        return meta
-    if source.large is None:
-        _prepare(source, folder, data_dir, tokenizer, log)
-        return read_meta(folder)
-    if not brought:
-        raise _missing(name, source, folder, tokenizer)
-    kind = tokenizer or source.tokenizer
-    if kind in Tiktoken.SIZES:
-        return {"corpus": source.name, "tokenizer": {"name": kind, "vocab_size": Tiktoken.SIZES[kind][0]}}
-    return {"corpus": source.name, "tokenizer": make_tokenizer(kind).to_meta()}
-
-
-def _brought(folder: Path) -> list[Path]:
-    return [folder / f"{split}.bin" for split in SPLITS if (folder / f"{split}.bin").exists()]
-
-
-def _missing(name: str, source: Source, folder: Path, tokenizer: str | None) -> Failure:
-    return Failure(
-        f"{name} is not prepared in {folder}: run `{source.large}`, or bring train.bin and val.bin "
-        f"({tokenizer or source.tokenizer} tokens, uint16) there; --dataset pydoc needs nothing"
-    )
-
-
-def _prepare(
-    source: Source,
-    folder: Path,
-    data_dir: str | Path | None,
-    tokenizer: str | None,
-    log: Callable[[str], None],
-    **settings: Any,
-) -> None:
-    """Have the token files written, unless there are some that were brought."""
-    brought = _brought(folder)
-    if brought and source.large and not (folder / "parts").exists() and read_meta(folder) is None:
-        raise Failure(
-            f"{brought[0]} is there without a meta.json: it was brought; move it away to prepare here"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)  # better known before the work than after it
-    except OSError as error:
-        raise Failure(f"cannot write {folder}: {error.strerror}; choose another --data_dir") from error
-    tokenizer = tokenizer or source.tokenizer
-    if tokenizer.endswith(".json"):  # beside what is written in it, so that it can be read wherever it goes
-        copy = folder / HuggingFace.name
-        if not copy.exists():
-            shutil.copyfile(tokenizer, copy)
-        tokenizer = str(copy)
-    log(f"preparing {source.name} in {folder}, once ...")
-    started = time.perf_counter()
-    data_dir = DEFAULT_FOLDER if data_dir is None else Path(data_dir)
-    documents = source.prepare(Job(data_dir, folder, tokenizer, say=log, **settings))
-    tokens = {split: described["tokens"] for split, described in read_meta(folder)["splits"].items()}
-    log(
-        f"prepared {source.name}: {documents:,} documents, {tokens['train']:,} + {tokens['val']:,} "
-        f"{tokenizer} tokens (train + val) in {time.perf_counter() - started:.1f} s"
-    )
+        label = f"json-{make_tokenizer(tokenizer).to_meta()['sha256'][:8]}"
+    return data_dir / f"{folder_name(spec.name)}-{label}"

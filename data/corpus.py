@@ -1,17 +1,28 @@
-"""What an opened corpus is to the rest: windows of tokens for each split, and the tokeniser they are in."""
+"""Opening a corpus: windows of tokens for each split, and the tokeniser they were made with."""
 
 from abc import ABC, abstractmethod
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.tokenizers import Tokenizer, same_tokenizer, tokenizer_from_meta
-from errors import UsageError
+from data.algorithmic import TASKS, task_windows
+from data.corpora import MIXTURES, corpus_folder, find, is_local, require_tokenizer
+from data.token_files import SPLITS, open_tokens, read_meta, require_vocabulary
+from data.tokenizers import (
+    TiktokenTokenizer,
+    Tokenizer,
+    WordTokenizer,
+    make_tokenizer,
+    same_tokenizer,
+    tokenizer_from_meta,
+)
+from errors import Failure, UsageError
 
 
 class Corpus(ABC):
-    """name: of the registry. folder: where its files are. meta: what its meta.json says."""
+    """An open corpus. name: as registered. folder: of its files. meta: the content of its meta.json."""
 
     name: str
     folder: Path
@@ -19,9 +30,9 @@ class Corpus(ABC):
 
     @abstractmethod
     def windows(self, split: str, sequence_length: int, vocab_size: int | None = None):
-        """The `data.windows.Windows` of a split. Raises Failure where it is too short for one.
+        """The `data.batches.Windows` of a split. vocab_size: if given, every batch is checked against it.
 
-        vocab_size: what each batch is checked against, where one is given.
+        Raises Failure if the split is too short for one window.
         """
 
     @abstractmethod
@@ -29,7 +40,7 @@ class Corpus(ABC):
         """Tokens of a split."""
 
     def describe(self) -> list[str]:
-        """Lines for whoever prepared it: its size, and what was left out."""
+        """Lines on its size, and on records and files that were left out."""
         lines = [f"{self.folder}: {self.size('train'):,} training and {self.size('val'):,} validation tokens"]
         skipped = self.meta.get("skipped")
         if skipped:
@@ -40,15 +51,15 @@ class Corpus(ABC):
 
     @property
     def test_splits(self) -> tuple[str, ...]:
-        """Splits that are evaluated beside `val`: of generated corpora, those out of distribution."""
+        """Further splits to evaluate: the out-of-distribution ones of generated corpora."""
         return ()
 
     def load_tokenizer(self) -> Tokenizer:
-        """Raises Failure where its vocabulary cannot be had."""
+        """Make its tokeniser. Raises Failure if the vocabulary is not available."""
         return tokenizer_from_meta(self.meta["tokenizer"], self.folder / "tokenizer.json")
 
     def require_tokenizer(self, tokenizer: dict[str, Any] | None, whose: str) -> None:
-        """Raises UsageError unless these tokens mean what they meant to the model; None is not known."""
+        """Raises UsageError unless its tokens mean the same to the model `whose`; None is unknown."""
         if tokenizer is not None and not same_tokenizer(tokenizer, self.meta["tokenizer"]):
             raise UsageError(
                 f"{self.folder} is in {_describe(self.meta['tokenizer'])} tokens, but {whose} was trained "
@@ -61,7 +72,7 @@ def _describe(tokenizer: dict[str, Any]) -> str:
 
 
 class TokenCorpus(Corpus):
-    """Token files. splits: of each, one array (n,) for each file, uint16 or uint32."""
+    """A corpus of token files. splits: one array (n,) per file, uint16 or uint32."""
 
     def __init__(
         self, name: str, folder: Path, meta: dict[str, Any], splits: dict[str, list[np.ndarray]]
@@ -69,19 +80,20 @@ class TokenCorpus(Corpus):
         self.name, self.folder, self.meta, self._splits = name, folder, meta, splits
 
     def arrays(self, split: str) -> list[np.ndarray]:
+        """Token ids of a split, one array (n,) per file."""
         return self._splits[split]
 
     def size(self, split: str) -> int:
         return sum(map(len, self._splits[split]))
 
     def windows(self, split: str, sequence_length: int, vocab_size: int | None = None):
-        from data.windows import TokenWindows  # which imports torch
+        from data.batches import TokenWindows  # which imports torch
 
         return TokenWindows(self._splits[split], sequence_length, vocab_size)
 
 
 class MixedCorpus(Corpus):
-    """Several corpora in one: training takes windows of each in proportion to its weight.
+    """Several corpora: training draws windows of each in proportion to its weight.
 
     Validation takes all windows of each, one corpus after the other.
     """
@@ -101,7 +113,184 @@ class MixedCorpus(Corpus):
         return sum(part.size(split) for part in self._parts)
 
     def windows(self, split: str, sequence_length: int, vocab_size: int | None = None):
-        from data.windows import MixedWindows
+        from data.batches import MixedWindows
 
         windows = [part.windows(split, sequence_length, vocab_size) for part in self._parts]
         return MixedWindows(windows, self._weights)
+
+
+class TaskCorpus(Corpus):
+    """An algorithmic task: samples are generated, nothing is stored."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.folder, self._task = name, Path(name), TASKS[name]
+        tokenizer = WordTokenizer(self._task.vocabulary)
+        self.meta = {"corpus": name, "tokenizer": tokenizer.to_meta(), "source": self._task.description}
+
+    @property
+    def test_splits(self) -> tuple[str, ...]:
+        return self._task.splits[2:]
+
+    def size(self, split: str) -> int:
+        return self._task.samples(split) * self._task.max_length(split)
+
+    def windows(self, split: str, sequence_length: int, vocab_size: int | None = None):
+        return task_windows(self._task, split, sequence_length)
+
+
+def open_corpus(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    tokenizer: str | None = None,
+    vocab_size: int | None = None,
+    sequence_length: int | None = None,
+    in_ram: bool = False,
+) -> Corpus:
+    """Open a corpus; its token files are prepared on first use if that takes seconds.
+
+    Args:
+        name: a registered corpus, or files:<pattern>.
+        data_dir: None for data/datasets.
+        tokenizer: None for the corpus' own.
+        vocab_size, sequence_length: of the model; None without a model.
+        in_ram: read the token files into memory instead of mapping them.
+
+    Raises:
+        UsageError: the arguments do not fit together.
+        Failure: token files are missing or damaged.
+    """
+    if name in TASKS:
+        if tokenizer is not None:
+            raise UsageError(
+                f"--tokenizer {tokenizer}: {name} is generated in tokens of its own; leave it out"
+            )
+        corpus = TaskCorpus(name)
+        if vocab_size is not None:
+            require_vocabulary(corpus.folder, corpus.meta, vocab_size)
+        return corpus
+    settings = {"data_dir": data_dir, "vocab_size": vocab_size, "sequence_length": sequence_length}
+    settings["in_ram"] = in_ram
+    if name in MIXTURES:
+        tokenizer = tokenizer or find(next(iter(MIXTURES[name]))).tokenizer
+        parts = [open_corpus(part, tokenizer=tokenizer, **settings) for part in MIXTURES[name]]
+        return MixedCorpus(name, parts, list(MIXTURES[name].values()))
+    spec, shards = find(name), _shards(name)
+    if shards:
+        from data.shards import open_shards
+
+        if tokenizer not in (None, "gpt2"):
+            raise UsageError(f"--tokenizer {tokenizer}: {name} comes in gpt2 only")
+        folder = shards[0].parent
+        meta, splits = open_shards(shards, sequence_length or 1, in_ram)
+    else:
+        require_tokenizer(spec, tokenizer)
+        folder = corpus_folder(name, data_dir, tokenizer)
+        meta = _meta(name, folder, data_dir, tokenizer)
+        splits = {
+            split: [open_tokens(folder / f"{split}.bin", meta, sequence_length or 1, in_ram)]
+            for split in SPLITS
+        }
+    if vocab_size is not None:
+        require_vocabulary(folder, meta, vocab_size)
+    return TokenCorpus(spec.name, folder, meta, splits)
+
+
+def open_corpus_from_args(args: Namespace, sequence_length: int) -> Corpus:
+    """Open the corpus that the flags name. sequence_length: of training or evaluation. Raises as above."""
+    return open_corpus(
+        args.dataset,
+        data_dir=args.data_dir,
+        tokenizer=args.tokenizer,
+        vocab_size=args.vocab_size,
+        sequence_length=sequence_length,
+        in_ram=args.data_in_ram,
+    )
+
+
+def prepare_corpus(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    tokenizer: str | None = None,
+    workers: int | None = None,
+    on_error: str = "fatal",
+    archive: Path | None = None,
+) -> Corpus:
+    """Prepare a corpus of any size, unless it is prepared, and open it.
+
+    workers, on_error, archive: see `data.tokenise.Preparation`. Raises UsageError or Failure.
+    """
+    for part in MIXTURES.get(name, [name]):
+        if part in TASKS or _shards(part):
+            continue
+        folder = corpus_folder(part, data_dir, tokenizer)
+        if read_meta(folder) is None:
+            from data.prepare import prepare
+
+            prepare(
+                find(part), folder, data_dir, tokenizer, workers=workers, on_error=on_error, archive=archive
+            )
+    return open_corpus(name, data_dir=data_dir, tokenizer=tokenizer)
+
+
+def require_prepared(name: str, *, data_dir: str | Path | None = None, tokenizer: str | None = None) -> None:
+    """Check that a job on a machine without network will find this corpus and its vocabulary.
+
+    Raises Failure if token files are missing that training would not prepare itself, or a vocabulary is
+    neither cached nor downloadable.
+    """
+    for part in MIXTURES.get(name, [name]):
+        if part in TASKS or _shards(part):
+            continue
+        spec, folder = find(part), corpus_folder(part, data_dir, tokenizer)
+        if spec.command and read_meta(folder) is None and not _token_files(folder):
+            raise _missing(part, folder, tokenizer)
+        if (tokenizer or spec.tokenizer) in TiktokenTokenizer.SIZES:
+            make_tokenizer(tokenizer or spec.tokenizer)
+
+
+def _shards(name: str) -> list[Path]:
+    """The .bin shards that a files:<pattern> matches; none for other corpora."""
+    if not is_local(name):
+        return []
+    from data.shards import find_shards
+
+    return find_shards(name)
+
+
+def _meta(name: str, folder: Path, data_dir: str | Path | None, tokenizer: str | None) -> dict[str, Any]:
+    """The content of meta.json; a small corpus is prepared first. Raises Failure for a large one."""
+    spec, meta = find(name), read_meta(folder)
+    if meta is not None and is_local(name):
+        from data.prepare import require_unchanged
+
+        require_unchanged(name, folder, meta)
+    if meta is None and spec.command is None:
+        from data.prepare import prepare
+
+        prepare(spec, folder, data_dir, tokenizer)
+        meta = read_meta(folder)
+    if meta is not None:
+        return meta
+    if not _token_files(folder):
+        raise _missing(name, folder, tokenizer)
+    # Token files copied from elsewhere, without a meta.json.
+    kind = tokenizer or spec.tokenizer
+    if kind in TiktokenTokenizer.SIZES:
+        described = {"name": kind, "vocab_size": TiktokenTokenizer.SIZES[kind][0]}
+    else:
+        described = make_tokenizer(kind).to_meta()
+    return {"corpus": spec.name, "tokenizer": described}
+
+
+def _token_files(folder: Path) -> bool:
+    return any((folder / f"{split}.bin").exists() for split in SPLITS)
+
+
+def _missing(name: str, folder: Path, tokenizer: str | None) -> Failure:
+    spec = find(name)
+    return Failure(
+        f"{name} is not prepared in {folder}: run `{spec.command}`, or copy train.bin and val.bin "
+        f"({tokenizer or spec.tokenizer} tokens, uint16) there; --dataset pydoc needs nothing"
+    )

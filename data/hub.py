@@ -1,90 +1,53 @@
-"""The corpora that come from the Hugging Face hub, a row each; or from files that were brought."""
+"""Corpora of the Hugging Face hub, streamed over the network or read from files copied here."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data.preparation import Job
-from data.records import FORMATS, SourceFile, folder_files
-from data.sources import Files, HubStream, Join, articles
-from data.tokenise import Source
+from data.corpora import HubDataset
+from data.sources import (
+    FORMATS,
+    DamagedFile,
+    FileSource,
+    Join,
+    Piece,
+    Source,
+    SourceFile,
+    folder_files,
+    text_blocks,
+)
+from data.tokenise import Preparation, tokenise
 from errors import Failure
 
-TRAIN_ONLY = {"all": "train"}  # documents are held out of it
-BOTH = {"train": "train", "val": "validation"}
+PER_PIECE = 1 << 28  # characters of a stream in one piece: how much a killed preparation may repeat
 
 
-@dataclass(frozen=True)
-class HubCorpus:
-    """path, config: on the hub. column: holds the text. splits: ours -> theirs, "all" to hold documents out.
+def prepare(dataset: HubDataset, job: Preparation) -> int:
+    """Write the corpus' token files from the files in <folder>/source, or from the hub if there are none.
 
-    files: of the repository, where they are to be read as JSON lines because it has a loading script, which
-    we do not run. year: of papers to keep, of those whose meta tells it. join: makes documents of rows.
+    Files lie in source/train/ and source/val/, or in source/ itself; documents are then held out of them.
+    Returns the number of documents. Raises Failure with neither network nor files.
     """
-
-    name: str
-    path: str
-    config: str | None
-    splits: dict[str, str]
-    licence: str
-    column: str = "text"
-    files: dict[str, str] = field(default_factory=dict)
-    year: str | None = None
-    join: Join | None = None
-
-    def open_split(self, split: str) -> Any:
-        """The `datasets` stream of one of their splits."""
-        import datasets
-
-        if self.files:
-            where = {split: f"hf://datasets/{self.path}/{self.files[split]}"}
-            return datasets.load_dataset("json", data_files=where, split=split, streaming=True)
-        return datasets.load_dataset(self.path, self.config, split=split, streaming=True)
-
-    def keep(self, row: dict[str, Any]) -> bool:
-        """Whether a row is of this corpus: of its year, by arXiv's YYMM."""
-        yymm = (row.get("meta") or {}).get("yymm")
-        return yymm is not None and str(yymm).zfill(4).startswith(self.year or "")
-
-
-_ARXIV = {"train": "arxiv/train/*.jsonl.zst", "validation": "arxiv/validation/*.jsonl.zst"}
-
-HUB = (
-    HubCorpus("wikitext", "Salesforce/wikitext", "wikitext-103-raw-v1", BOTH, "CC BY-SA 4.0", join=articles),
-    HubCorpus("slimpajama", "DKYoon/SlimPajama-6B", None, BOTH, "its sources' (cerebras/SlimPajama-627B)"),
-    HubCorpus("pg19", "emozilla/pg19", None, BOTH, "Apache 2.0 (books in the public domain)"),
-    HubCorpus("arxivmath", "EleutherAI/proof-pile-2", None, BOTH, "its papers'", files=_ARXIV),
-    HubCorpus(
-        "arxiv2000", "EleutherAI/proof-pile-2", None, TRAIN_ONLY, "its papers'", files=_ARXIV, year="00"
-    ),
-    HubCorpus("fineweb", "HuggingFaceFW/fineweb", "sample-10BT", TRAIN_ONLY, "ODC-By 1.0"),
-    HubCorpus("fineweb_100bt", "HuggingFaceFW/fineweb", "sample-100BT", TRAIN_ONLY, "ODC-By 1.0"),
-    HubCorpus("fineweb_edu", "HuggingFaceFW/fineweb-edu", "sample-10BT", TRAIN_ONLY, "ODC-By 1.0"),
-)  # fmt: skip
-
-
-def prepare(row: HubCorpus, job: Job) -> int:
-    """Write the corpus' token files, from <folder>/source where files lie there, else from the hub.
-
-    Files: source/train/ and source/val/, or source/ alone, out of which documents are then held out.
-    Returns how many documents it has. Raises Failure without a network and without files.
-    """
-    brought = brought_files(job.folder / "source")
-    about = {"corpus": row.name, "licence": row.licence}
-    if brought:
-        source: Source = Files(brought, row.column, row.join)
+    local_files = source_files(job.folder / "source")
+    join = articles if dataset.rows_are_lines else None
+    about = {"corpus": job.corpus, "licence": dataset.licence}
+    if local_files:
+        source: Source = FileSource(local_files, dataset.column, join)
         about["source"] = {"folder": "source", **source.identity}
     else:
-        identity = {"path": row.path, "config": row.config, "splits": row.splits}
+        identity = {"path": dataset.path, "config": dataset.config, "splits": dataset.splits}
         identity |= {"by_hand": str(job.folder / "source")}
-        keep = row.keep if row.year else None
-        source = HubStream(identity, row.open_split, row.splits, row.column, keep, row.join)
-        about["source"] = {"hub": row.path, "config": row.config}
-    return job.tokenise(source, about, row.column)
+        keep = dataset.keep if dataset.year else None
+        source = HubSource(identity, dataset.open_split, dataset.splits, dataset.column, keep, join)
+        about["source"] = {"hub": dataset.path, "config": dataset.config}
+    return tokenise(source, job, about, column=dataset.column)
 
 
-def brought_files(folder: Path) -> list[SourceFile]:
-    """Files of documents in a folder, those of train/ before those of val/. Raises Failure for one alone."""
+def source_files(folder: Path) -> list[SourceFile]:
+    """Files of documents in a folder, those of train/ before those of val/.
+
+    Raises Failure if only one of the two has files.
+    """
     found = {
         split: sorted(path for path in (folder / split).rglob("*") if path.name.endswith(FORMATS))
         for split in ("train", "val")
@@ -95,3 +58,113 @@ def brought_files(folder: Path) -> list[SourceFile]:
                 raise Failure(f"{folder} holds files for one split only: {folder / split}/ has none")
         return [file for split, paths in found.items() for file in folder_files(paths, split)]
     return folder_files(sorted(path for path in folder.glob("*") if path.name.endswith(FORMATS)))
+
+
+class HubSource:
+    """Splits of a data set of the hub, streamed over the network.
+
+    Args:
+        identity: distinguishes the source; `path` and `by_hand` are named when the hub cannot be reached.
+        open_split: the hub's name of a split -> its `datasets` stream.
+        splits: our name -> the hub's; "all" if documents are to be held out.
+        keep: tells which rows belong to the corpus.
+        join: makes documents of rows. Such a split is one piece: elsewhere a document could be cut.
+    """
+
+    size = None
+
+    def __init__(
+        self,
+        identity: dict[str, Any],
+        open_split: Callable[[str], Any],
+        splits: dict[str, str],
+        column: str,
+        keep: Callable[[dict[str, Any]], bool] | None = None,
+        join: Join | None = None,
+    ) -> None:
+        self.identity, self.read = identity, 0
+        self._open, self._splits, self._column = open_split, splits, column
+        self._keep, self._join = keep, join
+
+    def pieces(self, finished: list[dict[str, Any]]) -> Iterator[Piece]:
+        done = {line["state"]["split"]: line["state"] for line in finished}
+        for ours, theirs in self._splits.items():
+            state = done.get(ours)
+            if state is not None and state["ended"]:
+                continue
+            try:
+                stream = self._open(theirs)
+                if state is not None:
+                    stream.load_state_dict(state["stream"])
+                rows = iter(stream)
+            except Exception as error:  # the libraries below raise many kinds
+                raise _unreachable(self.identity, error) from error
+            number = sum(line["state"]["split"] == ours for line in finished)
+            ended = False
+            while not ended:
+                stretch = _Stretch(self._texts(rows), None if self._join else PER_PIECE)
+                blocks = text_blocks(self._join(stretch) if self._join else stretch)
+                split = None if ours == "all" else ours
+
+                def position(stream: Any = stream, stretch: "_Stretch" = stretch, ours: str = ours) -> Any:
+                    return {"split": ours, "ended": stretch.ended, "stream": stream.state_dict()}
+
+                number += 1
+                yield Piece(f"{theirs}, stretch {number}", split, blocks, position)
+                ended = stretch.ended
+
+    def _texts(self, rows: Iterator[dict[str, Any]]) -> Iterator[Any]:
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise _unreachable(self.identity, error) from error
+            if self._keep is None or self._keep(row):
+                if self._column not in row:
+                    raise DamagedFile(f'it has no column "{self._column}", but {", ".join(row)}')
+                yield row[self._column]
+
+
+class _Stretch:
+    """Texts up to about `limit` characters. ended: whether the stream ended with them."""
+
+    def __init__(self, texts: Iterator[Any], limit: int | None) -> None:
+        self._texts, self._limit, self.ended = texts, limit, False
+
+    def __iter__(self) -> Iterator[Any]:
+        size = 0
+        for text in self._texts:
+            yield text
+            size += len(text) if isinstance(text, str) else 0
+            if self._limit is not None and size >= self._limit:
+                return
+        self.ended = True
+
+
+def _unreachable(identity: dict[str, Any], error: Exception) -> Failure:
+    return Failure(
+        f"cannot read {identity['path']} from the Hugging Face hub ({type(error).__name__}: "
+        f"{' '.join(str(error).split())[:200]}); prepare it on a machine with network, where the same "
+        f"command resumes after the last finished piece, or put its files into {identity['by_hand']}/"
+    )
+
+
+def articles(lines: Iterable[str]) -> Iterator[str]:
+    """Articles out of WikiText's lines: each begins with a heading of first order, " = Title = "."""
+    article: list[str] = []
+    for line in lines:
+        if _is_title(line) and article:
+            text = "".join(article)
+            if text.strip():
+                yield text
+            article = []
+        article.append(line)
+    if "".join(article).strip():
+        yield "".join(article)
+
+
+def _is_title(line: str) -> bool:
+    parts = line.strip().split(" ")
+    return len(parts) > 2 and parts[0] == parts[-1] == "=" and "=" not in parts[1:-1]

@@ -1,37 +1,145 @@
-"""Token ids of one file of a corpus, kept until the corpus is put together from them."""
+"""An unfinished preparation on disk: a part of token ids for each piece, their journal, and their assembly.
 
+The journal is a file of JSON lines, each synced to disk as it is written; its first line identifies the
+preparation. Only one process at a time has it open: others wait. A killed preparation resumes from it.
+"""
+
+import fcntl
+import json
+import logging
 import os
+import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from data.encoding import Encoded
+from data.token_files import META, SPLIT_SEED, SPLITS, describe_tokens, held_out
+from data.workers import EncodedBlock
+from errors import Failure, UsageError
+from files import write_json
 
-EXAMPLES = 5  # of bad records that are named for each file
+logger = logging.getLogger(__name__)
+
+JOURNAL = "journal.jsonl"
+EXAMPLES = 5  # bad records named for each piece
 
 
-def tokens_path(folder: Path, number: int) -> Path:
-    return folder / f"{number:06d}.tokens"
+class JournalRemoved(Exception):
+    """While this process waited for the journal, another one finished the preparation or deleted it."""
 
 
-def sizes_path(folder: Path, number: int) -> Path:
-    """(documents, 2), uint32: tokens and UTF-8 bytes of each document."""
-    return folder / f"{number:06d}.sizes"
+class Journal:
+    """The journal of `folder`, new or resumed. lines: its content without the first line.
+
+    Waits while another process works there. Raises JournalRemoved when that process finishes, UsageError if
+    the journal is that of another preparation, Failure if it cannot be opened, locked or parsed.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder = folder
+        self._file = _open_journal(folder)
+        try:
+            self._lock()
+            removed = not _is_at(self._file, folder / JOURNAL)
+        except OSError as error:
+            self._file.close()
+            raise Failure(
+                f"cannot lock {folder / JOURNAL}: {error.strerror}; choose a --data_dir with file locks"
+            ) from error
+        first, *self.lines = self._read() or [None]
+        if first is None and not removed:
+            self.append(identity)
+            self.lines.clear()
+        elif first is not None and first != json.loads(json.dumps(identity)):
+            self._file.close()
+            differing = ", ".join(sorted(key for key in identity if first.get(key) != identity[key]))
+            raise UsageError(
+                f"{folder} holds an unfinished preparation of another {differing}: finish that one, or "
+                "delete the folder to start over"
+            )
+        if removed:
+            self._file.close()
+            raise JournalRemoved
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info(f"another process is preparing {self.folder.parent}: waiting for it")
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def _read(self) -> list[dict[str, Any]]:
+        """All complete lines; a line that a power cut left incomplete is cut off."""
+        self._file.seek(0)
+        content = self._file.read()
+        complete = content[: content.rfind(b"\n") + 1]
+        self._file.truncate(len(complete))
+        try:
+            return [json.loads(line) for line in complete.splitlines()]
+        except ValueError as error:
+            raise Failure(
+                f"{self.folder / JOURNAL} is damaged; delete {self.folder} to start over"
+            ) from error
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add a line; it is on disk when this returns."""
+        self._file.write(json.dumps(line).encode() + b"\n")
+        sync(self._file)
+        self.lines.append(line)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def remove(self) -> None:
+        """Delete the journal and all parts: the preparation is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.close()
+
+
+def _open_journal(folder: Path) -> BinaryIO:
+    for last_attempt in (False, True):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return open(folder / JOURNAL, "a+b")
+        except FileNotFoundError:  # another process has just finished and removed the folder
+            if last_attempt:
+                raise Failure(f"{folder} disappears as soon as it is made") from None
+        except OSError as error:
+            raise Failure(f"cannot write {folder}: {error.strerror}; choose another --data_dir") from error
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def sync(file: BinaryIO) -> None:
+    """Flush a file and force its content to disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _part_paths(folder: Path, number: int) -> tuple[Path, Path]:
+    """Token ids; and (documents, 2), uint32: tokens and UTF-8 bytes of each document."""
+    return folder / f"{number:06d}.tokens", folder / f"{number:06d}.sizes"
 
 
 class Part:
-    """The part that is being written: whatever was at its place is replaced."""
+    """A part being written; replaces any earlier file of that number."""
 
     def __init__(self, folder: Path, number: int) -> None:
-        self._paths = tokens_path(folder, number), sizes_path(folder, number)
+        self._paths = _part_paths(folder, number)
         self._files: tuple[BinaryIO, ...] = tuple(open(path, "wb") for path in self._paths)  # noqa: SIM115
         self._counts = {"documents": 0, "tokens": 0, "bytes": 0, "bad": 0}
         self._examples: list[str] = []
         self._records = 0
 
-    def add(self, encoded: Encoded) -> list[str]:
-        """Append documents; returns what was wrong with which records, counted from 1."""
+    def add(self, encoded: EncodedBlock) -> list[str]:
+        """Append documents; returns a line for each bad record, numbered from 1 within the piece."""
         for file, array in zip(self._files, (encoded.tokens, encoded.sizes), strict=True):
             file.write(array.data if array.size else b"")
         bad = [f"record {self._records + index + 1}: {reason}" for index, reason in encoded.bad]
@@ -44,14 +152,122 @@ class Part:
         return bad
 
     def finish(self) -> dict[str, Any]:
-        """Force it to disk; returns what the journal keeps of it."""
+        """Force the part to disk; returns its entry for the journal."""
         for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
             file.close()
         return {**self._counts, "examples": self._examples}
 
     def discard(self) -> None:
+        """Delete the part."""
         for file, path in zip(self._files, self._paths, strict=True):
             file.close()
             path.unlink(missing_ok=True)
+
+
+def assemble(
+    journal: Journal,
+    finished: list[dict[str, Any]],
+    folder: Path,
+    dtype: np.dtype,
+    fraction: float,
+    meta: dict[str, Any],
+) -> dict[str, Any]:
+    """Concatenate the parts into train.bin and val.bin, then write meta.json; returns its content.
+
+    Each part is deleted once its copy is on disk: the token files and one part are all the space needed.
+    A killed assembly resumes after the last completed part.
+
+    Args:
+        finished: the journal's lines of all pieces, in order.
+        fraction: of the documents to hold out for validation, if the source has no splits of its own.
+        meta: further content of meta.json.
+    """
+    has_splits = any(line["split"] for line in finished)
+    validation = np.empty(0) if has_splits else held_out(sum(x["documents"] for x in finished), fraction)
+    counts = {split: dict.fromkeys(("documents", "tokens", "bytes"), 0) for split in SPLITS}
+    done = [line for line in journal.lines if "assembled" in line]
+    if done:
+        counts = done[-1]["counts"]
+    partial = {split: folder / f"{split}.bin.partial" for split in SPLITS}
+    if len(done) < len(finished):
+        files = {
+            split: _open_at(partial[split], counts[split]["tokens"] * dtype.itemsize) for split in SPLITS
+        }
+        first = 0  # index of the part's first document
+        for number, line in enumerate(finished):
+            if number >= len(done):
+                paths = _part_paths(journal.folder, number)
+                _append_part(paths, line["split"], validation, first, files, counts, dtype)
+                for file in files.values():
+                    sync(file)
+                journal.append({"assembled": number, "counts": counts})
+                for path in paths:
+                    path.unlink()
+            first += line["documents"]
+        for file in files.values():
+            file.close()
+    logger.info("checking the token files ...")
+    described = {}
+    for split in SPLITS:
+        path = folder / f"{split}.bin"
+        if partial[split].exists():
+            os.replace(partial[split], path)
+        described[split] = describe_tokens(path, dtype)
+    rule = f"{fraction:.2%} of the documents, numpy default_rng({SPLIT_SEED}).permutation"
+    result = {
+        **meta,
+        "documents": {split: counts[split]["documents"] for split in SPLITS},
+        "bytes": {split: counts[split]["bytes"] for split in SPLITS},
+        "split": "the source's own" if has_splits else rule,
+        "splits": described,
+    }
+    write_json(folder / META, result)
+    return result
+
+
+def _open_at(path: Path, size: int) -> BinaryIO:
+    """Open for appending after `size` bytes: the rest is of a part that was not completed."""
+    file = open(path, "a+b")  # noqa: SIM115
+    file.truncate(size)
+    return file
+
+
+def _append_part(
+    paths: tuple[Path, Path],
+    split: str | None,
+    validation: np.ndarray,
+    first: int,
+    files: dict[str, BinaryIO],
+    counts: dict[str, dict[str, int]],
+    dtype: np.dtype,
+) -> None:
+    """Copy a part's documents to their splits, and count them. validation: indices of held-out documents."""
+    sizes = np.fromfile(paths[1], dtype=np.uint32).reshape(-1, 2).astype(np.int64)
+    ends = np.append(0, sizes[:, 0].cumsum())  # of the documents, in tokens
+    if split is not None:
+        cuts, names = [0, len(sizes)], [split]
+    else:  # stretches of training documents between single validation documents
+        start, stop = np.searchsorted(validation, [first, first + len(sizes)])
+        cuts, names = [0], []
+        for index in (validation[start:stop] - first).tolist():
+            cuts += [index, index + 1]
+            names += ["train", "val"]
+        cuts.append(len(sizes))
+        names.append("train")
+    with open(paths[0], "rb") as part:
+        for name, (start, stop) in zip(names, pairwise(cuts), strict=True):
+            tokens = int(ends[stop] - ends[start])
+            _copy(part, files[name], tokens * dtype.itemsize)
+            counts[name]["documents"] += stop - start
+            counts[name]["tokens"] += tokens
+            counts[name]["bytes"] += int(sizes[start:stop, 1].sum())
+
+
+def _copy(source: BinaryIO, target: BinaryIO, size: int) -> None:
+    while size:
+        content = source.read(min(size, 1 << 22))
+        if not content:
+            raise OSError(f"{source.name} is shorter than its journal says")
+        target.write(content)
+        size -= len(content)

@@ -1,4 +1,4 @@
-"""Real English text that every CPython installs: its language reference and its library's documentation."""
+"""pydoc: the English text that every CPython installs, its language reference and library documentation."""
 
 import ast
 import inspect
@@ -12,22 +12,25 @@ from pathlib import Path
 
 import numpy as np
 
-from data.assembly import SPLIT_SEED
-from data.preparation import Job, split_documents, text_bytes
-from data.token_files import write_corpus
+from data.token_files import SPLIT_SEED, held_out, write_corpus
+from data.tokenise import Preparation
 from data.tokenizers import make_tokenizer
 from errors import Failure
 
-# Tests, and what a package manager puts beside the library.
+# Tests, and packages installed into the library's folder.
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
 FRACTION = 0.05  # of the documents are held out
 
 
-def prepare(job: Job) -> int:
-    """Write the token files; returns how many documents there are."""
+def prepare(job: Preparation) -> int:
+    """Write the token files; returns the number of documents."""
     tokenizer = make_tokenizer(job.tokenizer)
     texts = list(documents())
-    splits = split_documents(texts, FRACTION)
+    validation = set(held_out(len(texts), FRACTION).tolist())
+    splits = {
+        "train": [text for index, text in enumerate(texts) if index not in validation],
+        "val": [text for index, text in enumerate(texts) if index in validation],
+    }
     end = np.array([tokenizer.end_of_text], dtype=tokenizer.dtype)
     meta = {
         "corpus": "pydoc",
@@ -36,7 +39,7 @@ def prepare(job: Job) -> int:
         "source": "topics of the language reference, docstrings and comments of the standard library",
         "python": platform.python_version(),
         "documents": {split: len(part) for split, part in splits.items()},
-        "bytes": {split: text_bytes(part) for split, part in splits.items()},
+        "bytes": {split: sum(len(text.encode()) for text in part) for split, part in splits.items()},
         "split": f"{FRACTION:.2%} of the documents, numpy default_rng({SPLIT_SEED}).permutation",
     }
     tokens = {
@@ -48,10 +51,10 @@ def prepare(job: Job) -> int:
 
 
 def documents() -> Iterator[str]:
-    """The topics of the language reference by name, then the library's modules by path, one document each.
+    """A document for each topic of the language reference, by name, and for each library module, by path.
 
-    A module's document is its docstrings and comments in the order of the source. Text and order depend on
-    the installed Python alone. Raises Failure where the sources are not installed.
+    A module's document is its docstrings and comments in order. Text and order depend on the installed Python
+    alone. Raises Failure if the sources are not installed.
     """
     try:
         from pydoc_data.topics import topics
@@ -74,7 +77,7 @@ def documents() -> Iterator[str]:
 
 
 def prose(source: bytes) -> str:
-    """Docstrings and comments of a module, in order, an empty line between them; "" if it does not parse."""
+    """Docstrings and comments of a module in order, separated by empty lines; "" if it does not parse."""
     try:
         parts = [*_docstrings(source), *_comments(source)]
     except (SyntaxError, ValueError, tokenize.TokenError):
@@ -94,7 +97,7 @@ def _docstrings(source: bytes) -> Iterator[tuple[int, str]]:
 
 
 def _comments(source: bytes) -> Iterator[tuple[int, str]]:
-    """(line, text) of each run of comment lines; lines without a letter are ornament."""
+    """(line, text) of each block of comment lines; lines without a letter are decoration."""
     first, last, lines = 0, 0, []
     for token in tokenize.tokenize(io.BytesIO(source).readline):
         if token.type != tokenize.COMMENT:

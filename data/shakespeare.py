@@ -1,13 +1,13 @@
-"""Tiny Shakespeare (public domain), as Karpathy's char-rnn put it together."""
+"""Tiny Shakespeare (public domain), the text of Karpathy's char-rnn, by characters."""
 
 import hashlib
 import http.client
 import urllib.request
 from pathlib import Path
 
-from data.preparation import Job, text_bytes
 from data.token_files import write_corpus
-from data.tokenizers import Characters
+from data.tokenise import Preparation
+from data.tokenizers import CharTokenizer
 from errors import Failure, UsageError
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -15,20 +15,20 @@ SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TIMEOUT_SECONDS = 20
 
 
-def prepare(job: Job) -> int:
-    """Write the token files: the first 90 % of the characters, and the rest."""
-    whole = text(job.data_dir, job.folder)
-    tokenizer = Characters("".join(sorted(set(whole))))
+def prepare(job: Preparation) -> int:
+    """Write the token files: the first 90 % of the characters, and the rest. Returns 1, the documents."""
+    content = text(job.data_dir, job.folder)
+    tokenizer = CharTokenizer("".join(sorted(set(content))))
     if tokenizer.vocab_size > 1 << 16:
         raise UsageError(f"the text has {tokenizer.vocab_size:,} different characters; 65,536 are possible")
-    tokens = tokenizer.encode(whole)
+    tokens = tokenizer.encode(content)
     cut = int(0.9 * len(tokens))
     meta = {
         "corpus": "shakespeare-char",
         "tokenizer": tokenizer.to_meta(),
         "source": "tiny Shakespeare",
         "documents": {"train": 1, "val": 1},
-        "bytes": {"train": text_bytes([whole[:cut]]), "val": text_bytes([whole[cut:]])},
+        "bytes": {"train": len(content[:cut].encode()), "val": len(content[cut:].encode())},
         "split": "the first 90 % of the characters, and the rest",
     }
     write_corpus(job.folder, {"train": [tokens[:cut]], "val": [tokens[cut:]]}, meta)
@@ -36,21 +36,21 @@ def prepare(job: Job) -> int:
 
 
 def text(data_dir: Path, folder: Path) -> str:
-    """From a file in `folder` or `data_dir`, else downloaded. Raises Failure where neither is possible."""
+    """The text, from a file in `folder` or `data_dir`, else downloaded. Raises Failure if neither works."""
     for path in (folder / "input.txt", folder / "tinyshakespeare.txt", data_dir / "tinyshakespeare.txt"):
         if path.is_file():
             return _read(path)
     try:
         with urllib.request.urlopen(URL, timeout=TIMEOUT_SECONDS) as response:
             content = response.read()
-    except (OSError, http.client.HTTPException) as error:  # the latter from what is no web server
-        reason = " ".join(str(error).split())  # it may quote lines of what was sent
+    except (OSError, http.client.HTTPException) as error:  # the latter if the answer is no HTTP
+        reason = " ".join(str(error).split())  # it may quote lines of the answer
         raise Failure(
             f"tiny Shakespeare could not be downloaded ({reason}); put the text at {folder / 'input.txt'}, "
-            "and the same command goes on from there"
+            "and run the same command again"
         ) from error
     if hashlib.sha256(content).hexdigest() != SHA256:
-        raise Failure(f"{URL} did not send the text that is expected: its checksum differs")
+        raise Failure(f"{URL} did not send the expected text: its checksum differs")
     return content.decode()
 
 

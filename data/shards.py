@@ -1,17 +1,19 @@
-"""Token files in shards: a header of 256 int32 (magic, version, token count), then uint16 ids.
+"""Token files in shards: a header of 256 int32 (magic number, version, token count), then uint16 ids.
 
 The format of modded-nanogpt's FineWeb files: <name>_train_000001.bin, ..., <name>_val_000000.bin.
-`python -m data.shards --dataset NAME --output FOLDER` writes a corpus in it.
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from errors import Failure, UsageError, run_script
-from files import folder_name, write_atomically
+from data.sources import matching_files
+from data.token_files import SPLITS, require_sequence
+from data.tokenizers import TiktokenTokenizer
+from errors import Failure, UsageError
+from files import write_atomically
 
 MAGIC, VERSION = 20240520, 1
 HEADER = 256  # int32
@@ -19,8 +21,44 @@ DTYPE = np.dtype("<u2")
 PER_SHARD = 100_000_000  # tokens
 
 
+def find_shards(dataset: str) -> list[Path]:
+    """The .bin files that `files:<pattern>` matches; none if it matches documents.
+
+    Raises UsageError if it matches both.
+    """
+    paths = matching_files(dataset)
+    found = [path for path in paths if path.suffix == ".bin"]
+    if found and len(found) < len(paths):
+        raise UsageError(
+            f"--dataset {dataset}: .bin shards and documents cannot be one corpus; give two patterns"
+        )
+    return found
+
+
+def open_shards(
+    paths: list[Path], sequence_length: int, in_ram: bool
+) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
+    """Open shards: their meta, and the arrays (n,) of each split, which is read off the file names.
+
+    Raises UsageError without files for both splits, Failure for damaged ones.
+    """
+    splits: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    for path in paths:
+        named = [split for split in SPLITS if f"_{split}_" in path.name]
+        if len(named) != 1:
+            raise UsageError(f"{path}: the name of a shard must hold _train_ or _val_")
+        tokens = open_shard(path)
+        require_sequence(path, len(tokens), sequence_length)
+        splits[named[0]].append(np.array(tokens) if in_ram else tokens)
+    for split, arrays in splits.items():
+        if not arrays:
+            raise UsageError(f"{paths[0].parent}: no shard is named _{split}_; both splits are needed")
+    vocab_size, _ = TiktokenTokenizer.SIZES["gpt2"]
+    return {"corpus": "shards", "tokenizer": {"name": "gpt2", "vocab_size": vocab_size}}, splits
+
+
 def open_shard(path: Path) -> np.ndarray:
-    """The tokens (n,), uint16, mapped read-only. Raises Failure for another format, or a damaged file."""
+    """The tokens (n,), uint16, mapped read-only. Raises Failure for another format or a damaged file."""
     try:
         size = path.stat().st_size
         header = np.fromfile(path, dtype="<i4", count=HEADER)
@@ -32,7 +70,7 @@ def open_shard(path: Path) -> np.ndarray:
         if count < 1 or size != 4 * HEADER + DTYPE.itemsize * count:
             raise Failure(
                 f"{path} is damaged: it has {size:,} bytes, and {count:,} tokens take "
-                f"{4 * HEADER + DTYPE.itemsize * count:,}; bring it again"
+                f"{4 * HEADER + DTYPE.itemsize * count:,}; copy it here again"
             )
         return np.memmap(path, dtype=DTYPE, mode="r", offset=4 * HEADER, shape=(count,))
     except OSError as error:
@@ -40,7 +78,7 @@ def open_shard(path: Path) -> np.ndarray:
 
 
 def write_shard(path: Path, tokens: np.ndarray) -> None:
-    """Write a shard, which appears whole. Raises UsageError for ids that 16 bits do not hold."""
+    """Write a shard atomically. Raises UsageError for ids that need more than 16 bits."""
     if tokens.dtype.itemsize > DTYPE.itemsize and tokens.max(initial=0) >= 1 << 16:
         raise UsageError(f"{path}: shards hold ids below 65,536, and these reach {tokens.max():,}")
     header = np.zeros(HEADER, dtype="<i4")
@@ -51,7 +89,7 @@ def write_shard(path: Path, tokens: np.ndarray) -> None:
 def write_shards(
     folder: Path, name: str, split: str, arrays: list[np.ndarray], per_shard: int = PER_SHARD
 ) -> Iterator[Path]:
-    """Write a split in shards of `per_shard` tokens, the last one shorter; yields each path."""
+    """Write a split in shards of `per_shard` tokens, the last of each array shorter; yields their paths."""
     if per_shard < 1:
         raise UsageError(f"--tokens_per_shard {per_shard} must be at least 1")
     number = 0 if split == "val" else 1
@@ -63,24 +101,9 @@ def write_shards(
             yield path
 
 
-def main() -> None:
-    """Write the corpus that the flags name as shards."""
-    from data import open_corpus, registered_corpora
+if __name__ == "__main__":  # the former `python -m data.shards`
+    import runpy
+    import sys
 
-    parser = argparse.ArgumentParser(prog="python -m data.shards", description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(registered_corpora())}")
-    parser.add_argument("--tokenizer", help="default: the corpus' own")
-    parser.add_argument("--data_dir", help="where token files lie; default: data/datasets")
-    parser.add_argument("--output", required=True, help="the folder that the shards go to")
-    parser.add_argument("--tokens_per_shard", type=int, default=PER_SHARD)
-    args = parser.parse_args()
-    corpus = open_corpus(args.dataset, data_dir=args.data_dir, tokenizer=args.tokenizer)
-    name = folder_name(corpus.name)
-    for split in ("val", "train"):
-        arrays = corpus.arrays(split)
-        for path in write_shards(Path(args.output), name, split, arrays, args.tokens_per_shard):
-            print(path)
-
-
-if __name__ == "__main__":
-    run_script(main)
+    sys.argv[1:1] = ["shards"]
+    runpy.run_module("prepare_data", run_name="__main__", alter_sys=True)

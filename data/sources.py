@@ -1,22 +1,133 @@
-"""Where `data.tokenise` takes documents from: files, or a stream from the Hugging Face hub."""
+"""Documents out of files: a source is a list of files, each read as blocks of records in constant memory.
 
+Formats by ending: .jsonl and .jsonl.zst (an object per line), .parquet (one column), .txt (one document per
+file). JSONL files may be members of an uncompressed tar archive, which are read in place, without extracting.
+"""
+
+import glob
 import hashlib
+import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
 
-from data.records import Damaged, SourceFile, text_blocks
-from data.tokenise import Piece
-from errors import Failure
+from errors import Failure, UsageError
+from files import FILES_PREFIX
 
-PER_PIECE = 1 << 28  # characters of a stream after which a killed preparation can go on
+BLOCK_BYTES = 1 << 20  # of text in one task of a worker
+LONGEST_RECORD = 1 << 26  # bytes; longer records are skipped, which keeps memory constant
+_READ = 1 << 20
+_FEED = (64, 1 << 12)  # compressed bytes decompressed at once, fewest and most
+_GROWN = 1 << 20  # bytes they should become at most: repetitive text grows ten thousandfold
+FORMATS = (".jsonl", ".jsonl.zst", ".parquet", ".txt")
 
-Join = Callable[[Iterable[str]], Iterator[str]]
+
+Join = Callable[[Iterable[str]], Iterator[str]]  # makes documents of rows or lines
 
 
-class Files:
-    """Files in the order given, each a piece. column, join: see `SourceFile.blocks`."""
+class DamagedFile(Exception):
+    """A file that cannot be read to its end; the message is the reason."""
 
-    def __init__(self, files: list[SourceFile], column: str, join: Join | None = None) -> None:
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive records of a file: unparsed `lines` of JSONL, or the `texts` of documents.
+
+    too_long: the block stands for one record that was skipped for its length.
+    """
+
+    lines: bytes = b""
+    texts: tuple[str, ...] = ()
+    too_long: bool = False
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a source that is finished as one: a file, or a stretch of a stream.
+
+    name: for reports. split: train or val; None if documents are to be held out of it. blocks: may raise
+    DamagedFile. state: called after the last block, where the source stands then, as plain data.
+    """
+
+    name: str
+    split: str | None
+    blocks: Iterator[Block]
+    state: Callable[[], Any] = field(default=lambda: None)
+
+
+class Source(Protocol):
+    """Where documents come from. identity: plain data that distinguishes it from other sources.
+
+    size: bytes, None if unknown. read: bytes read so far.
+    """
+
+    identity: dict[str, Any]
+    size: int | None
+    read: int
+
+    def pieces(self, finished: list[dict[str, Any]]) -> Iterator[Piece]:
+        """All pieces after the finished ones, whose journal lines are given."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file, or a member of an archive: `size` bytes from `offset` in `path`.
+
+    name: for reports. split: train or val; None if documents are to be held out of it. damage: why it cannot
+    be read, if that is known already.
+    """
+
+    name: str
+    path: Path
+    size: int
+    offset: int = 0
+    split: str | None = None
+    damage: str | None = None
+
+    def blocks(
+        self, column: str, join: Join | None = None, count: Callable[[int], None] = lambda size: None
+    ) -> Iterator[Block]:
+        """The file's records in order.
+
+        Args:
+            column: of the text in a parquet file.
+            join: makes documents of a parquet file's rows or a text's lines, if they are not documents.
+            count: called with the number of bytes after each read.
+
+        Raises:
+            DamagedFile: the file cannot be read to its end.
+        """
+        if self.damage:
+            raise DamagedFile(self.damage)
+        if self.name.endswith(".parquet"):
+            texts = _parquet_texts(self, column)
+            yield from text_blocks(join(texts) if join else texts)
+        elif self.name.endswith(".txt"):
+            text = _text(self, count)
+            yield from text_blocks(join(text.splitlines(keepends=True)) if join else [text])
+        elif self.name.endswith(".jsonl.zst"):
+            yield from _line_blocks(_decompressed(self._bytes(count)))
+        else:
+            yield from _line_blocks(self._bytes(count))
+
+    def _bytes(self, count: Callable[[int], None]) -> Iterator[bytes]:
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            left = self.size
+            while left:
+                part = file.read(min(_READ, left))
+                if not part:
+                    raise DamagedFile(f"{left:,} bytes are missing at its end")
+                left -= len(part)
+                count(len(part))
+                yield part
+
+
+class FileSource:
+    """Files in the given order, each a piece. column, join: see `SourceFile.blocks`."""
+
+    def __init__(self, files: list[SourceFile], column: str = "text", join: Join | None = None) -> None:
         self._files, self._column, self._join = files, column, join
         self.size = sum(file.size for file in files)
         self.read = 0
@@ -38,108 +149,144 @@ class Files:
         self.read += size
 
 
-class HubStream:
-    """Splits of a data set of the hub, read over the network as they are needed.
+def matching_files(dataset: str) -> list[Path]:
+    """The files that `files:<pattern>,<pattern>...` matches, sorted; ** matches any folders."""
+    patterns = dataset.removeprefix(FILES_PREFIX).split(",")
+    found = {path for pattern in patterns for path in glob.glob(pattern.strip(), recursive=True)}
+    return [Path(path).resolve() for path in sorted(found) if Path(path).is_file()]
 
-    open_split: the hub's name of a split -> its `datasets` stream. splits: ours -> theirs; "all" where
-    documents are to be held out. keep: which rows count. join: makes documents of texts; such a split is one
-    piece, for the documents of the next one begin in the middle of a stretch of rows.
+
+def tar_files(archive: Path, ending: str = ".jsonl.zst") -> list[SourceFile]:
+    """The members of a tar archive with that ending, sorted by name; of equal names the last one counts.
+
+    Raises Failure if the archive is missing, truncated or no tar archive, or has no such member.
     """
+    members: dict[str, SourceFile] = {}
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            for member in tar:
+                if member.name.endswith(ending):
+                    damage = None if member.isreg() else "it is a link, not a file"
+                    if _escapes(member.name):
+                        damage = "its path leads out of the archive's folder"
+                    members[member.name] = SourceFile(
+                        member.name, archive, member.size, member.offset_data, damage=damage
+                    )
+    except tarfile.TarError as error:
+        raise Failure(f"{archive} is no complete tar archive ({error}); copy or download it again") from error
+    except OSError as error:
+        raise Failure(f"cannot read {archive}: {error.strerror or error}") from error
+    if not members:
+        raise Failure(f"{archive} holds no *{ending}: it is another archive than was expected")
+    return [members[name] for name in sorted(members)]
 
-    size = None
 
-    def __init__(
-        self,
-        identity: dict[str, Any],
-        open_split: Callable[[str], Any],
-        splits: dict[str, str],
-        column: str,
-        keep: Callable[[dict[str, Any]], bool] | None = None,
-        join: Join | None = None,
-    ) -> None:
-        self.identity, self.read = identity, 0
-        self._open, self._splits, self._column = open_split, splits, column
-        self._keep, self._join = keep, join
+def _escapes(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts
 
-    def pieces(self, finished: list[dict[str, Any]]) -> Iterator[Piece]:
-        done = {line["state"]["split"]: line["state"] for line in finished}
-        for ours, theirs in self._splits.items():
-            state = done.get(ours)
-            if state is not None and state["ended"]:
+
+def folder_files(paths: list[Path], split: str | None = None) -> list[SourceFile]:
+    """The files at these paths. Raises UsageError for a missing file or an unknown format."""
+    found = []
+    for path in paths:
+        if not path.name.endswith(FORMATS):
+            raise UsageError(f"{path}: its name must end in one of {', '.join(FORMATS)}")
+        if not path.is_file():
+            raise UsageError(f"{path} is no file")
+        found.append(SourceFile(str(path), path, path.stat().st_size, split=split))
+    return found
+
+
+def _line_blocks(chunks: Iterator[bytes]) -> Iterator[Block]:
+    """Blocks of complete lines, of BLOCK_BYTES or a little more."""
+    rest = bytearray()
+    skipping = False  # within a line that is too long
+    for chunk in chunks:
+        if skipping:
+            start = chunk.find(b"\n") + 1
+            if not start:
                 continue
-            try:
-                stream = self._open(theirs)
-                if state is not None:
-                    stream.load_state_dict(state["stream"])
-                rows = iter(stream)
-            except Exception as error:  # of the many libraries in between
-                raise _unreachable(self.identity, error) from error
-            number = sum(line["state"]["split"] == ours for line in finished)
-            ended = False
-            while not ended:
-                stretch = _Stretch(self._texts(rows), None if self._join else PER_PIECE)
-                blocks = text_blocks(self._join(stretch) if self._join else stretch)
-                split = None if ours == "all" else ours
-
-                def where(stream: Any = stream, stretch: "_Stretch" = stretch, ours: str = ours) -> Any:
-                    return {"split": ours, "ended": stretch.ended, "stream": stream.state_dict()}
-
-                number += 1
-                yield Piece(f"{theirs}, stretch {number}", split, blocks, where)
-                ended = stretch.ended
-
-    def _texts(self, rows: Iterator[dict[str, Any]]) -> Iterator[Any]:
-        while True:
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except Exception as error:
-                raise _unreachable(self.identity, error) from error
-            if self._keep is None or self._keep(row):
-                if self._column not in row:
-                    raise Damaged(f'it has no column "{self._column}", but {", ".join(row)}')
-                yield row[self._column]
+            skipping = False
+            yield Block(too_long=True)
+            rest += chunk[start:]
+        else:
+            rest += chunk
+        if len(rest) < BLOCK_BYTES:
+            continue
+        end = rest.rfind(b"\n") + 1
+        if end:
+            yield Block(lines=bytes(rest[:end]))
+            del rest[:end]
+        if len(rest) > LONGEST_RECORD:
+            rest.clear()
+            skipping = True
+    if skipping:
+        yield Block(too_long=True)
+    if rest:
+        yield Block(lines=bytes(rest))
 
 
-class _Stretch:
-    """Texts up to about `limit` characters. ended: whether they were the last ones."""
+def _decompressed(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The content of concatenated zstd frames. Raises DamagedFile, also if the last one is truncated."""
+    import zstandard
 
-    def __init__(self, texts: Iterator[Any], limit: int | None) -> None:
-        self._texts, self._limit, self.ended = texts, limit, False
-
-    def __iter__(self) -> Iterator[Any]:
-        size = 0
-        for text in self._texts:
-            yield text
-            size += len(text) if isinstance(text, str) else 0
-            if self._limit is not None and size >= self._limit:
-                return
-        self.ended = True
-
-
-def _unreachable(identity: dict[str, Any], error: Exception) -> Failure:
-    return Failure(
-        f"cannot read {identity['path']} from the Hugging Face hub ({type(error).__name__}: "
-        f"{' '.join(str(error).split())[:200]}); prepare it on a machine with network, where the same "
-        f"command goes on from what is finished, or put its files into {identity['by_hand']}/"
-    )
-
-
-def articles(lines: Iterable[str]) -> Iterator[str]:
-    """WikiText's articles out of its lines: each begins with a heading of the first order, " = Title = "."""
-    article: list[str] = []
-    for line in lines:
-        if _is_title(line) and article:
-            text = "".join(article)
-            if text.strip():
-                yield text
-            article = []
-        article.append(line)
-    if "".join(article).strip():
-        yield "".join(article)
+    frame, complete = zstandard.ZstdDecompressor().decompressobj(), True
+    feed = _FEED[0]
+    try:
+        for chunk in chunks:
+            start = 0
+            while start < len(chunk):
+                if frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                data = chunk[start : start + feed]
+                content = frame.decompress(data)
+                start += len(data) - len(frame.unused_data)
+                complete = frame.eof
+                feed = min(2 * feed, _FEED[1]) if len(content) < _GROWN else max(feed // 4, _FEED[0])
+                if content:
+                    yield content
+    except zstandard.ZstdError as error:
+        raise DamagedFile(f"its compression is damaged ({error})") from error
+    if not complete:
+        raise DamagedFile("it breaks off in the middle of its compressed data")
 
 
-def _is_title(line: str) -> bool:
-    parts = line.strip().split(" ")
-    return len(parts) > 2 and parts[0] == parts[-1] == "=" and "=" not in parts[1:-1]
+def _text(file: SourceFile, count: Callable[[int], None]) -> str:
+    if file.size > LONGEST_RECORD:
+        raise DamagedFile(
+            f"as one document of {file.size:,} bytes it is too long (at most {LONGEST_RECORD:,}); split it, "
+            'or write its documents as lines of JSON with a "text"'
+        )
+    try:
+        return b"".join(file._bytes(count)).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DamagedFile(f"it is not UTF-8 (byte {error.start:,})") from error
+
+
+def _parquet_texts(file: SourceFile, column: str) -> Iterator[str | None]:
+    """A column, row by row; memory holds one row group."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(file.path)
+        if column not in table.schema_arrow.names:
+            raise DamagedFile(f'it has no column "{column}", but {", ".join(table.schema_arrow.names)}')
+        for batch in table.iter_batches(batch_size=256, columns=[column], use_threads=False):
+            yield from batch.column(0).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DamagedFile(f"it is no complete parquet file ({' '.join(str(error).split())})") from error
+
+
+def text_blocks(texts: Iterable[str | None]) -> Iterator[Block]:
+    """Documents in blocks of about BLOCK_BYTES."""
+    block, size = [], 0
+    for text in texts:
+        block.append(text)
+        size += len(text) if isinstance(text, str) else 0
+        if size >= BLOCK_BYTES:
+            yield Block(texts=tuple(block))
+            block, size = [], 0
+    if block:
+        yield Block(texts=tuple(block))

@@ -1,4 +1,4 @@
-"""Token files: {train,val}.bin, little-endian uint16 or uint32, and a meta.json that says what they hold."""
+"""Token files: {train,val}.bin, little-endian uint16 or uint32, and the meta.json that describes them."""
 
 import contextlib
 import hashlib
@@ -9,20 +9,38 @@ from typing import Any
 
 import numpy as np
 
-from data.ids import id_dtype
 from errors import Failure, UsageError
 from files import write_atomically, write_json
 
 SPLITS = ("train", "val")
 META = "meta.json"
-_CHUNK = 1 << 24  # tokens read at once when a whole file is looked through
-_READ_AGAIN = 1 << 29  # tokens up to which a file is looked through at each start (1 GiB)
+SPLIT_SEED = 2357
+_CHUNK = 1 << 24  # tokens read at once when a file is scanned
+_ALWAYS_SCANNED = 1 << 29  # tokens (1 GiB) up to which a file is scanned each time it is opened
+
+
+def id_dtype(vocab_size: int) -> np.dtype:
+    """Dtype of token ids on disk: little-endian, 16 bits where they suffice, else 32."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def held_out(documents: int, fraction: float) -> np.ndarray:
+    """Indices of the validation documents, ascending: the split rule of the released code.
+
+    They are the first max(1, round(fraction * documents)) of numpy's
+    default_rng(2357).permutation(documents).
+    """
+    count = max(1, round(fraction * documents))
+    # Shuffling 32-bit numbers draws the same permutation in half the memory.
+    order = np.arange(documents, dtype=np.uint32 if documents < 1 << 32 else np.int64)
+    np.random.default_rng(SPLIT_SEED).shuffle(order)
+    return np.sort(order[:count])
 
 
 def write_corpus(folder: Path, splits: dict[str, list[np.ndarray]], meta: dict[str, Any]) -> None:
-    """Write both splits and meta.json, each appearing whole; meta.json comes last and makes them complete.
+    """Write both splits and meta.json, each atomically; meta.json comes last and marks them complete.
 
-    splits: the arrays of token ids to be laid end to end. Raises Failure when the folder cannot be written.
+    splits: arrays of token ids, which are concatenated. Raises Failure when the folder cannot be written.
     """
     dtype = id_dtype(meta["tokenizer"]["vocab_size"])
     described = {}
@@ -35,9 +53,9 @@ def write_corpus(folder: Path, splits: dict[str, list[np.ndarray]], meta: dict[s
 
 
 def describe_tokens(path: Path, dtype: np.dtype, end_of_text: int | None = None) -> dict[str, Any]:
-    """What meta.json says of a split: read off its file. Raises Failure where that cannot be read.
+    """Scan a token file for its entry in meta.json: token count, largest token, SHA-256.
 
-    end_of_text: where given, `documents` is how often it stands there.
+    end_of_text: if given, the entry also counts `documents` by it. Raises Failure if the file cannot be read.
     """
     digest, count, largest, documents = hashlib.sha256(), 0, 0, 0
     with _reading(path), open(path, "rb") as file:
@@ -51,13 +69,43 @@ def describe_tokens(path: Path, dtype: np.dtype, end_of_text: int | None = None)
     return found if end_of_text is None else {**found, "documents": documents}
 
 
+def verify(folder: Path) -> list[str]:
+    """Scan both token files and compare tokens, documents and checksums with meta.json.
+
+    Returns a line for each split. Raises Failure at the first difference, or without a meta.json.
+    """
+    meta = read_meta(folder)
+    if meta is None or "splits" not in meta:
+        raise Failure(f"{folder} has no meta.json that describes its token files; prepare the corpus first")
+    lines = []
+    for split in SPLITS:
+        path = folder / f"{split}.bin"
+        found = describe_tokens(path, dtype_of(meta), meta.get("end_of_text"))
+        for name, expected in meta["splits"][split].items():
+            if found.get(name) != expected:
+                raise Failure(
+                    f"{path}: {name} is {found.get(name)}, but meta.json says {expected}; delete the token "
+                    "files and prepare the corpus again, or copy the file here again"
+                )
+        documents = meta.get("documents", {}).get(split)
+        counted = found.get("documents", documents)
+        if documents is not None and counted != documents:
+            raise Failure(f"{path} has {counted:,} documents, but meta.json says {documents:,}")
+        lines.append(
+            f"{path}: {found['tokens']:,} tokens"
+            + (f" in {documents:,} documents" if documents is not None else "")
+            + f", sha256 {found['sha256'][:16]}...: as meta.json says"
+        )
+    return lines
+
+
 def dtype_of(meta: dict[str, Any]) -> np.dtype:
-    """Of the ids in the files; uint16 where meta.json does not tell."""
+    """Dtype of the ids in the files; uint16 where meta.json has none."""
     return np.dtype(meta.get("dtype", "uint16")).newbyteorder("<")
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:
-    """The content of meta.json; None where there is none. Raises Failure when it is damaged."""
+    """The content of meta.json; None if there is none. Raises Failure when it is damaged."""
     path = folder / META
     try:
         with _reading(path):
@@ -66,13 +114,13 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
             _check_meta(meta)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Failure(
-            f"{path} is damaged ({error}); delete it to prepare the corpus again, or bring it again"
+            f"{path} is damaged ({error}); delete it to prepare the corpus again, or copy it here again"
         ) from error
     return meta
 
 
 def _check_meta(meta: Any) -> None:
-    """Raises KeyError, TypeError or AttributeError where something that is read later is not there."""
+    """Raises KeyError, TypeError or AttributeError where a field that is read later is missing or wrong."""
     numbers = {"vocab_size": meta["tokenizer"]["vocab_size"]}
     for split, described in meta.get("splits", {}).items():
         numbers |= {f"{name} of {split}": described[name] for name in ("tokens", "largest_token")}
@@ -94,42 +142,37 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def open_tokens(path: Path, meta: dict[str, Any], sequence_length: int, in_ram: bool) -> np.ndarray:
-    """The tokens of a file (n,), uint16 or uint32: mapped read-only, or read into memory.
+    """Open a token file: (n,), uint16 or uint32, mapped read-only or read into memory.
 
-    Raises Failure naming the file when it is missing, empty, of odd length, of another length than meta.json
-    says, too short for one sequence, or holds a token that its tokeniser does not have.
+    Raises Failure, naming the file, if it is missing, empty, truncated, longer than meta.json says, too short
+    for one sequence, or holds a token that its tokeniser does not have.
     """
     described, dtype = meta.get("splits", {}).get(path.stem), dtype_of(meta)
     with _reading(path):
         count = _token_count(path, dtype)
         if described is not None and described["tokens"] != count:
-            what = "truncated" if count < described["tokens"] else "longer than it was made"
+            difference = "truncated" if count < described["tokens"] else "longer than when it was made"
             raise Failure(
-                f"{path} is {what}: {count:,} tokens, but meta.json says {described['tokens']:,}; "
+                f"{path} is {difference}: {count:,} tokens, but meta.json says {described['tokens']:,}; "
                 f"{_remedy(path)}"
             )
         require_sequence(path, count, sequence_length)
         tokens = np.memmap(path, dtype=dtype, mode="r")
-    # Of a large file, what was measured when it was made is believed: reading it again would take long.
-    # Damage that came later is found by batches that are given a vocab_size.
-    believed = described is not None and count > _READ_AGAIN
-    largest = described["largest_token"] if believed else _largest(tokens)
-    require_known(path, largest, meta)
-    return np.array(tokens) if in_ram else tokens
-
-
-def require_known(path: Path, largest: int, meta: dict[str, Any]) -> None:
-    """Raises Failure for a token that the tokeniser does not have."""
+    # Scanning a large file at each start would take long: meta.json is trusted. Damage since then is found
+    # when a batch is checked against the vocabulary.
+    trusted = described is not None and count > _ALWAYS_SCANNED
+    largest = described["largest_token"] if trusted else _largest(tokens)
     tokenizer = meta["tokenizer"]
     if largest >= tokenizer["vocab_size"]:
         raise Failure(
             f"{path} holds token {largest}, but its {tokenizer['name']} tokeniser has "
             f"{tokenizer['vocab_size']:,}; {_remedy(path)}"
         )
+    return np.array(tokens) if in_ram else tokens
 
 
 def _token_count(path: Path, dtype: np.dtype) -> int:
-    """Raises Failure unless the file is a whole number of tokens, and one at least."""
+    """Raises Failure unless the file holds a positive, integral number of tokens."""
     if not path.is_file():
         raise Failure(f"{path} is missing; {_remedy(path)}")
     size = path.stat().st_size
@@ -137,15 +180,15 @@ def _token_count(path: Path, dtype: np.dtype) -> int:
         raise Failure(f"{path} is empty; {_remedy(path)}")
     if size % dtype.itemsize:
         raise Failure(
-            f"{path} has {size:,} bytes, so it is no whole file of {8 * dtype.itemsize}-bit tokens; "
+            f"{path} has {size:,} bytes, which is no multiple of the {dtype.itemsize} bytes of a token; "
             f"{_remedy(path)}"
         )
     return size // dtype.itemsize
 
 
 def _remedy(path: Path) -> str:
-    # Not the folder: it may hold the text that a corpus is made from, or the other file of a brought one.
-    return f"bring the file again or, where it was prepared here, delete {path.parent / META}"
+    # Deleting the folder could delete the corpus' source, or the other file of a copied pair.
+    return f"copy the file here again or, if it was prepared here, delete {path.parent / META}"
 
 
 def require_sequence(path: Path, count: int, sequence_length: int) -> None:
@@ -167,19 +210,19 @@ def require_vocabulary(folder: Path, meta: dict[str, Any], vocab_size: int) -> N
     if needed > vocab_size:
         raise UsageError(
             f"the {meta['tokenizer']['name']} tokeniser of {folder} has {needed:,} tokens, more than "
-            f"--vocab_size {vocab_size:,}; give --vocab_size {padded(needed)}"
+            f"--vocab_size {vocab_size:,}; give --vocab_size {padded_vocab_size(needed)}"
         )
 
 
-def padded(vocab_size: int) -> int:
-    """The next multiple of 64, a width that matrix units like."""
+def padded_vocab_size(vocab_size: int) -> int:
+    """The next multiple of 64, which matrix units compute fastest."""
     return -(-vocab_size // 64) * 64
 
 
 def vocabulary_note(meta: dict[str, Any], vocab_size: int) -> str | None:
-    """A sentence where a model's vocabulary is larger than needed, or of a width that is slow."""
+    """A sentence if the model's vocabulary is larger than needed, or of a slow width; else None."""
     tokenizer = meta["tokenizer"]
-    best = padded(tokenizer["vocab_size"])
+    best = padded_vocab_size(tokenizer["vocab_size"])
     if vocab_size == best:
         return None
     what = "is no multiple of 64, which is slower" if vocab_size % 64 else "has more rows than are used"

@@ -1,186 +1,171 @@
-"""From documents to token files, in constant memory, by several processes, killed and taken up again at will.
+"""From documents to token files: in constant memory, in parallel, and resumable.
 
-    pieces of a source -> blocks -> workers -> a part for each piece, in order -> train.bin and val.bin
+    pieces of a source -> blocks -> worker processes -> a part for each piece, in order -> train.bin and
+    val.bin
 
-A piece is a file, or a stretch of a stream. What is finished stands in a journal beside the parts; a second
-run goes on behind it and writes the same bytes. Memory: a block or three for each worker, its vocabulary, and
-4 bytes a document while the held-out ones are chosen. Disk: the token files, and one part.
+A journal lists the finished pieces; a killed preparation resumes after the last one and writes the same
+bytes.
+Memory: up to three blocks and a vocabulary for each worker, and 4 bytes per document while documents are held
+out. Disk: the token files and one part.
 """
 
-import argparse
-import os
+import logging
+import sys
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from data.assembly import assemble
-from data.encoding import Encoded, make_workers, work
-from data.journal import Journal, Removed
-from data.parts import Part
-from data.progress import Progress
-from data.records import Block, Damaged
+from tqdm import tqdm
+
+from data.parts import Journal, JournalRemoved, Part, assemble
+from data.sources import DamagedFile, Piece, Source
 from data.token_files import SPLITS, read_meta
 from data.tokenizers import make_tokenizer
+from data.workers import EncodedBlock, encode_task, make_workers
 from errors import Failure, UsageError
+from provenance import cores
+
+logger = logging.getLogger(__name__)
 
 ON_ERROR = ("fatal", "skip")
-FRACTION = 0.0005  # of the documents are held out, where a source has no split of its own
-MOST_EXAMPLES = 100  # of bad records that meta.json names
+FRACTION = 0.0005  # of the documents are held out, if a source has no splits of its own
+MOST_EXAMPLES = 100  # bad records named in meta.json
 _BLOCKS_AHEAD = 2  # for each worker: enough that none waits
+_LOG_SECONDS = 30.0  # between log lines of progress
 
 
 @dataclass(frozen=True)
-class Piece:
-    """name: in reports. split: train or val; None where documents are to be held out.
+class Preparation:
+    """What was asked for when a corpus is prepared.
 
-    blocks: the records, which may raise Damaged. state: where the source stands behind this piece, plain
-    data, asked for when the blocks are exhausted.
+    corpus: its name. data_dir: the folder of all corpora. folder: of this one's token files. tokenizer: a
+    name or the path of a tokenizer.json. workers: processes, None for one per core. on_error: `fatal` stops
+    at the first bad record or damaged file; `skip` leaves them out, and meta.json counts and names them.
+    archive: of the source, if not in its usual place.
     """
 
-    name: str
-    split: str | None
-    blocks: Iterator[Block]
-    state: Callable[[], Any] = field(default=lambda: None)
-
-
-class Source(Protocol):
-    """identity: plain data that tells this source from another. size: bytes of it; None is not known.
-
-    read: how many bytes of it have been read.
-    """
-
-    identity: dict[str, Any]
-    size: int | None
-    read: int
-
-    def pieces(self, finished: list[dict[str, Any]]) -> Iterator[Piece]:
-        """Those behind the finished ones, of which the journal's lines are given."""
+    corpus: str
+    data_dir: Path
+    folder: Path
+    tokenizer: str
+    workers: int | None = None
+    on_error: str = "fatal"
+    archive: Path | None = None
 
 
 def tokenise(
     source: Source,
-    folder: Path,
-    tokenizer_name: str,
+    job: Preparation,
     about: dict[str, Any],
     *,
     column: str = "text",
     fraction: float = FRACTION,
-    workers: int | None = None,
-    on_error: str = "fatal",
-    say: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """Write train.bin, val.bin and meta.json into `folder`; returns what meta.json says.
+) -> int:
+    """Write the token files and meta.json of a source; returns the number of documents.
 
-    about: what else meta.json is to say. fraction: of the documents to hold out, where the source has no
-    split of its own. workers: processes; None for one on each core there is. on_error: `skip` leaves bad
-    records and damaged files out, counts and names them; `fatal` stops at the first. Raises UsageError or
-    Failure; what has been finished is kept, and the same call goes on from there. Where another process is
-    at the same work, it waits for what that one writes, or goes on where it was ended.
+    While another process prepares the same folder, this one waits for its result, and resumes the work if
+    that process is killed.
+
+    Args:
+        about: further content of meta.json.
+        column: of the records, the one with the text.
+        fraction: of the documents to hold out, if the source has no splits of its own.
+
+    Raises:
+        UsageError: workers, on_error or the tokeniser make no sense, or another preparation is unfinished.
+        Failure: the source or the disk fails; finished pieces are kept, and the same call resumes after them.
     """
-    workers = available_cores() if workers is None else workers
+    workers = cores() if job.workers is None else job.workers
     if workers < 1:
         raise UsageError(f"--workers {workers} must be at least 1")
-    if on_error not in ON_ERROR:
-        raise UsageError(f"--on_error {on_error}: choose from {', '.join(ON_ERROR)}")
-    tokenizer = make_tokenizer(tokenizer_name)
+    if job.on_error not in ON_ERROR:
+        raise UsageError(f"--on_error {job.on_error}: choose from {', '.join(ON_ERROR)}")
+    tokenizer = make_tokenizer(job.tokenizer)
     if tokenizer.end_of_text is None:
-        raise UsageError(f"the tokeniser {tokenizer_name} has no token for the end of a text")
+        raise UsageError(f"the tokeniser {job.tokenizer} has no token for the end of a text")
+    folder = job.folder
     meta = {"tokenizer": tokenizer.to_meta(), "end_of_text": tokenizer.end_of_text, **about}
     meta["dtype"] = tokenizer.dtype.name
     identity = {"source": source.identity, "tokenizer": meta["tokenizer"], "fraction": fraction}
     try:
-        journal = Journal(folder / "parts", identity, say)
-    except Removed:
+        journal = Journal(folder / "parts", identity)
+    except JournalRemoved:
         if (written := read_meta(folder)) is None:
             raise Failure(f"{folder / 'parts'} was deleted while another process worked there") from None
-        return written
+        return _document_count(written)
     if not journal.lines and (written := read_meta(folder)) is not None:
         journal.remove()  # another process finished after the caller had looked
-        return written
+        return _document_count(written)
     try:
         finished = [line for line in journal.lines if "piece" in line]
         if not any("pieces" in line for line in journal.lines):
             if finished:
-                say(f"going on behind {finished[-1]['piece']}, number {len(finished)}")
-            progress = Progress(source.size, say)
+                logger.info(f"resuming after {finished[-1]['piece']}, number {len(finished)}")
+            progress = _Progress(source.size)
             try:
-                _write_parts(
-                    source, journal, finished, meta["tokenizer"], column, workers, on_error, progress
-                )
+                pool = make_workers(workers, meta["tokenizer"], column)
+                _write_parts(source, journal, finished, pool, _BLOCKS_AHEAD * workers, job.on_error, progress)
             finally:
                 progress.close()
             journal.append({"pieces": len(finished)})
         _require_both_splits(finished, folder)
         if any(line["bad"] or "damaged" in line for line in finished):
             meta["skipped"] = _skipped(finished)
-        result = assemble(journal, finished, folder, tokenizer.dtype, fraction, meta, say)
+        result = assemble(journal, finished, folder, tokenizer.dtype, fraction, meta)
         journal.remove()
-        return result
+        return _document_count(result)
     except OSError as error:
         raise Failure(
-            f"cannot write in {folder}: {error.strerror or error}; the same command goes on from the last "
-            "finished file"
+            f"cannot write in {folder}: {error.strerror or error}; the same command resumes after the "
+            "last finished file"
         ) from error
     finally:
         journal.close()
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """--workers and --on_error, for every command that tokenises."""
-    parser.add_argument("--workers", type=int, help="processes (1: this one); default: one for each core")
-    parser.add_argument(
-        "--on_error",
-        choices=ON_ERROR,
-        default="fatal",
-        help="bad records and damaged files: stop, or leave out",
-    )
-
-
-def available_cores() -> int:
-    """Those that this process may use, which may be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _document_count(meta: dict[str, Any]) -> int:
+    return sum(meta["documents"].values())
 
 
 def _write_parts(
     source: Source,
     journal: Journal,
     finished: list[dict[str, Any]],
-    tokenizer: dict[str, Any],
-    column: str,
-    workers: int,
+    pool: Executor,
+    ahead: int,
     on_error: str,
-    progress: Progress,
+    progress: "_Progress",
 ) -> None:
-    """A part for each piece that is not finished; adds their lines to `finished`."""
-    pool = make_workers(workers, tokenizer, column)
+    """Write a part for each piece that is not finished, and add its journal line to `finished`."""
     part = None
     try:
-        for piece, result in _in_order(source.pieces(finished), pool, _BLOCKS_AHEAD * workers):
+        for piece, result in _in_order(source.pieces(finished), pool, ahead):
             part = part or Part(journal.folder, len(finished))
-            if isinstance(result, Encoded):
+            if isinstance(result, EncodedBlock):
                 bad = part.add(result)
                 if bad and on_error == "fatal":
                     raise _refusal(f"{piece.name}, {bad[0]}")
                 progress.update(source.read, result)
                 continue
-            if isinstance(result, Damaged):
+            if isinstance(result, DamagedFile):
                 if on_error == "fatal":
                     raise _refusal(f"{piece.name}: {result}")
-                part.discard()  # whole: the same documents, wherever the damage was noticed
+                part.discard()  # all of it: which documents are kept does not depend on block sizes
                 part = Part(journal.folder, len(finished))
             line = {"piece": piece.name, "split": piece.split, **part.finish()}
-            line |= {"damaged": str(result)} if isinstance(result, Damaged) else {"state": result}
+            line |= {"damaged": str(result)} if isinstance(result, DamagedFile) else {"state": result}
             part = None  # before the journal names it: Ctrl-C may come between any two lines
             journal.append(line)
             finished.append(line)
     except BrokenProcessPool as error:
         raise Failure(
-            "a worker process was killed, perhaps for want of memory; the same command goes on from the last "
-            "finished file, with fewer --workers in less memory"
+            "a worker process was killed, perhaps for lack of memory; the same command resumes after the "
+            "last finished file, and fewer --workers need less memory"
         ) from error
     finally:
         if part is not None:
@@ -189,24 +174,27 @@ def _write_parts(
 
 
 def _in_order(pieces: Iterator[Piece], pool: Executor, ahead: int) -> Iterator[tuple[Piece, Any]]:
-    """Each block's Encoded, and behind a piece's last one its state, or the Damaged that ended it."""
+    """Each block's EncodedBlock; after a piece's last block its state, or the DamagedFile that ended it.
+
+    ahead: blocks submitted before their turn.
+    """
     waiting: deque[tuple[Piece, Any]] = deque()
 
-    def taken() -> tuple[Piece, Any]:
+    def next_result() -> tuple[Piece, Any]:
         piece, result = waiting.popleft()
         return piece, result.result() if isinstance(result, Future) else result
 
     for piece in pieces:
         try:
             for block in piece.blocks:
-                waiting.append((piece, pool.submit(work, block)))
+                waiting.append((piece, pool.submit(encode_task, block)))
                 while len(waiting) > ahead:
-                    yield taken()
+                    yield next_result()
             waiting.append((piece, piece.state()))
-        except Damaged as damage:
+        except DamagedFile as damage:
             waiting.append((piece, damage))
     while waiting:
-        yield taken()
+        yield next_result()
 
 
 def _refusal(what: str) -> Failure:
@@ -227,7 +215,7 @@ def _require_both_splits(finished: list[dict[str, Any]], folder: Path) -> None:
 
 
 def _skipped(finished: list[dict[str, Any]]) -> dict[str, Any]:
-    """What was left out: for meta.json. The first ones of each file are named."""
+    """Entry of meta.json for what was left out; the first bad records of each file are named."""
     return {
         "records": sum(line["bad"] for line in finished),
         "files": [f"{line['piece']}: {line['damaged']}" for line in finished if "damaged" in line],
@@ -235,3 +223,49 @@ def _skipped(finished: list[dict[str, Any]]) -> dict[str, Any]:
             f"{line['piece']}, {example}" for line in finished for example in line["examples"]
         ][:MOST_EXAMPLES],
     }  # fmt: skip
+
+
+class _Progress:
+    """MB/s of text, tokens and time left: a bar on a terminal, log lines elsewhere.
+
+    size: bytes of the source, None if unknown.
+    """
+
+    def __init__(self, size: int | None) -> None:
+        self._size = size
+        self._started = self._logged = time.perf_counter()
+        self._first: int | None = None
+        self._read = self._text = self._tokens = 0
+        self._bar = tqdm(
+            total=size, desc="tokenising", unit="B", unit_scale=True, disable=not sys.stderr.isatty()
+        )
+
+    def update(self, read: int, encoded: EncodedBlock) -> None:
+        """read: bytes of the source so far, up to and including the block `encoded`."""
+        tokens, text = encoded.sizes.sum(axis=0).tolist()
+        if self._first is None:
+            self._first = read  # what an earlier process read does not count towards the speed
+        self._tokens += tokens
+        self._text += text
+        self._bar.set_postfix_str(f"{self._speed():.1f} MB/s of text, {self._tokens:,} tokens", refresh=False)
+        self._bar.update(read - self._read)
+        self._read = read
+        if self._bar.disable and time.perf_counter() - self._logged > _LOG_SECONDS:
+            self._logged = time.perf_counter()
+            logger.info(self._line())
+
+    def close(self) -> None:
+        self._bar.close()
+        if self._bar.disable and self._tokens:
+            logger.info(self._line())
+
+    def _speed(self) -> float:
+        return self._text / 1e6 / (time.perf_counter() - self._started)
+
+    def _line(self) -> str:
+        parts = [f"{self._speed():.1f} MB/s of text", f"{self._tokens:,} tokens"]
+        done = self._read - self._first
+        if self._size and done:
+            left = (time.perf_counter() - self._started) / done * (self._size - self._read)
+            parts = [f"{self._read / self._size:.1%}", *parts, f"{tqdm.format_interval(max(left, 0))} left"]
+        return "tokenising: " + ", ".join(parts)

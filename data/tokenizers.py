@@ -1,7 +1,7 @@
-"""From text to token ids and back.
+"""Tokenisers: text to token ids and back.
 
-A tokeniser has a name, a vocab_size, an end_of_text id (or None), `encode`, and `token_bytes`, from which all
-decoding is made. What is needed to make it again stands in a corpus' meta.json (`to_meta`).
+A tokeniser encodes a text and gives the bytes of each token, from which texts are decoded. Its description
+(`to_meta`) is kept in meta.json and in checkpoints, and makes the same tokeniser again.
 """
 
 import codecs
@@ -12,16 +12,12 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from data.huggingface import HuggingFace
-from data.ids import id_dtype
+from data.token_files import id_dtype
 from errors import Failure, UsageError
 
 
 class Tokenizer(Protocol):
-    """vocab_size: ids run from 0 to vocab_size - 1. dtype: of ids on disk, uint16 or uint32.
-
-    end_of_text: the id put behind each document.
-    """
+    """Ids run from 0 to vocab_size - 1. dtype: of ids on disk. end_of_text: the id after each document."""
 
     name: str
     vocab_size: int
@@ -29,17 +25,17 @@ class Tokenizer(Protocol):
     end_of_text: int | None
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids (n,), of `dtype`; raises UsageError for text it has no ids for."""
+        """Token ids (n,) of `dtype`. Raises UsageError for text that has none."""
 
     def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes of one token, possibly a part of a character."""
+        """The UTF-8 bytes of a token, which may be a part of a character."""
 
     def to_meta(self) -> dict[str, Any]:
         """Plain data from which `tokenizer_from_meta` makes the same tokeniser."""
 
 
-class Bytes:
-    """A token is a byte of UTF-8: needs no vocabulary, so no network."""
+class ByteTokenizer:
+    """A token is a byte of UTF-8. Needs no vocabulary file, hence no network."""
 
     name: ClassVar[str] = "bytes"
     vocab_size: ClassVar[int] = 257
@@ -47,7 +43,7 @@ class Bytes:
     end_of_text: ClassVar[int] = 256
 
     def encode(self, text: str) -> np.ndarray:
-        # surrogateescape: whatever a shell hands over as a prompt has bytes.
+        # surrogateescape: a prompt from the shell may hold bytes that are no UTF-8.
         return np.frombuffer(text.encode("utf-8", "surrogateescape"), dtype=np.uint8).astype(np.uint16)
 
     def token_bytes(self, token: int) -> bytes:
@@ -57,8 +53,8 @@ class Bytes:
         return {"name": self.name, "vocab_size": self.vocab_size}
 
 
-class Tiktoken:
-    """A byte-pair encoding of OpenAI's, from tiktoken's cache or its download. name: gpt2 or cl100k_base."""
+class TiktokenTokenizer:
+    """OpenAI's byte-pair encodings gpt2 and cl100k_base, from tiktoken's cache or its download."""
 
     SIZES: ClassVar[dict[str, tuple[int, int]]] = {  # vocab_size, end_of_text
         "gpt2": (50257, 50256),
@@ -73,21 +69,24 @@ class Tiktoken:
         self.dtype = id_dtype(self.vocab_size)
         try:
             self._encoding = tiktoken.get_encoding(name)
-        except Exception as error:  # whatever the download came to: requests has many ways to fail
+        except Exception as error:  # the download can fail in many ways
             raise Failure(
                 f"the vocabulary of {name} is not in tiktoken's cache "
                 f"(TIKTOKEN_CACHE_DIR={os.environ.get('TIKTOKEN_CACHE_DIR', '')!s}), and its download failed "
-                f"({type(error).__name__}); on a machine with network run `python -m data.openwebtext2 bpe "
-                f"--tokenizer {name}` with TIKTOKEN_CACHE_DIR set to a folder that this one sees, and set it "
-                "here too; or use --tokenizer bytes"
+                f"({type(error).__name__}); on a machine with network run `python prepare_data.py "
+                f"openwebtext2 bpe --tokenizer {name}` with TIKTOKEN_CACHE_DIR set to a folder that this "
+                f"machine sees, and set "
+                "it here too; or use --tokenizer bytes"
             ) from error
 
     def encode(self, text: str) -> np.ndarray:
         try:
             tokens = self._encoding.encode_to_numpy(text, disallowed_special=())
-        except UnicodeEncodeError:  # half a surrogate pair, which this form replaces
+        except UnicodeEncodeError:  # a lone surrogate, which encode_ordinary replaces
             tokens = np.array(self._encoding.encode_ordinary(text))
-        except ValueError as error:  # its pattern can run out of stack: a million spaces before a letter
+        except (
+            ValueError
+        ) as error:  # its pattern can run out of stack, as at a million spaces before a letter
             raise UsageError(f"{self.name} cannot split the text ({error})") from error
         return tokens.astype(self.dtype)
 
@@ -98,8 +97,8 @@ class Tiktoken:
         return {"name": self.name, "vocab_size": self.vocab_size}
 
 
-class Characters:
-    """A token is a character of the corpus, in the order of code points (nanoGPT's shakespeare-char)."""
+class CharTokenizer:
+    """A token is a character of the corpus, in the order of code points, as in nanoGPT's shakespeare_char."""
 
     name: ClassVar[str] = "char"
     end_of_text: ClassVar[None] = None
@@ -125,8 +124,8 @@ class Characters:
         return {"name": self.name, "vocab_size": self.vocab_size, "characters": self.characters}
 
 
-class Words:
-    """A token is a word of a short list: of generated corpora. Words stand apart by spaces."""
+class WordTokenizer:
+    """A token is a word of a short list, for generated corpora. Words are separated by spaces."""
 
     name: ClassVar[str] = "words"
     end_of_text: ClassVar[None] = None
@@ -152,55 +151,61 @@ class Words:
         return {"name": self.name, "vocab_size": self.vocab_size, "words": list(self.words)}
 
 
-# Those that go by a name; a path that ends in .json is a Hugging Face tokeniser.
-NAMED = (Bytes.name, *Tiktoken.SIZES)
+HF_TOKENIZER = "tokenizer.json"  # the name of Hugging Face tokenisers in meta.json
+NAMES = (ByteTokenizer.name, *TiktokenTokenizer.SIZES)  # for --tokenizer, which also takes paths
 
 
 def make_tokenizer(name: str) -> Tokenizer:
-    """`bytes`, `gpt2`, `cl100k_base`, or the path of a Hugging Face tokenizer.json.
+    """Make `bytes`, `gpt2`, `cl100k_base`, or a Hugging Face tokeniser from the path of its tokenizer.json.
 
-    Raises UsageError for other names, Failure where the vocabulary cannot be had.
+    Raises UsageError for other names, Failure if the vocabulary is not available.
     """
-    if name == Bytes.name:
-        return Bytes()
-    if name in Tiktoken.SIZES:
-        return Tiktoken(name)
+    if name == ByteTokenizer.name:
+        return ByteTokenizer()
+    if name in TiktokenTokenizer.SIZES:
+        return TiktokenTokenizer(name)
     if isinstance(name, str) and name.endswith(".json"):
-        return HuggingFace(Path(name))
+        from data.hf_tokenizer import HuggingFaceTokenizer
+
+        return HuggingFaceTokenizer(Path(name))
     raise UsageError(
-        f"tokeniser {name!r} is unknown to this version; it has {', '.join(NAMED)}, or give the path of a "
+        f"tokeniser {name!r} is unknown to this version; it has {', '.join(NAMES)}, or give the path of a "
         "Hugging Face tokenizer.json"
     )
 
 
 def tokenizer_from_meta(meta: dict[str, Any], elsewhere: Path | None = None) -> Tokenizer:
-    """The tokeniser that `to_meta` described. elsewhere: where else its file may be.
+    """Make the tokeniser that `to_meta` described. elsewhere: another path where its file may be.
 
-    Raises UsageError for one that this version does not know, Failure where its vocabulary cannot be had.
+    Raises UsageError for an unknown one, Failure if its vocabulary is not available.
     """
-    if meta.get("name") == HuggingFace.name:
-        return HuggingFace.find(meta, elsewhere)
-    if meta.get("name") == Words.name:
-        return Words(meta["words"])
-    if meta.get("name") != Characters.name:
+    if meta.get("name") == HF_TOKENIZER:
+        from data.hf_tokenizer import HuggingFaceTokenizer
+
+        return HuggingFaceTokenizer.find(meta, elsewhere)
+    if meta.get("name") == WordTokenizer.name:
+        return WordTokenizer(meta["words"])
+    if meta.get("name") != CharTokenizer.name:
         return make_tokenizer(meta.get("name"))
     if not isinstance(meta.get("characters"), str):
-        raise Failure('the description of the char tokeniser lacks its "characters": bring one that has them')
-    return Characters(meta["characters"])
+        raise Failure(
+            'the description of the char tokeniser lacks its "characters"; copy a meta.json with them here'
+        )
+    return CharTokenizer(meta["characters"])
 
 
 def same_tokenizer(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two descriptions mean the same ids; where the files are does not matter."""
+    """Whether two descriptions mean the same ids, wherever their files are."""
     return {**one, "path": None} == {**other, "path": None}
 
 
 def decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
-    """The text of the tokens; bytes that form no character become U+FFFD."""
+    """The text of token ids; bytes that form no character become U+FFFD."""
     return b"".join(tokenizer.token_bytes(int(token)) for token in tokens).decode("utf-8", "replace")
 
 
 class StreamDecoder:
-    """Text as tokens come in: a character appears when its last byte has."""
+    """Decodes tokens as they arrive: a character appears with its last byte."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -210,5 +215,5 @@ class StreamDecoder:
         return self._decoder.decode(self._tokenizer.token_bytes(token))
 
     def finish(self) -> str:
-        """What is left of a character that was never completed."""
+        """The replacement for a character that was never completed, or nothing."""
         return self._decoder.decode(b"", final=True)

@@ -9,7 +9,7 @@ from argparse import Namespace
 
 import config
 from config.parser import parse_with_run
-from data.corpora import require_prepared
+from data.corpus import require_prepared
 from errors import run_script
 from iridis.record import jobs_of
 from optim.checkpoint import covered_by_summary, in_folder

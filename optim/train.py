@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config.training import TrainConfig
-from data.batches import Batches, prefetch
-from data.windows import Windows
+from data.batches import Batches, Windows, prefetch
 from distributed import Precision
 from distributed.parallel import RankSlice, SingleProcess
 from errors import Failure, UsageError

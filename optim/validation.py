@@ -17,9 +17,8 @@ from torch import nn
 
 from config.training import TrainConfig
 from data import Corpus
-from data.batches import EvaluationBatches, contiguous_batches, validation_subset
+from data.batches import Batch, EvaluationBatches, contiguous_batches, validation_subset
 from data.tokenizers import Tokenizer, decode
-from data.windows import Batch
 from distributed import Precision, Processes
 from distributed.parallel import SingleProcess
 from errors import Failure

@@ -6,14 +6,14 @@
 #   bash iridis/download-dataset/job.sh --bpe     the vocabulary only
 #   bash iridis/download-dataset/job.sh --reset   delete archive and token files, after a question, and download again
 #
-# Flags after these go to `python -m data.openwebtext2`.
+# Flags after these go to `python prepare_data.py openwebtext2`.
 
 # shellcheck source=iridis/lib.sh
 . "$(dirname -- "$0")/../lib.sh"
 
-archive() { "${PYTHON[@]}" -m data.openwebtext2 download --data_dir "$DATA_DIR" "$@"; }
-vocabulary() { "${PYTHON[@]}" -m data.openwebtext2 bpe; }
-reset() { "${PYTHON[@]}" -m data.openwebtext2 reset --source --yes --data_dir "$DATA_DIR"; }
+archive() { "${PYTHON[@]}" prepare_data.py openwebtext2 download --data_dir "$DATA_DIR" "$@"; }
+vocabulary() { "${PYTHON[@]}" prepare_data.py openwebtext2 bpe; }
+reset() { "${PYTHON[@]}" prepare_data.py openwebtext2 reset --source --yes --data_dir "$DATA_DIR"; }
 
 # Returns 1 if the answer is no.
 sure() {

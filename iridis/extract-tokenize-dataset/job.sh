@@ -28,8 +28,8 @@ checks() {
     PLAN+=("tokenise into $folder")
 }
 work() {
-    step "${PYTHON[@]}" -m data.openwebtext2 tokenize --data_dir "$DATA_DIR" \
+    step "${PYTHON[@]}" prepare_data.py openwebtext2 tokenize --data_dir "$DATA_DIR" \
         --tokenizer "$TOKENIZER" --workers "${WORKERS:-${SLURM_CPUS_PER_TASK:-2}}" "${FLAGS[@]}"
-    step "${PYTHON[@]}" -m data.openwebtext2 verify --data_dir "$DATA_DIR" --tokenizer "$TOKENIZER"
+    step "${PYTHON[@]}" prepare_data.py openwebtext2 verify --data_dir "$DATA_DIR" --tokenizer "$TOKENIZER"
 }
 run_package "$@"

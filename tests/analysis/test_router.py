@@ -14,8 +14,7 @@ from analysis.command import is_routed, require_possible
 from analysis.depth import DepthStatistics, frequency_bins, measure, measures, summarise, unigram_counts
 from analysis.router import add_flags, check
 from config import parse_with_run
-from data.batches import spread_batches
-from data.windows import TokenWindows
+from data.batches import TokenWindows, spread_batches
 from errors import UsageError
 from models import ModelConfig
 from tests.analysis.test_kv_compression import make

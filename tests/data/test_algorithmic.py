@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data import open_corpus
-from data.algorithmic import NOT_DUE, TASKS, hop_answers
+from data.algorithmic import IGNORE_INDEX, TASKS, hop_answers
 from data.tokenizers import decode
 from errors import Failure, UsageError
 
@@ -16,8 +16,8 @@ def samples(corpus, split, count=300, length=202):
     for x, y in zip(inputs.tolist(), targets.tolist(), strict=True):
         words = [tokenizer.words[token] for token in x]
         n = len(words) - next((i for i, word in enumerate(reversed(words)) if word != "pad"), len(words))
-        assert all(answer == NOT_DUE for answer in y[n:])
-        yield words[:n], [None if answer == NOT_DUE else tokenizer.words[answer] for answer in y[:n]]
+        assert all(answer == IGNORE_INDEX for answer in y[n:])
+        yield words[:n], [None if answer == IGNORE_INDEX else tokenizer.words[answer] for answer in y[:n]]
 
 
 def count_naively(words):
@@ -53,7 +53,7 @@ def hop_naively(letters, hops, place):
     for _ in range(hops):
         earlier = [j for j in range(1, place + 1) if letters[j - 1] == letters[place]]
         if not earlier:
-            return NOT_DUE
+            return IGNORE_INDEX
         place = max(earlier)
     return letters[place]
 
@@ -79,7 +79,7 @@ def test_phop(split, hops, lengths):
         assert words[:p] == ["hop"] * p and due[: p + 1] == [None] * (p + 1)
         letters = ["abcd".index(word) for word in words[p + 1 :]]
         expected = [hop_naively(letters, p, place) for place in range(len(letters))]
-        assert due[p + 1 :] == [None if answer == NOT_DUE else "abcd"[answer] for answer in expected]
+        assert due[p + 1 :] == [None if answer == IGNORE_INDEX else "abcd"[answer] for answer in expected]
         found_hops.add(p)
         found_lengths.add(len(letters))
     assert (min(found_hops), max(found_hops)) == hops

@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from data.batches import Batches, EvaluationBatches, contiguous_batches, prefetch, validation_subset
-from data.windows import MixedWindows, TokenWindows
+from data.batches import (
+    Batches,
+    EvaluationBatches,
+    MixedWindows,
+    TokenWindows,
+    contiguous_batches,
+    prefetch,
+    validation_subset,
+)
 from errors import Failure
 
 TOKENS = (

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from data import open_corpus, registered_corpora
-from data.assembly import held_out
 from data.pydoc import prose
+from data.token_files import held_out
 from data.tokenizers import decode
 from errors import Failure, UsageError
 from tests.conftest import ROOT, SHARED_DATA, TEXT
@@ -98,17 +98,17 @@ def test_validation_documents_are_the_published_rule():
     assert len(held_out(10_000, 0.0005)) == 5 and len(held_out(3, 0.0005)) == 1
 
 
-def test_shakespeare_from_a_local_file(data_dir):
-    said = []
-    corpus = open_corpus("shakespeare-char", data_dir=data_dir, log=said.append)
+def test_shakespeare_from_a_local_file(data_dir, caplog):
+    caplog.set_level("INFO")
+    corpus = open_corpus("shakespeare-char", data_dir=data_dir)
     tokenizer = corpus.load_tokenizer()
     assert decode(tokenizer, np.concatenate((corpus.arrays("train")[0], corpus.arrays("val")[0]))) == TEXT
     assert len(corpus.arrays("train")[0]) == int(0.9 * len(TEXT))
     assert tokenizer.vocab_size == len(set(TEXT)) == corpus.meta["tokenizer"]["vocab_size"]
-    assert len(said) == 2
-    said.clear()
-    open_corpus("shakespeare-char", data_dir=data_dir, log=said.append)
-    assert said == []  # prepared once
+    assert len(caplog.messages) == 2
+    caplog.clear()
+    open_corpus("shakespeare-char", data_dir=data_dir)
+    assert caplog.messages == []  # prepared once
 
 
 @pytest.mark.skipif(not (SHARED_DATA / "tinyshakespeare.txt").exists(), reason="no tiny Shakespeare at hand")
@@ -146,7 +146,7 @@ def test_a_file_that_is_no_text(data_dir):
 
 
 def test_corpora_that_cannot_be_prepared_say_what_to_bring(tmp_path):
-    with pytest.raises(Failure, match=r"slimpajama is not prepared in .*slimpajama: run `python -m data"):
+    with pytest.raises(Failure, match=r"slimpajama is not prepared in .*: run `python prepare_data"):
         open_corpus("slimpajama", data_dir=tmp_path)
 
 

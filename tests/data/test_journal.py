@@ -1,33 +1,40 @@
 """Two processes at one preparation: what the second does when the first has finished."""
 
+import logging
 import threading
 
 import pytest
 
-from data.journal import Journal, Removed
+from data.parts import Journal, JournalRemoved
 from errors import Failure, UsageError
 
 
 def second(folder, identity):
     """What becomes of a journal that is asked for while another one is held, and then removed."""
-    first, said, found = Journal(folder, {"source": "A"}), threading.Event(), []
+    first, waits, found = Journal(folder, {"source": "A"}), threading.Event(), []
+    handler = logging.Handler()
+    handler.emit = lambda record: waits.set()
+    logger = logging.getLogger("data.parts")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
 
     def wait():
         try:
-            found.append(Journal(folder, identity, lambda line: said.set()))
+            found.append(Journal(folder, identity))
         except Exception as error:
             found.append(error)
 
     thread = threading.Thread(target=wait)
     thread.start()
-    assert said.wait(30)
+    assert waits.wait(30)
     first.remove()
     thread.join(30)
+    logger.removeHandler(handler)
     return found[0]
 
 
 def test_the_result_of_the_same_preparation_is_taken(tmp_path):
-    assert isinstance(second(tmp_path / "parts", {"source": "A"}), Removed)
+    assert isinstance(second(tmp_path / "parts", {"source": "A"}), JournalRemoved)
     assert not (tmp_path / "parts").exists()
 
 

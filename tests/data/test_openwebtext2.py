@@ -131,7 +131,7 @@ def test_killed_anywhere_a_second_run_writes_the_same_bytes(tmp_path):
             file.write(b'{"piece": "torn')  # as a power cut leaves it
     said = tokenize(killed).stdout
     assert files(killed) == files(undisturbed)
-    assert "MB/s" not in said or "going on behind" in said
+    assert "MB/s" not in said or "resuming after" in said
     assert json.loads((folder / "meta.json").read_text()) == json.loads(
         (undisturbed / "openwebtext2-bytes" / "meta.json").read_text()
     )
@@ -156,7 +156,7 @@ def test_ctrl_c_ends_it_with_a_sentence_and_the_next_run_goes_on(tmp_path, finis
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in said, said
-    assert "going on behind" in tokenize(tmp_path).stdout or not finished
+    assert "resuming after" in tokenize(tmp_path).stdout or not finished
     tokenize(tmp_path / "undisturbed")
     assert files(tmp_path) == files(tmp_path / "undisturbed")
 
@@ -176,7 +176,7 @@ def test_a_file_system_that_takes_no_more(tmp_path, limit):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-    assert "cannot write in" in done.stderr and "goes on from the last" in done.stderr
+    assert "cannot write in" in done.stderr and "resumes after the last" in done.stderr
     assert not (tmp_path / "openwebtext2-bytes" / "meta.json").exists()
     tokenize(tmp_path)
     tokenize(tmp_path / "undisturbed")
@@ -248,7 +248,7 @@ def test_what_was_finished_before_a_fatal_file_is_kept(tmp_path):
     path = archive(tmp_path, {"a.jsonl.zst": member(["one", "two"]), "b.jsonl.zst": b"damaged"})
     assert "b.jsonl.zst: its compression is damaged" in tokenize(tmp_path, code=1).stderr
     said = tokenize(tmp_path, "--on_error", "skip").stdout
-    assert "going on behind a.jsonl.zst, number 1" in said
+    assert "resuming after a.jsonl.zst, number 1" in said
     assert path.exists()
 
 
@@ -264,7 +264,7 @@ def test_another_archive_is_not_mixed_into_a_preparation_that_was_begun(tmp_path
     tokenize(tmp_path, code=1)
     archive(tmp_path, {"a.jsonl.zst": member(["another", "one"])})
     refused = tokenize(tmp_path, code=2)
-    assert "holds the beginning of another preparation (of another source)" in refused.stderr
+    assert "holds an unfinished preparation of another source" in refused.stderr
     assert "nothing" not in run("reset", "--data_dir", tmp_path, "--tokenizer", "bytes", "--yes").stdout
     tokenize(tmp_path)
 
@@ -273,15 +273,15 @@ def test_another_archive_is_not_mixed_into_a_preparation_that_was_begun(tmp_path
 def test_archives_that_are_none(tmp_path):
     path = tmp_path / "openwebtext2" / ARCHIVE
     missing = tokenize(tmp_path, code=1)
-    assert "is missing; run `python -m data.openwebtext2 download" in missing.stderr
+    assert "is missing; run `python prepare_data.py openwebtext2 download" in missing.stderr
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_name(path.name + ".partial").write_bytes(b"begun")
     assert "is not yet complete" in tokenize(tmp_path, code=1).stderr
     path.write_bytes(b"no tar")
-    assert "is no whole tar archive" in tokenize(tmp_path, code=1).stderr
+    assert "is no complete tar archive" in tokenize(tmp_path, code=1).stderr
     whole = archive(tmp_path, monthly(texts(80), 3)).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert "is no whole tar archive (unexpected end of data)" in tokenize(tmp_path, code=1).stderr
+    assert "is no complete tar archive (unexpected end of data)" in tokenize(tmp_path, code=1).stderr
     with tarfile.open(path, "w") as tar:
         tar.add(ROOT / "README.md", "README.md")
     assert "holds no *.jsonl.zst" in tokenize(tmp_path, code=1).stderr
@@ -338,5 +338,5 @@ def test_token_files_that_were_brought_are_not_overwritten(tmp_path):
     brought = tmp_path / "openwebtext2-bytes" / "train.bin"
     brought.parent.mkdir()
     brought.write_bytes(b"\0\0")
-    assert "it was brought; move it away" in tokenize(tmp_path, code=1).stderr
+    assert "copied from elsewhere; move it away" in tokenize(tmp_path, code=1).stderr
     assert brought.read_bytes() == b"\0\0"

@@ -12,11 +12,11 @@ import pyarrow.parquet
 import pytest
 
 from data import open_corpus, prepare_corpus
-from data.hub import HUB, HubCorpus, prepare
-from data.preparation import Job
-from data.records import LONGEST_RECORD, Damaged, folder_files
+from data.corpora import CORPORA, HubDataset
+from data.hub import HubSource, articles, prepare
 from data.shards import open_shard, write_shard
-from data.sources import HubStream, articles
+from data.sources import LONGEST_RECORD, DamagedFile, folder_files
+from data.tokenise import Preparation
 from errors import Failure, UsageError
 from files import folder_name
 from tests.conftest import ROOT
@@ -60,10 +60,10 @@ def test_local_files_of_every_format(tmp_path, kind):
     corpus = open_corpus(name, data_dir=tmp_path / "data", tokenizer="bytes", vocab_size=320)
     assert documents_of(corpus) == sorted(text.encode() for text in DOCUMENTS)
     assert corpus.folder == tmp_path / "data" / f"{folder_name(name)}-bytes"
-    again = open_corpus(name, data_dir=tmp_path / "data", tokenizer="bytes", log=pytest.fail)
+    again = open_corpus(name, data_dir=tmp_path / "data", tokenizer="bytes")
     assert again.meta == corpus.meta
     write(tmp_path / "raw", kind, [*DOCUMENTS, "one more"])
-    with pytest.raises(Failure, match=r"are no longer those that .* was prepared from; delete that folder"):
+    with pytest.raises(Failure, match=r"have changed since .* was prepared from them; delete that folder"):
         open_corpus(name, data_dir=tmp_path / "data", tokenizer="bytes")
 
 
@@ -92,7 +92,7 @@ def test_damaged_local_files(tmp_path):
     write(tmp_path, "jsonl", ["one", "two"], "c")
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), tmp_path / "d.parquet")
     name = f"files:{tmp_path}/*"
-    with pytest.raises(Failure, match=r"a\.parquet: it is no whole parquet file .*--on_error skip"):
+    with pytest.raises(Failure, match=r"a\.parquet: it is no complete parquet file .*--on_error skip"):
         prepare_corpus(name, data_dir=tmp_path / "data", tokenizer="bytes")
     corpus = prepare_corpus(name, data_dir=tmp_path / "data", tokenizer="bytes", on_error="skip")
     assert documents_of(corpus) == [b"one", b"two"]
@@ -114,7 +114,7 @@ def test_an_endless_line_is_left_out_in_constant_memory(tmp_path):
     tracemalloc.stop()
     assert [block.too_long for block in blocks] == [False, True, False]
     assert peak < 2.5 * LONGEST_RECORD  # the buffer, and its copy while it grows: not the line
-    with pytest.raises(Damaged, match="it is too long"):
+    with pytest.raises(DamagedFile, match="it is too long"):
         huge = tmp_path / "huge.txt"
         huge.write_bytes(b"x" * (LONGEST_RECORD + 1))
         list(folder_files([huge])[0].blocks("text"))
@@ -154,11 +154,11 @@ def ordered(documents):
 
 def test_a_hub_corpus_with_splits_of_its_own(tmp_path):
     path = hub_folder(tmp_path, {"train": DOCUMENTS[:50], "validation": DOCUMENTS[50:]})
-    row = HubCorpus("toy", str(path), None, {"train": "train", "val": "validation"}, "none")
+    row = HubDataset(str(path), None, {"train": "train", "val": "validation"}, "none")
     folder = tmp_path / "data" / "toy"
     folder.mkdir(parents=True)
-    said = []
-    assert prepare(row, Job(tmp_path / "data", folder, "bytes", workers=1, say=said.append)) == 60
+    job = Preparation("toy", tmp_path / "data", folder, "bytes", workers=1)
+    assert prepare(row, job) == 60
     for split, documents in (("train", DOCUMENTS[:50]), ("val", DOCUMENTS[50:])):
         expected = b"".join(text.encode() + b"\0" for text in ordered(documents))
         tokens = np.fromfile(folder / f"{split}.bin", "<u2")
@@ -170,10 +170,10 @@ def test_a_hub_corpus_with_splits_of_its_own(tmp_path):
 def test_a_stream_goes_on_from_the_journal_in_every_stretch(tmp_path, monkeypatch):
     """With stretches of a few documents: what each resumed stream yields, against the whole."""
     path = hub_folder(tmp_path, {"train": DOCUMENTS})
-    monkeypatch.setattr("data.sources.PER_PIECE", 20_000)
+    monkeypatch.setattr("data.hub.PER_PIECE", 20_000)
 
     def stream():
-        return HubStream(
+        return HubSource(
             {"path": "toy", "by_hand": "x"},
             lambda split: datasets.load_dataset(str(path), split=split, streaming=True),
             {"all": "train"},
@@ -191,7 +191,7 @@ def test_a_stream_goes_on_from_the_journal_in_every_stretch(tmp_path, monkeypatc
 
 
 def test_the_year_of_a_paper():
-    (row,) = (row for row in HUB if row.name == "arxiv2000")
+    (row,) = (spec.hub for spec in CORPORA if spec.name == "arxiv2000")
     assert row.keep({"meta": {"yymm": "0007"}}) and row.keep({"meta": {"yymm": 12}})
     assert not any(map(row.keep, ({"meta": {"yymm": "1907"}}, {"meta": None}, {"meta": {}}, {})))
 

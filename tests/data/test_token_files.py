@@ -57,9 +57,9 @@ def damage_token(path):
     [
         (damage_missing, "is missing"),
         (damage_empty, "is empty"),
-        (damage_odd, "so it is no whole file of 16-bit tokens"),
+        (damage_odd, "which is no multiple of the 2 bytes of a token"),
         (damage_truncated, "is truncated"),
-        (damage_longer, "is longer than it was made"),
+        (damage_longer, "is longer than when it was made"),
         (damage_token, rf"holds token 60000, but its char tokeniser has {len(set(TEXT))}"),
     ],
 )

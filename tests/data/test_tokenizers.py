@@ -10,8 +10,8 @@ import pytest
 from data import open_corpus
 from data.token_files import vocabulary_note
 from data.tokenizers import (
-    Bytes,
-    Characters,
+    ByteTokenizer,
+    CharTokenizer,
     StreamDecoder,
     decode,
     make_tokenizer,
@@ -28,7 +28,7 @@ CACHE = SHARED_DATA / "tiktoken_cache"
 @pytest.fixture(params=["bytes", "char", "gpt2"])
 def tokenizer(request, monkeypatch):
     if request.param == "char":
-        return Characters("".join(sorted(set(MIXED))))
+        return CharTokenizer("".join(sorted(set(MIXED))))
     if request.param == "gpt2" and "TIKTOKEN_CACHE_DIR" not in os.environ:
         if not CACHE.exists():
             pytest.skip("GPT-2's vocabulary is not cached")
@@ -58,7 +58,7 @@ def test_streaming_never_cuts_a_character(tokenizer):
 
 
 def test_an_incomplete_character_is_shown_as_such():
-    decoder = StreamDecoder(Bytes())
+    decoder = StreamDecoder(ByteTokenizer())
     assert decoder.push("é".encode()[0]) == ""
     assert decoder.finish() == "\ufffd"
 
@@ -70,7 +70,7 @@ def test_end_of_text_is_shown_as_a_new_line(tokenizer):
 
 def test_unknown_characters_and_tokenisers_are_refused():
     with pytest.raises(UsageError, match="'x', which is not among the 2 characters"):
-        Characters("ab").encode("abx")
+        CharTokenizer("ab").encode("abx")
     with pytest.raises(UsageError, match="'klingon' is unknown"):
         tokenizer_from_meta({"name": "klingon"})
     with pytest.raises(Failure, match='lacks its "characters"'):
@@ -88,7 +88,7 @@ def test_without_network_or_cache_a_sentence(tmp_path):
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert (
-        "python -m data.openwebtext2 bpe --tokenizer gpt2" in done.stderr
+        "python prepare_data.py openwebtext2 bpe --tokenizer gpt2" in done.stderr
         and "--tokenizer bytes" in done.stderr
     )
 
@@ -147,7 +147,7 @@ def test_files_that_are_no_tokeniser(tmp_path):
     with pytest.raises(UsageError, match="cannot read the tokeniser"):
         make_tokenizer(str(path))
     path.write_text("{}")
-    with pytest.raises(UsageError, match=r"is no tokenizer\.json that can be read"):
+    with pytest.raises(UsageError, match=r"is no valid tokenizer\.json"):
         make_tokenizer(str(path))
 
 

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from data.tokenizers import Bytes, Characters
+from data.tokenizers import ByteTokenizer, CharTokenizer
 from distributed import choose_precision
 from errors import UsageError
 from evaluation.restore import restore
@@ -55,7 +55,7 @@ def lab():
 def make(lab, name, batch_size=4, tokenizer=None, **more):
     routing = MODELS[name]
     return lab.Harness(
-        model_of(name), tokenizer or Bytes(), PRECISION, batch_size=batch_size, max_length=LENGTH,
+        model_of(name), tokenizer or ByteTokenizer(), PRECISION, batch_size=batch_size, max_length=LENGTH,
         routing=routing, **more,
     )  # fmt: skip
 
@@ -146,7 +146,7 @@ def test_no_tokens_to_score_or_to_begin_with(lab):
     harness = make(lab, "base")
     assert harness._loglikelihood_tokens([(None, [1, 2], [])], disable_tqdm=True) == [(0.0, True)]
     assert harness.loglikelihood_rolling(instances(lab, ("",)), disable_tqdm=True) == [0.0]
-    harness = make(lab, "base", tokenizer=Characters("abc"))
+    harness = make(lab, "base", tokenizer=CharTokenizer("abc"))
     assert harness.loglikelihood(instances(lab, ("a", "b")), disable_tqdm=True)
     with pytest.raises(UsageError, match="the tokeniser char has no end-of-text token"):
         harness.loglikelihood_rolling(instances(lab, ("abc",)), disable_tqdm=True)
@@ -155,7 +155,7 @@ def test_no_tokens_to_score_or_to_begin_with(lab):
 def greedy_text(harness, prompt, count):
     """The greedy continuation, as generate.py prints it."""
     steps = stream_texts(
-        harness.model, Bytes(), [prompt], count, PRECISION, seed=0, temperature=0.0, **harness.routing
+        harness.model, ByteTokenizer(), [prompt], count, PRECISION, seed=0, temperature=0.0, **harness.routing
     )
     return "".join(piece for ((piece, _),) in steps)
 

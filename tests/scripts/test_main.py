@@ -186,7 +186,7 @@ def test_float32_and_bfloat16(scripts):
         (
             "--dataset slimpajama",
             1,
-            ["slimpajama is not prepared", "python -m data.prepare --dataset slimpajama"],
+            ["slimpajama is not prepared", "python prepare_data.py --dataset slimpajama"],
         ),
         ("--model cotfromer", 2, ["did you mean cotformer?"]),
         ("--results_base_folder /proc/nowhere", 1, ["cannot write /proc/nowhere"]),

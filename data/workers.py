@@ -1,4 +1,4 @@
-"""What a worker process does: a block of records becomes token ids."""
+"""Worker processes that encode blocks of records into token ids."""
 
 import json
 import multiprocessing
@@ -12,21 +12,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.records import LONGEST_RECORD, Block
+from data.sources import LONGEST_RECORD, Block
 from data.tokenizers import Tokenizer, tokenizer_from_meta
 from errors import UsageError
 
 
 class BadRecord(NamedTuple):
-    """index: of the record within its block. reason: what is wrong with it."""
+    """A record without a usable text. index: within its block."""
 
     index: int
     reason: str
 
 
-class Encoded(NamedTuple):
-    """tokens (n,): documents one after the other, an end-of-text behind each. sizes (documents, 2), uint32:
-    tokens and UTF-8 bytes of each. records: how many the block held, good or bad. bad: those without a text.
+class EncodedBlock(NamedTuple):
+    """The token ids of a block's documents.
+
+    tokens (n,): the documents, each followed by an end-of-text token. sizes (documents, 2), uint32: tokens
+    and UTF-8 bytes of each. records: in the block, good and bad.
     """
 
     tokens: np.ndarray
@@ -35,8 +37,8 @@ class Encoded(NamedTuple):
     bad: list[BadRecord]
 
 
-def encode_block(block: Block, tokenizer: Tokenizer, column: str) -> Encoded:
-    """The documents of a block; what is no document is told, and left to the caller."""
+def encode_block(block: Block, tokenizer: Tokenizer, column: str) -> EncodedBlock:
+    """Encode the documents of a block; bad records are returned for the caller to judge."""
     arrays, sizes, bad, records = [], [], [], 0
     end = np.array([tokenizer.end_of_text], dtype=tokenizer.dtype)
     for index, text in enumerate(_texts(block, column)):
@@ -48,7 +50,7 @@ def encode_block(block: Block, tokenizer: Tokenizer, column: str) -> Encoded:
             continue
         try:
             size = len(text.encode("utf-8"))
-        except UnicodeEncodeError:  # half a surrogate pair, from a \ud800 in JSON: the rest is good text
+        except UnicodeEncodeError:  # a lone surrogate, from \ud800 in JSON; the rest is valid text
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             size = len(text.encode("utf-8"))
         try:
@@ -59,7 +61,7 @@ def encode_block(block: Block, tokenizer: Tokenizer, column: str) -> Encoded:
         arrays += [tokens, end]
         sizes.append((len(tokens) + 1, size))
     joined = np.concatenate(arrays) if arrays else np.empty(0, dtype=tokenizer.dtype)
-    return Encoded(joined, np.array(sizes, dtype=np.uint32).reshape(-1, 2), records, bad)
+    return EncodedBlock(joined, np.array(sizes, dtype=np.uint32).reshape(-1, 2), records, bad)
 
 
 def _texts(block: Block, column: str) -> Iterable[str | BadRecord | None]:
@@ -87,19 +89,21 @@ def _text_of_line(line: bytes, column: str) -> str | BadRecord | None:
 
 
 def make_workers(count: int, tokenizer: dict[str, Any], column: str) -> Executor:
-    """What runs `work`: that many processes, or, for one, this process."""
+    """An executor for `encode_task`: `count` processes, or this process if `count` is 1.
+
+    tokenizer: its entry in meta.json. column: of the records, the one with the text.
+    """
     if count == 1:
-        start_worker(tokenizer, column)
-        return InThisProcess()
+        init_worker(tokenizer, column)
+        return SerialExecutor()
     spawn = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks
-    return _Workers(count, spawn, initializer=start_worker, initargs=(tokenizer, column))
+    return _WorkerPool(count, spawn, initializer=init_worker, initargs=(tokenizer, column))
 
 
-class _Workers(ProcessPoolExecutor):
-    """Processes that Ctrl-C does not reach, though it goes to all of a terminal: their parent decides.
+class _WorkerPool(ProcessPoolExecutor):
+    """Processes that ignore Ctrl-C, which a terminal sends to all: only their parent reacts to it.
 
-    They are started as tasks come, and a signal that is blocked then stays so in them from their first
-    moment.
+    They are started by `submit`; a signal that is blocked at that moment stays blocked in them.
     """
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
@@ -110,8 +114,8 @@ class _Workers(ProcessPoolExecutor):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class InThisProcess(Executor):
-    """An executor whose tasks are done when submit returns: nothing is sent to and fro."""
+class SerialExecutor(Executor):
+    """An executor that runs each task within `submit`: nothing is pickled."""
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         future: Future = Future()
@@ -122,23 +126,23 @@ class InThisProcess(Executor):
         return future
 
 
-_worker: dict[str, Any] = {}  # of this process: what start_worker has put together
+_worker: dict[str, Any] = {}  # of this process, set by init_worker
 
 
-def start_worker(tokenizer: dict[str, Any], column: str) -> None:
-    """Put together, once in each process, what its tasks need; and end with the process that began it."""
+def init_worker(tokenizer: dict[str, Any], column: str) -> None:
+    """Make the tokeniser, once per process; a worker process exits when its parent does."""
     _worker["tokenizer"], _worker["column"] = tokenizer_from_meta(tokenizer), column
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+        threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
 
 
-def _end_with(sentinel: int) -> None:
-    # A parent that is killed cannot tell its workers; they would wait for work, and hold memory, for ever.
+def _exit_with(sentinel: int) -> None:
+    # A killed parent cannot stop its workers: they would wait for tasks, and hold memory, for ever.
     multiprocessing.connection.wait([sentinel])
     os._exit(1)
 
 
-def work(block: Block) -> Encoded:
-    """A task of a worker."""
+def encode_task(block: Block) -> EncodedBlock:
+    """Encode a block with this process' tokeniser."""
     return encode_block(block, _worker["tokenizer"], _worker["column"])

@@ -1,4 +1,4 @@
-"""Any tokeniser that the `tokenizers` library can read from a tokenizer.json."""
+"""Hugging Face tokenisers: any tokenizer.json that the `tokenizers` library reads."""
 
 import hashlib
 import json
@@ -8,17 +8,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from data.ids import id_dtype
+from data.token_files import id_dtype
+from data.tokenizers import HF_TOKENIZER
 from errors import Failure, UsageError
 
-# What models call the token behind a document, the likelier ones first.
+# Names that models use for the token after a document, most common first.
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
 
 
-class HuggingFace:
-    """A tokenizer.json. Special tokens that stand in a text are text; none is added to it."""
+class HuggingFaceTokenizer:
+    """The tokeniser in a tokenizer.json. Special tokens within a text are encoded as text; none is added."""
 
-    name: ClassVar[str] = "tokenizer.json"
+    name: ClassVar[str] = HF_TOKENIZER
 
     def __init__(self, path: Path) -> None:
         import tokenizers
@@ -28,9 +29,7 @@ class HuggingFace:
             self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
             decoder = json.loads(content).get("decoder") or {}
         except Exception as error:  # the library raises bare Exceptions
-            raise UsageError(
-                f"{path} is no tokenizer.json that can be read ({' '.join(str(error).split())})"
-            ) from error
+            raise UsageError(f"{path} is no valid tokenizer.json ({' '.join(str(error).split())})") from error
         self.path = path.resolve()
         self.sha256 = hashlib.sha256(content).hexdigest()
         self._tokenizer.no_truncation()
@@ -44,11 +43,11 @@ class HuggingFace:
             raise UsageError(f"{path} has no token for the end of a text: none of {', '.join(END_OF_TEXT)}")
         self.end_of_text = ends[0]
         kinds = {part.get("type") for part in (decoder, *decoder.get("decoders", []))}
-        self._bytes_of_token = _byte_level if "ByteLevel" in kinds else _marked
+        self._bytes_of_token = _byte_level_bytes if "ByteLevel" in kinds else _marked_bytes
 
     @classmethod
-    def find(cls, meta: dict[str, Any], elsewhere: Path | None) -> "HuggingFace":
-        """The file that `meta` describes, at its old place or elsewhere. Raises Failure where it is not."""
+    def find(cls, meta: dict[str, Any], elsewhere: Path | None) -> "HuggingFaceTokenizer":
+        """Load the file that `meta` describes, from its recorded path or elsewhere, else raise Failure."""
         for path in (Path(meta.get("path", "")), elsewhere):
             if path is not None and path.is_file():
                 found = cls(path)
@@ -56,14 +55,14 @@ class HuggingFace:
                     return found
         raise Failure(
             f"the tokenizer.json of this model (sha256 {str(meta.get('sha256'))[:12]}...) is no longer at "
-            f"{meta.get('path')}; bring it back there, or give --tokenizer with its path"
+            f"{meta.get('path')}; copy it back there, or give --tokenizer with its path"
         )
 
     def encode(self, text: str) -> np.ndarray:
-        text = text.encode("utf-8", "replace").decode()  # half a surrogate pair is no text to the library
+        text = text.encode("utf-8", "replace").decode()  # the library rejects lone surrogates
         try:
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # bare ones, as above: a word that has no id, for instance
+        except Exception as error:  # bare, as above: for example a word without an id
             raise UsageError(f"the tokeniser {self.path} cannot encode the text ({error})") from error
         return np.array(ids, dtype=self.dtype)
 
@@ -88,8 +87,8 @@ def _read(path: Path) -> bytes:
         raise UsageError(f"cannot read the tokeniser {path}: {error.strerror}") from error
 
 
-def _byte_level(token: str) -> bytes:
-    """GPT-2's way to write bytes: printable ones as themselves, the others shifted above U+0100."""
+def _byte_level_bytes(token: str) -> bytes:
+    """Bytes of a byte-level BPE token: GPT-2 writes printable bytes as themselves, others above U+0100."""
     return b"".join(_BYTES.get(character, character.encode()) for character in token)
 
 
@@ -103,8 +102,8 @@ def _byte_characters() -> dict[str, bytes]:
 _BYTES = _byte_characters()
 
 
-def _marked(token: str) -> bytes:
-    """SentencePiece's (a mark for a space, <0x0A> for a byte) and WordPiece's way (## inside a word)."""
+def _marked_bytes(token: str) -> bytes:
+    """Bytes of a SentencePiece (U+2581: space, <0x0A>: a byte) or WordPiece (##: within words) token."""
     byte = re.fullmatch("<0x([0-9A-Fa-f]{2})>", token)
     if byte:
         return bytes([int(byte[1], 16)])
