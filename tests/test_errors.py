@@ -1,4 +1,4 @@
-"""Log lines of scripts: on stdout, from one rank, above a bar; and what becomes of a closed pipe."""
+"""Log lines of scripts: on stdout, from one rank, above a bar; and a closed pipe is no failure."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Several real processes: the same optimisation as one, and one voice when something goes wrong."""
+"""Several ranks in real processes: the same optimisation as one, and one error message."""
 
 import json
 import time
@@ -22,7 +22,7 @@ def test_shares_cover_a_step_once():
         assert sorted(seen) == [(m, row) for m in range(acc_steps) for row in range(batch_size)]
 
 
-def test_what_cannot_be_parted_is_refused():
+def test_an_uneven_split_is_refused():
     with pytest.raises(
         UsageError, match=r"cannot be split across 4 processes: .* multiple of 4, or batch_size"
     ):
@@ -76,7 +76,7 @@ def test_the_same_losses_as_one_process(alone, tmp_path, model, size, backend):
 @pytest.mark.process
 @pytest.mark.parametrize("backend", ["gloo", "fsdp"])
 def test_processes_that_part_the_sequences_of_a_micro_batch(alone, tmp_path, backend):
-    """acc_steps 3 among 2: each takes half of every micro-batch. The capacities are those of the whole."""
+    """acc_steps 3 on 2 ranks: each computes half of every micro-batch, with the capacities of all of it."""
     flags = "--acc_steps 3 --grad_clip 0.5"
     team = Team(tmp_path / "exps", "adm", 2, backend)
     assert "3 micro-batches of 2 sequences" in team.run(flags)
@@ -122,7 +122,7 @@ def test_a_rank_that_fails_ends_all_in_seconds(tmp_path, kind):
         assert said.count("rank 1:\nTraceback") == 1 and "rank 0:\n" not in said
     else:
         assert "Signal 9 (SIGKILL)" in said and "rank 0:\n" not in said
-    assert "finished" in team.run()  # and the same command goes on
+    assert "finished" in team.run()  # the same command resumes
 
 
 @pytest.mark.process

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 
 def slowly(function):
-    """A disk that takes its time: whoever is killed at random is often killed in here."""
+    """A slow disk: a process that is killed at random is often killed in here."""
 
     def slow(*args, **kwargs):
         time.sleep(0.02)
@@ -50,7 +50,7 @@ def main() -> None:
             return step_of_training(state, *args)
 
         train.training_step = faulty
-    if kind == "nan":  # of every rank, behind a disk that takes seconds
+    if kind == "nan":  # on every rank, with a disk that takes seconds
         from optim import train
 
         fsync, finite = os.fsync, train._require_finite

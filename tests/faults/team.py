@@ -1,4 +1,4 @@
-"""Small runs, alone or under torchrun, in real processes; and what two of them have to have in common."""
+"""Small runs in real processes, single or under torchrun, and comparisons of two of them."""
 
 import json
 import os
@@ -54,7 +54,7 @@ class Team:
         )  # fmt: skip
 
     def run(self, flags: str = "", code: int = 0, **env: str) -> str:
-        """To the end; what was said."""
+        """Run to the end; returns the output."""
         process = self.start(flags, **env)
         try:
             said, _ = process.communicate(timeout=300)
@@ -78,7 +78,7 @@ class Team:
 
 
 def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:
-    """Send a signal to a whole process group, and wait for its end."""
+    """Send a signal to a process group, and wait for its end."""
     os.killpg(process.pid, number)
     process.communicate()
 

@@ -1,6 +1,6 @@
 """Runs that are killed at random, with disks that take their time, and end as if nothing had happened.
 
-The short version runs with all tests; `make test-faults` kills 200 times, and writes what it found to
+The short version runs with all tests; `make test-faults` kills 200 times, and writes its counts to
 bench/results/faults.json (FAULTS=200).
 """
 
@@ -22,7 +22,7 @@ KILLS = int(os.environ.get("FAULTS", "0"))
 
 
 def straight_and_killed(tmp_path, model, size, backend, kills, seed):
-    """Kill runs again and again, until there were that many kills; what was counted."""
+    """Kill runs again and again, `kills` times in all; returns the counts."""
     straight = Team(tmp_path / "straight", model, size, backend)
     straight.run(FAULT="slow")
     randomness = random.Random(seed)
@@ -44,7 +44,7 @@ def straight_and_killed(tmp_path, model, size, backend, kills, seed):
 
 
 def _ended_well(process, team, randomness):
-    """Wait for a random while behind the first sign of life: whether the run has ended by then."""
+    """Wait for a random time after the first sign of progress; whether the run has ended by then."""
     before, end = _steps(team), None
     while process.poll() is None:
         if end is None and (_temporary(team) or _steps(team) != before):

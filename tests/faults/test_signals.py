@@ -33,7 +33,7 @@ def straight(tmp_path_factory):
 
 
 def until(process, happens):
-    """Read what a process says until a line holds `happens`; what was said."""
+    """Read a process' output until a line contains `happens`; returns the output."""
     said = ""
     for line in process.stdout:
         said += line
@@ -195,7 +195,7 @@ def test_a_lock_of_another_machine(tmp_path, monkeypatch, caplog):
 
 
 def test_a_disk_that_takes_no_more(straight, tmp_path):
-    """The run goes on and warns; there is room again later, and nothing is missing at the end."""
+    """The run continues with warnings; there is room again later, and nothing is missing at the end."""
     team = Team(tmp_path / "exps", "adm")
     process = team.start(FAULT="slow")
     until(process, "step 3/")
@@ -254,7 +254,7 @@ def test_which_checkpoints_are_kept(tmp_path):
 
 
 def test_going_back_to_an_earlier_checkpoint(straight, tmp_path):
-    """The later ones are set aside: they are neither taken next time, nor do they decide what is kept."""
+    """Later checkpoints are set aside: they are neither resumed from nor counted by --keep_last."""
     team = Team(tmp_path / "exps", "adm")
     team.run("--save_checkpoint_freq 4")
     folder = team.run_folder()
@@ -294,7 +294,7 @@ def test_torchrun_is_ended_by_a_signal_that_it_does_not_hand_on(straight, tmp_pa
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_save_that_was_begun_before_a_failure_is_finished(tmp_path, size):
-    """The disk is slow, and the loss is no number one step behind the checkpoint."""
+    """The disk is slow, and the loss is NaN one step after the checkpoint."""
     team = Team(tmp_path / "exps", "base", size)
     said = team.run("--save_checkpoint_freq 10", code=1, FAULT="nan:0:10")
     assert said.count("error: ") == 1 and "the loss is nan at step 11" in said

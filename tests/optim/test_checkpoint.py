@@ -1,4 +1,4 @@
-"""Files on disk: whole or not at all, and never run."""
+"""Checkpoints are written atomically, selected by their steps, and run no code when they are read."""
 
 import os
 import pickle
@@ -18,7 +18,7 @@ def write(path, step, size=10):
     checkpoint.write(path, {"step": step, "model": torch.full((size,), float(step))})
 
 
-def test_round_trip_and_nothing_left_beside(tmp_path):
+def test_round_trip_and_no_temporary_files(tmp_path):
     path = tmp_path / "run" / "ckpt_5.pt"
     content = {
         "step": 5,
@@ -115,7 +115,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
 
 @pytest.mark.process
 def test_sigkill_inside_saves(tmp_path):
-    """A process that does nothing but save is killed again and again: the file is always whole."""
+    """A process that saves all the time is killed again and again: its file is always intact."""
     script = textwrap.dedent(
         """
         import sys, torch

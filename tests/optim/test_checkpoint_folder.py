@@ -48,8 +48,8 @@ def test_a_flipped_bit_anywhere_in_a_file_is_damage_or_changes_nothing(tmp_path)
     path = tmp_path / "ckpt_3.pt"
     first = content()
     checkpoint.write(path, first)
-    whole, noticed = path.read_bytes(), 0
-    for at in range(0, len(whole), 7):
+    intact, noticed = path.read_bytes(), 0
+    for at in range(0, len(intact), 7):
         flip(path, at)
         try:
             found = checkpoint.load(path)
@@ -57,8 +57,8 @@ def test_a_flipped_bit_anywhere_in_a_file_is_damage_or_changes_nothing(tmp_path)
             noticed += 1
         else:
             assert_equal(found, first)
-        path.write_bytes(whole)
-    assert noticed > len(whole) / 7 / 4
+        path.write_bytes(intact)
+    assert noticed > len(intact) / 7 / 4
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "lose", "state", "empty"])

@@ -109,8 +109,8 @@ def test_spikes_are_warned_of(capsys):
     assert "spike" not in capsys.readouterr().out
 
 
-def test_a_stop_leaves_the_state_behind_the_last_whole_step():
-    """It is asked for behind each micro-batch; those of a step that is not whole are done again."""
+def test_a_stop_leaves_the_state_after_the_last_full_step():
+    """`stop` is asked after each micro-batch; the interrupted step is repeated."""
     state, called = run([2.0] * 6, iterations=3, acc_steps=2, stop_at=4)
     assert called["stop"] == [0, 0, 1, 1] and not called["finished"]
     assert state.step == 1 and state.interval.steps == 1
@@ -129,8 +129,8 @@ def test_a_stop_in_an_evaluation_leaves_its_line_to_be_written():
     assert later["evaluate"] == [3, 6]
 
 
-def test_the_rate_is_held_behind_the_end_of_a_schedule():
+def test_the_rate_is_constant_after_a_schedule():
     lines = run([1.0] * 12, iterations=12, scheduled=8, scheduler="cos", log_freq=1, eval_freq=12)[1]["log"]
     rates = [line["lr"] for line in lines]
-    whole = [line["lr"] for line in run([1.0] * 8, iterations=8, scheduler="cos", log_freq=1)[1]["log"]]
-    assert rates[:8] == whole and rates[8:] == [whole[-1]] * 4
+    alone = [line["lr"] for line in run([1.0] * 8, iterations=8, scheduler="cos", log_freq=1)[1]["log"]]
+    assert rates[:8] == alone and rates[8:] == [alone[-1]] * 4

@@ -22,7 +22,7 @@ def test_from_one_format_into_the_other_and_back(tmp_path):
     convert(tmp_path / "other", tmp_path / "again.pt")
     for path in ("ckpt_3.pt", "other/ckpt_3.dcp", "again.pt"):
         assert_equal(checkpoint.load(tmp_path / path), first)
-    assert sorted(os.listdir(tmp_path)) == ["again.pt", "ckpt_3.pt", "other"]  # and nothing left beside
+    assert sorted(os.listdir(tmp_path)) == ["again.pt", "ckpt_3.pt", "other"]  # no temporary files
     with pytest.raises(UsageError, match=r"again\.pt exists"):
         convert(tmp_path / "ckpt_3.pt", tmp_path / "again.pt")
     with pytest.raises(UsageError, match=r"must end in \.pt or \.dcp"):
@@ -39,7 +39,7 @@ def commands(*words, code=0, script="checkpoints.py"):
 
 @pytest.mark.process
 def test_commands_on_a_run_of_two_processes(tmp_path):
-    """List, verify, convert; and eval.py reads what FSDP wrote, as what it becomes in one file."""
+    """list, verify, convert; and eval.py gives the same losses for FSDP's folder and the converted file."""
     team = Team(tmp_path / "exps", "adm", 2, "fsdp")
     team.run("--save_checkpoint_freq 9")
     folder = team.run_folder()

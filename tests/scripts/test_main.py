@@ -1,4 +1,4 @@
-"""main.py through its command line: what a run leaves, and what it refuses."""
+"""main.py through its command line: the files of a run, and what it refuses."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def test_every_model_trains(scripts, model):
 
 
 def test_losses_are_those_of_a_loop_written_by_hand(scripts):
-    """The whole of training again: micro-batches added up, clipping, AdamW, cosine, the interval's means."""
+    """Training written out again: micro-batches, clipping, AdamW, cosine, the interval's means."""
     scripts.train("--acc_steps 3 --grad_clip 0.5 --weight_decay 0.3 --lr 1e-2 --log_freq 4 --n_embd 24")
     corpus = open_corpus("shakespeare-char", data_dir=scripts.data_dir)
     args = checkpoint.load(scripts.folder() / "ckpt.pt")["args"]
@@ -214,7 +214,7 @@ def test_scripts_on_a_checkpoint_work_in_one_process(scripts):
 
 
 def test_fields_of_the_model_are_flags():
-    """What ModelConfig reads from the namespace is what the command line writes there."""
+    """Every field that ModelConfig reads from the namespace is a flag."""
     from config import parse_args
 
     assert ModelConfig.__dataclass_fields__.keys() <= vars(parse_args([])).keys()

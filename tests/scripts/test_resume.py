@@ -118,7 +118,7 @@ def test_a_finished_run_is_skipped_and_a_longer_one_extends_it(straight):
     said = straight.train(f"{LN} --iterations 50").stdout
     assert "at step 40" in said and "planned for 40 iterations and now has 50" in said
     assert final(straight)["step"] == 50 and straight.lines(MODEL)[-1]["step"] == 50
-    assert (folder / "ckpt_40.pt").read_bytes() == before  # what was there is kept
+    assert (folder / "ckpt_40.pt").read_bytes() == before  # the finished run's checkpoint is kept
     assert json.loads((folder / "summary.json").read_text())["iterations"] == 50
 
 
