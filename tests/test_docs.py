@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "iridis" / "README
 PAGES = [page for page in PAGES if page.exists()]
 # Files that pages name and commands make.
 WRITTEN_BY_COMMANDS = {
-    "summary.json", "meta.json", "config.json", "tokenizer.json", "run.json", "env.local.sh", "report.md",
+    "summary.json", "meta.json", "config.json", "tokenizer.json", "run.json", "env.local.sh", "report.md", "job.sh",
 }  # fmt: skip
 PLACEHOLDERS = {"...": "", "<model>": "model", "<run>": "run", "<other>": "other", "<file>": "file.json"}
 
@@ -28,13 +28,13 @@ def commands(page: Path) -> list[list[str]]:
             continue
         for placeholder, text in PLACEHOLDERS.items():
             line = line.replace(placeholder, text)
+        if not line.strip().startswith(("python ", "torchrun ")):
+            continue
         words = shlex.split(line.strip(), comments=True)
         if words[:1] == ["torchrun"]:
             words = words[words.index("main.py") :]
-        elif words[:1] == ["python"]:
-            words = words[1:]
         else:
-            continue
+            words = words[1:]
         found.append(words)
     return found
 
@@ -67,6 +67,7 @@ def test_training_commands_are_accepted(flags):
     parse_args(flags)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", OTHERS, ids=" ".join)
 def test_other_commands_use_flags_and_subcommands_that_exist(command):
     words = list(command)
