@@ -15,7 +15,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "iridis" / "README
 PAGES = [page for page in PAGES if page.exists()]
 # Files that pages name and commands make.
 WRITTEN_BY_COMMANDS = {
-    "summary.json", "meta.json", "config.json", "tokenizer.json", "run.json", "env.local.sh", "report.md", "job.sh",
+    "summary.json", "meta.json", "config.json", "tokenizer.json", "run.json", "env.local.sh",
+    "iridis/env.local.sh", "report.md", "job.sh",
 }  # fmt: skip
 PLACEHOLDERS = {"...": "", "<model>": "model", "<run>": "run", "<other>": "other", "<file>": "file.json"}
 
@@ -31,10 +32,7 @@ def commands(page: Path) -> list[list[str]]:
         if not line.strip().startswith(("python ", "torchrun ")):
             continue
         words = shlex.split(line.strip(), comments=True)
-        if words[:1] == ["torchrun"]:
-            words = words[words.index("main.py") :]
-        else:
-            words = words[1:]
+        words = words[words.index("main.py") if words[0] == "torchrun" else 1 :]
         found.append(words)
     return found
 
