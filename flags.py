@@ -125,7 +125,7 @@ def flag(default: Any, help: str, **about: Any) -> Any:
     `Sequence[float] | None` (several values).
 
     Args:
-        help: what it means, in a few words; the default and the choices are added by whoever shows it.
+        help: what it means, in a few words; `--help` adds the default.
         group: its heading in `--help`.
         choices: the only values allowed.
         read: reads the value's text, instead of the reader of its type.

@@ -22,7 +22,7 @@ from distributed import choose_device
 from models import make_model_from_args
 from models.generation import generate
 
-PROMPT = 16  # tokens before those that are decoded
+PROMPT = 16  # tokens before the decoded ones
 
 
 class Work:
@@ -32,7 +32,7 @@ class Work:
         flags: of the model, with its sequence_length T.
         batch: sequences.
         dtype: float32 or bfloat16, the latter also where the processor only emulates it.
-        factors: capacities of routed models; None: those that training draws, or full depth.
+        factors: capacities of routed models; None: drawn in training, else full depth.
     """
 
     def __init__(

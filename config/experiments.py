@@ -1,6 +1,6 @@
 """The experiments of the paper: the one place where their hyperparameters stand.
 
-`python main.py --experiment table2/ln-cotformer` trains a row; flags given beside it replace the row's. The
+`python main.py --experiment table2/ln-cotformer` trains one; explicit flags override its own. The
 job packages under iridis/ name rows of this table. Published values: perplexity on OpenWebText2's validation
 set and, where there were several seeds, its standard error over them (Mohtashami et al., ICLR 2025).
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from errors import UsageError, unknown
 
 # A step sees 128 sequences of 256 tokens in all experiments; how it is divided into micro-batches is a matter
-# of the GPU's memory, and may be given beside the row.
+# of the GPU's memory, and may be overridden.
 PROTOCOL = {
     "dataset": "owt2", "vocab_size": 50304, "sequence_length": 256, "batch_size": 64, "acc_steps": 2,
     "n_embd": 768, "n_head": 12, "positional_encoder": "rotary",
@@ -50,7 +50,7 @@ def _row(
     return Experiment(name, PROTOCOL | shape | flags, *published)
 
 
-# The layers that run once, before and behind the repeated ones: 2 -> 21xR -> 1.
+# Reserved layers run once, before and after the repeated ones: 2 -> 21xR -> 1.
 RESERVED = {"n_layer_begin": 2, "n_layer_end": 1}
 LINEAR = {"depth_embedding": "linear_learned"}
 # The name that the paper's runs gave for how capacities are drawn; here as there, it means `uniform`.

@@ -85,7 +85,7 @@ class Parser(ArgumentParser):
 
     def _refuse(self, text: str) -> NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]
-        near = difflib.get_close_matches(text.split("=")[0], flags, n=1)
+        near = difflib.get_close_matches(text.split("=")[0], flags, n=1, cutoff=0.7)
         if not text.startswith("-"):
             raise UsageError(f"{text!r} belongs to no flag; `python {self.prog} --help` lists them")
         hint = f"did you mean {near[0]}? " if near else ""

@@ -7,7 +7,7 @@ steps shrink by the same factor for all rows.
 
 nano reads about as many tokens for each parameter as the paper does (2.6 million for 0.12 million of
 Standard, 12 layers; 1.3 billion for 124 million), in small batches: with twice the batch and half the steps
-the models that repeat fall behind. Its learning rate was the best of 2, 4 and 8e-3 for Standard, BUT and
+models with repeats do worse. Its learning rate was the best of 2, 4 and 8e-3 for Standard, BUT and
 CoTFormer alike; gradients are clipped, unlike the paper's, for at that rate BUT 12x5 diverged without.
 """
 

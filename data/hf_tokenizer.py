@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from data.token_files import id_dtype
-from data.tokenizers import HF_TOKENIZER
+from data.token_files import HF_TOKENIZER, id_dtype
 from errors import Failure, UsageError
 
 # Names that models use for the token after a document, most common first.

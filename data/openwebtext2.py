@@ -9,7 +9,6 @@ the extracted archive: it is read as it is.
 import shutil
 from pathlib import Path
 
-from data.download import download as fetch
 from data.sources import FileSource, tar_files
 from data.token_files import META, SPLITS
 from data.tokenise import Preparation, tokenise
@@ -23,6 +22,8 @@ URL = f"https://huggingface.co/datasets/segyges/OpenWebText2/resolve/main/{ARCHI
 
 def download(folder: Path, url: str = URL, sha256: str | None = None) -> Path:
     """Download the archive into `folder`. Raises Failure, with the command to fetch it by hand."""
+    from data.download import download as fetch
+
     by_hand = (
         f'by hand: on a machine with network, wget -c "{URL}", then rsync --partial it to {folder / ARCHIVE}'
     )

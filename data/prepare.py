@@ -9,9 +9,8 @@ from typing import Any
 from data import hub, openwebtext2, pydoc, shakespeare
 from data.corpora import DEFAULT_FOLDER, CorpusSpec, is_local, require_tokenizer
 from data.sources import FileSource, folder_files, matching_files
-from data.token_files import SPLITS, read_meta
+from data.token_files import HF_TOKENIZER, SPLITS, read_meta
 from data.tokenise import Preparation, tokenise
-from data.tokenizers import HF_TOKENIZER
 from errors import Failure, UsageError
 
 logger = logging.getLogger(__name__)

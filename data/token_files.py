@@ -14,6 +14,7 @@ from files import write_atomically, write_json
 
 SPLITS = ("train", "val")
 META = "meta.json"
+HF_TOKENIZER = "tokenizer.json"  # the name of Hugging Face tokenisers in meta.json
 SPLIT_SEED = 2357
 _CHUNK = 1 << 24  # tokens read at once when a file is scanned
 _ALWAYS_SCANNED = 1 << 29  # tokens (1 GiB) up to which a file is scanned each time it is opened

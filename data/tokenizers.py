@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from data.token_files import id_dtype
+from data.token_files import HF_TOKENIZER, id_dtype
 from errors import Failure, UsageError
 
 
@@ -151,7 +151,6 @@ class WordTokenizer:
         return {"name": self.name, "vocab_size": self.vocab_size, "words": list(self.words)}
 
 
-HF_TOKENIZER = "tokenizer.json"  # the name of Hugging Face tokenisers in meta.json
 NAMES = (ByteTokenizer.name, *TiktokenTokenizer.SIZES)  # for --tokenizer, which also takes paths
 
 

@@ -29,7 +29,7 @@ def _row(package: Path, states: dict[str, dict[str, str]]) -> tuple[str, ...]:
     if not runs:
         return (package.name, "-", "-", "never run", "-", "-", "-", f"bash iridis/{package.name}/job.sh")
     runs.sort(key=lambda path: int(path.name.removeprefix("run_")))
-    # In a chain, show the running job, not those that wait for it.
+    # In a chain, show the running job, not the ones waiting for it.
     running = [path for path in runs if states.get(_job(path), {}).get("state") == "RUNNING"]
     latest = (running or runs)[-1]
     submitted, run, job = read(latest / SUBMISSION) or {}, read(latest / RUN) or {}, _job(latest)

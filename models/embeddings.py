@@ -1,4 +1,4 @@
-"""Embeddings beside the token embedding: rotary positions, depth (passes left), pause tokens.
+"""Embeddings besides that of the tokens: rotary positions, depth (passes left), pause tokens.
 
 Shapes: D head size, H heads, C = n_embd, R = n_repeat, P = n_pause; ... any leading dimensions.
 """

