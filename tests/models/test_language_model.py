@@ -81,6 +81,7 @@ def test_ignored_targets_do_not_count():
 
 
 def test_initialisation():
+    torch.manual_seed(0)
     network = models.make_model_from_args(
         types.SimpleNamespace(
             model="ln_cotformer",
