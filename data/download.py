@@ -65,6 +65,7 @@ def _fetch(url: str, partial: Path, by_hand: str) -> str | None:
     except OSError as error:
         raise Failure(f"cannot write {partial}: {error.strerror or error}") from error
     failures = 0
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its attempts are told of below
     with file:
         while True:
             before = file.seek(0, os.SEEK_END)
@@ -79,8 +80,8 @@ def _fetch(url: str, partial: Path, by_hand: str) -> str | None:
                 )
                 return about.etag if re.fullmatch("[0-9a-f]{64}", about.etag or "") else None
             except Exception as error:  # the libraries below raise many kinds
-                if isinstance(error, OSError) and type(error).__module__ == "builtins" and error.errno:
-                    raise Failure(f"cannot write {partial}: {error.strerror}") from error
+                if _is_of_the_disk(error):
+                    raise Failure(f"cannot write {partial}: {error}") from error
                 have = file.seek(0, os.SEEK_END)
                 reason = " ".join(str(error).split()) or type(error).__name__
                 failures = 0 if have > before else failures + 1
@@ -91,6 +92,12 @@ def _fetch(url: str, partial: Path, by_hand: str) -> str | None:
                     ) from error
                 logger.info(f"broken off at {have:,} bytes ({reason}); resuming")
                 time.sleep(failures and 2.0**failures)
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether writing failed: an OSError that is no library's, and not of a connection."""
+    of_network = isinstance(error, ConnectionError | TimeoutError) or type(error).__module__ != "builtins"
+    return isinstance(error, OSError) and bool(error.errno) and not of_network
 
 
 def _is_final(error: Exception) -> bool:

@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 MEASURING = ("bench/", "distributed/test_heap.py")  # time, memory and page faults: one at a time
 PROCESSES = ("bench/test_suite.py", "bench/test_compare.py", "cluster/", "faults/")
 SHARING_FIXTURES = (  # fixtures of a module that take seconds: made once
-    "data/test_corpora.py", "data/test_preparation.py", "distributed/test_processes.py",
+    "data/test_corpora.py", "data/test_prepare.py", "distributed/test_processes.py",
     "evaluation/test_lm_eval.py", "faults/test_signals.py",
 )  # fmt: skip
 
