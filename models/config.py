@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 from errors import UsageError
@@ -176,38 +176,38 @@ class ModelConfig:
         values = {field.name: getattr(args, field.name, None) for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if value is not None})
 
-    @cached_property
+    @property
     def variant(self) -> Variant:
         return find_variant(self.model)
 
-    @cached_property
+    @property
     def rotary_size(self) -> int:
         """Numbers of a head's query or key that rotary positions rotate."""
         return self.qk_rope_head_dim if self.variant.attention == "mla" else self.n_embd // self.n_head
 
-    @cached_property
+    @property
     def layers(self) -> tuple[int, int, int]:
         """Number of blocks before, inside and after the repeated middle."""
         if not self.variant.repeats:
             return 0, self.n_layer, 0
         return self.n_layer_begin, self.n_layer - self.n_layer_begin - self.n_layer_end, self.n_layer_end
 
-    @cached_property
+    @property
     def repeats(self) -> int:
         """Passes through the middle that a token can take."""
         return self.n_repeat if self.variant.repeats else 1
 
-    @cached_property
+    @property
     def positions_per_token(self) -> int:
         """Positions that a token of the text occupies: itself and its pause tokens."""
         return 1 + self.n_pause if self.variant.pauses else 1
 
-    @cached_property
+    @property
     def exits(self) -> int:
         """Representations of a token that the end blocks run on: PonderNet predicts after every pass."""
         return self.n_repeat if self.variant.predicts_every_pass else 1
 
-    @cached_property
+    @property
     def penalty_weight(self) -> float:
         """Weight of stick breaking's ACT loss; 0.03 is the released code's default.
 
@@ -216,15 +216,15 @@ class ModelConfig:
         given = [value for value in (self.act_penalty, self.depth_predictor_loss_coef) if value is not None]
         return given[0] if given else 0.03
 
-    @cached_property
+    @property
     def has_ln_mid(self) -> bool:
         return self.variant.depth_parts and not self.disable_ln_mid
 
-    @cached_property
+    @property
     def has_depth_embedding(self) -> bool:
         return self.variant.depth_parts and self.depth_embedding is not None
 
-    @cached_property
+    @property
     def unused_fields(self) -> tuple[str, ...]:
         """The fields that this variant does not read."""
         return tuple(one.name for one in MODEL_FLAGS if one.read_by not in (None, *self.variant.features))

@@ -4,7 +4,6 @@ No torch here: the command line reads this table to refuse a wrong name before t
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 from errors import UsageError, unknown
 
@@ -34,36 +33,36 @@ class Variant:
     single_precision_capacities: bool = False
     attention: str = "mha"
 
-    @cached_property
+    @property
     def repeats(self) -> bool:
         return "repeats" in self.features
 
-    @cached_property
+    @property
     def depth_parts(self) -> bool:
         """Whether the depth embedding and the LayerNorm ln_mid apply."""
         return "depth_parts" in self.features
 
-    @cached_property
+    @property
     def routed(self) -> bool:
         """Whether routers decide which tokens take the next pass."""
         return "routing" in self.features
 
-    @cached_property
+    @property
     def pauses(self) -> bool:
         """Whether pause tokens follow each token of the text."""
         return "pauses" in self.features
 
-    @cached_property
+    @property
     def has_halting_gate(self) -> bool:
         """Whether a gate decides after each pass whether a token halts (stick breaking)."""
         return "stick_breaking" in self.features
 
-    @cached_property
+    @property
     def stops_early(self) -> bool:
         """Whether a pass may compute only some of the tokens."""
         return self.routed or self.has_halting_gate
 
-    @cached_property
+    @property
     def predicts_every_pass(self) -> bool:
         """Whether there is a prediction after every pass, not only after the last."""
         return "ponder" in self.features
