@@ -31,6 +31,13 @@ def unknown(what: str, name: str, allowed: Iterable[str]) -> str:
     return f"{what}; {hint}choose from {', '.join(allowed)}"
 
 
+def duration(seconds: float) -> str:
+    """Like 2h05m, or 3m07s."""
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main() with log lines on stdout; a `Failure` prints its sentence and sets the exit code.
 

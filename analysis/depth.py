@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from analysis.hooks import forward_passes
 from analysis.statistics import GroupedMeans
 from distributed import Precision
-from models.heads import IGNORED
 from models.language_model import LanguageModel
+from models.losses import IGNORED
 
 CHUNK = 2**25  # logits held in full precision at once
 

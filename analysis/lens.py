@@ -15,9 +15,9 @@ from analysis.hooks import Layer, forward_passes, watch_blocks, watch_passes
 from analysis.statistics import GroupedMeans
 from distributed import Precision
 from models.active_tokens import ActiveTokens
-from models.heads import IGNORED
 from models.kv_cache import LayerKeys, PassKeys
 from models.language_model import LanguageModel
+from models.losses import IGNORED
 
 # loss: cross entropy, nats per token. accuracy: the target is the most likely token. agreement: the full
 # model has the same most likely token. divergence: KL(full model || this depth), nats.

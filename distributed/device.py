@@ -1,16 +1,25 @@
-"""The device of a process, and the number format of its matrix products (autocast). Weights are float32."""
+"""The device of a process, the number format of its matrix products (autocast), and torch.compile.
+
+Weights are float32.
+"""
 
 import ctypes
 import os
 import platform
+import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from distributed.processes import local_rank
 from errors import UsageError
 from hardware import cpu_multiplies_bfloat16
+
+# torch.compile makes one graph for any number of routed tokens, but separate ones for 0 and 1, in each pass
+# that may be the first with so few. Beyond this limit a step runs uncompiled.
+MAX_GRAPHS = 64
 
 # mallopt parameters of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -83,6 +92,20 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     if device.type == "cpu" and dtype == torch.bfloat16 and not cpu_multiplies_bfloat16():
         return Precision(device, torch.float32, "float32: this processor does not multiply bfloat16")
     return Precision(device, dtype, str(dtype).removeprefix("torch."))
+
+
+def compile_training(model: nn.Module, device: torch.device) -> None:
+    """Compile the model's training forward with torch.compile, in one graph (several with FSDP).
+
+    Evaluation stays eager. Sets the process-wide limit of graphs. Raises UsageError on a CPU without a C++
+    compiler, which torch.compile needs there.
+    """
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise UsageError(
+            "--compile on a CPU needs a C++ compiler (g++ or clang++): install one, or leave it out"
+        )
+    torch._dynamo.config.recompile_limit = MAX_GRAPHS
+    model.compute_in_training = torch.compile(type(model).compute)
 
 
 def keep_heap() -> bool:

@@ -242,8 +242,7 @@ def recomputed(
 
     Args:
         function: updates each of the layers once, with keys of key_tokens for query_tokens; depends on
-        nothing
-            that changes later. Dropout draws the same numbers again.
+            nothing that changes later. Dropout draws the same numbers again.
     """
     seen = [one.cache.earlier(one, key_tokens, query_tokens) for one in layers]
 

@@ -16,9 +16,9 @@ from models.block import Block, layer_norm
 from models.capacities import check_factors, draw_factors, tokens_per_pass
 from models.config import ModelConfig
 from models.embeddings import DEPTH_EMBEDDINGS, POSITIONS, PauseTokens
-from models.halting import HaltingGate, StickBreaking
-from models.heads import ExpectedHead, LastPassHead
+from models.halting import ExpectedHead, HaltingGate, StickBreaking
 from models.kv_cache import KVCache, LayerKeys, PassKeys
+from models.losses import LastPassHead
 from models.mixture_of_repeats import MixtureOfRepeats, RoutedUniversal, Router, Routing, Threshold, TopK
 from models.repeaters import AfterPass, CrossRepeat, Middle, Once, RepeaterOutput, Universal
 
@@ -74,6 +74,10 @@ class LanguageModel(nn.Module):
         self.repeater = REPEATERS[variant.repeater]()
         self.after_pass = AfterPass()
         self.loss_head = ExpectedHead(config) if variant.predicts_every_pass else LastPassHead(config)
+        # What every forward pass asks of the configuration.
+        self.routed, self.layers, self.repeats = variant.routed, config.layers, config.repeats
+        self.positions_per_token, self.penalty_weight = config.positions_per_token, config.penalty_weight
+        self.single_precision_capacities = variant.single_precision_capacities
         self.compute_in_training: Callable[..., dict[str, Any]] | None = None  # None: `compute`
         self._initialise()
         self.lm_head.weight = self.transformer.wte.weight
@@ -114,21 +118,17 @@ class LanguageModel(nn.Module):
         Returns:
             logits: None unless get_logits; (B, T, V), or without targets (B, 1, V), the last position.
             loss: what training minimises, and cross_entropy_loss, the part that perplexity is made of:
-            scalars in
-                nats per token; None without targets.
-            predictions: None unless get_predictions; the most probable ids, in the shape of the logits
-            without V.
+                scalars in nats per token; None without targets.
+            predictions: None unless get_predictions; the most probable ids, in the logits' shape without V.
                 With targets and without get_logits, logits are computed in chunks.
             average_depth: blocks that a token passes in sequence, on average (pause tokens do not add).
-            tokens_per_pass: tokens of a sequence that each of the R passes computed, averaged over the batch,
-            pause
-                tokens not counted. Scalar tensors where only the device knows them.
+            tokens_per_pass: tokens of a sequence that each of the R passes computed, averaged over the
+                batch, pause tokens not counted. Scalar tensors where only the device knows them.
             router_scores (B, R - 1, T), NaN where a router did not see a token, and passes (B, T), how many
-            each
-                token took: with get_routing only.
+                each token took: with get_routing only.
         """
         routing = None
-        if self.config.variant.routed:
+        if self.routed:
             length = idx.shape[1] if lengths is None else max(lengths)
             routing = self._routing(length_factors, thresholds, length, cache is not None)
         compute = LanguageModel.compute
@@ -159,14 +159,14 @@ class LanguageModel(nn.Module):
         exits = [self._end(x, tokens, keys, number) for number, x in enumerate(middle.exits, start=1)]
         logits = loss = cross_entropy = passes = predictions = None
         if targets is not None or get_logits or get_predictions:
-            each = self.config.positions_per_token  # the last of a token's positions predicts
+            each = self.positions_per_token  # the last of a token's positions predicts
             exits = [tokens.last(x) if targets is None else x[..., each - 1 :: each, :] for x in exits]
             logits, loss, cross_entropy, passes, predictions = self.loss_head(
                 self, exits, targets, self.training, get_logits or targets is None, get_predictions
             )
         if loss is not None and self.training and middle.penalty is not None:
             per = tokens.count if self.config.act_loss_reduction == "sum" else 1
-            loss = loss + self.config.penalty_weight * per * middle.penalty
+            loss = loss + self.penalty_weight * per * middle.penalty
         output = {
             "logits": logits if get_logits else None,
             "predictions": predictions,
@@ -175,14 +175,14 @@ class LanguageModel(nn.Module):
             **self._depth(tokens, middle, passes),
         }
         if get_routing:
-            output |= middle.routing_by_position(self.config.repeats, self.config.positions_per_token)
+            output |= middle.routing_by_position(self.repeats, self.positions_per_token)
         return output
 
     def _active_tokens(
         self, idx: Tensor, cache: KVCache | None, lengths: Sequence[int] | None
     ) -> tuple[ActiveTokens, PassKeys | KVCache]:
         """All tokens of the input with their pause tokens, and where their keys and values are kept."""
-        each = self.config.positions_per_token
+        each = self.positions_per_token
         batch, length = len(idx), idx.shape[1] * each
         positions = torch.arange(length, device=idx.device)
         if cache is not None and any(cache.lengths):
@@ -201,7 +201,7 @@ class LanguageModel(nn.Module):
 
     def _embed(self, idx: Tensor, tokens: ActiveTokens) -> Tensor:
         """Token ids (B, T) -> (*tokens.shape, C), each token followed by its pause tokens."""
-        each = self.config.positions_per_token
+        each = self.positions_per_token
         x = self.transformer.wte(idx.flatten()[tokens.flat_index[::each] // each])
         if self.pause_emb is not None:
             x = self.pause_emb(x)
@@ -247,8 +247,8 @@ class LanguageModel(nn.Module):
         if length_factors is None:
             length_factors = config.eval_length_factor or [1.0] * (config.n_repeat - 1)
         check_factors("length_factors", length_factors, config.n_repeat)
-        rounded = config.variant.single_precision_capacities
-        return TopK(tokens_per_pass(length, config.n_repeat, length_factors, rounded))
+        single = self.single_precision_capacities
+        return TopK(tokens_per_pass(length, config.n_repeat, length_factors, single))
 
     def _drawn_factors(self) -> list[float]:
         """Capacities of a training forward pass, from torch's CPU generator, which training seeds by step.
@@ -261,14 +261,13 @@ class LanguageModel(nn.Module):
 
     def _depth(self, tokens: ActiveTokens, middle: RepeaterOutput, passes: Tensor | None) -> dict[str, Any]:
         """average_depth and tokens_per_pass of `forward`. passes: their average number; None: as counted."""
-        config = self.config
-        counts = [count / config.positions_per_token / tokens.grid.batch for count in middle.counts]
+        counts = [count / self.positions_per_token / tokens.grid.batch for count in middle.counts]
         if passes is None:
             passes = sum(middle.counts) / tokens.count
-        n_begin, n_mid, n_end = config.layers
+        n_begin, n_mid, n_end = self.layers
         return {
             "average_depth": passes * n_mid + n_begin + n_end,
-            "tokens_per_pass": counts + [0.0] * (config.repeats - len(counts)),
+            "tokens_per_pass": counts + [0.0] * (self.repeats - len(counts)),
         }
 
     def blocks_that_run_once(self) -> list[Block]:

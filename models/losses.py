@@ -1,18 +1,23 @@
-"""Cross entropy: from the logits of all tokens at once, or of a chunk of tokens at a time.
+"""Cross entropy, of the logits of all tokens at once or a chunk of tokens at a time; the usual loss head.
 
 F.linear_cross_entropy (torch 2.13) is no substitute: on a CPU it took 4 to 24 times as long, it breaks a
 compiled graph, and it returns neither predictions nor per-token losses weighted for PonderNet.
 
-Shapes: N tokens, C = n_embd, V = vocab_size.
+A loss head takes representations to logits, predictions and loss: `LastPassHead` here, PonderNet's in
+`models.halting`.
+
+Shapes: B batch, T tokens, N of them in any arrangement, C = n_embd, V = vocab_size.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from models.config import ModelConfig
 
 IGNORED = -1  # a target that no loss counts
 
@@ -184,3 +189,52 @@ def _add_product(total: Tensor, grad_logits: Tensor, x: Tensor) -> None:
         return
     for part in _parts(*total.shape, total.device):
         total[part] += torch.mm(grad_logits[:, part].T, x).to(total.dtype)
+
+
+class Scores(NamedTuple):
+    """The output of a head.
+
+    logits: (..., V), or None where they were not needed.
+    loss, cross_entropy: scalars in nats per token; None without targets.
+    passes: expected passes through the middle, a mean over tokens; None where the head is the last pass's.
+    predictions: the most likely ids, or None.
+    """
+
+    logits: Tensor | None = None
+    loss: Tensor | None = None
+    cross_entropy: Tensor | None = None
+    passes: Tensor | None = None
+    predictions: Tensor | None = None
+
+
+class LastPassHead:
+    """Cross entropy of the predictions after the last block, a mean over the targets that count."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._chunked = config.loss == "chunked"
+
+    def __call__(
+        self,
+        model: nn.Module,
+        exits: Sequence[Tensor],
+        targets: Tensor | None,
+        training: bool,
+        get_logits: bool,
+        get_predictions: bool = False,
+    ) -> Scores:
+        (x,) = exits
+        x = model.transformer.ln_f(x)
+        if self._chunked and not get_logits:
+            total, _, predictions = linear_cross_entropy(
+                x.flatten(0, -2), model.lm_head.weight, targets.flatten(), predict=get_predictions
+            )
+            loss = total / (targets != IGNORED).sum()
+            if predictions is not None:
+                predictions = predictions.view_as(targets)
+            return Scores(None, loss, loss, predictions=predictions)
+        logits = model.lm_head(x)
+        predictions = logits.argmax(-1) if get_predictions else None
+        if targets is None:
+            return Scores(logits, None, None, predictions=predictions)
+        loss = cross_entropy(logits.flatten(0, -2), targets.flatten())
+        return Scores(logits, loss, loss, predictions=predictions)

@@ -37,8 +37,7 @@ class AttentionMask:
         Args:
             query: positions of the queries, (n,) or (B, n).
             keys: positions of each pass' keys, (S_i,) or (B, S_i). A pass whose positions are `query` itself
-            is
-                that of the queries, or one of the same tokens.
+                is that of the queries, or one of the same tokens.
             sees_all: every key is visible, as to the newest token of a text.
         """
         self._query, self._keys, self._window, self._sees_all = query, keys, window, sees_all

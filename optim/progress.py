@@ -7,6 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from errors import duration
+
 logger = logging.getLogger(__name__)
 
 
@@ -34,7 +36,7 @@ class Progress:
         parts.append(f"lr {metrics['lr']:.2e}")
         if metrics["grad_norm"] is not None:
             parts.append(f"grad {metrics['grad_norm']:.2f}")
-        left = _duration(self._seconds_left(metrics["step"]))
+        left = duration(self._seconds_left(metrics["step"]))
         parts += [f"{metrics['tokens_per_second']:,.0f} tok/s", f"{left} left"]
         logger.info("  ".join(parts))
         if metrics.get("sample"):
@@ -47,10 +49,3 @@ class Progress:
         """At the pace of this process, evaluations and saves included."""
         seconds_per_step = (time.perf_counter() - self._started) / max(step - self._first_step, 1)
         return seconds_per_step * (self._iterations - step)
-
-
-def _duration(seconds: float) -> str:
-    """Like 2h05m, or 3m07s."""
-    minutes, seconds = divmod(round(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

@@ -16,7 +16,9 @@ from config.training import TrainConfig
 from data import open_corpus_from_args
 from data.token_files import vocabulary_note
 from distributed import Processes, choose_device, choose_precision
+from distributed.device import compile_training
 from distributed.parallel import RankSlice, choose_parallel
+from distributed.processes import Stop
 from errors import Failure, UsageError
 from optim import checkpoint
 from optim.lock import RunLock
@@ -25,8 +27,7 @@ from optim.progress import Progress
 from optim.resume import Extension, extension, find_start
 from optim.saver import Saver
 from optim.state import TrainState
-from optim.stop import Stop
-from optim.train import compile_training, load_micro_batches, seed_torch, train
+from optim.train import load_micro_batches, seed_torch, train
 from optim.validation import Validation
 
 logger = logging.getLogger(__name__)

@@ -10,38 +10,9 @@ from torch import Tensor, nn
 from config.training import TrainConfig
 from errors import Failure, UsageError
 from optim.optimizers import make_optimizer, make_schedule
+from optim.train import Interval
 
 FORMAT = "cotformer-lab/1"
-
-
-@dataclass
-class Interval:
-    """Sums over the steps since the last logged line. seconds: time spent in training steps."""
-
-    steps: int = 0
-    loss_sum: float = 0.0
-    norms: int = 0
-    norm_sum: float = 0.0
-    norm_max: float = 0.0
-    norm_last: float | None = None
-    seconds: float = 0.0
-    lr: float | None = None  # of the last update
-
-    def add(self, loss: float, norm: float | None, seconds: float, lr: float) -> None:
-        """Add one step. norm: None if float16's scaler skipped it. lr: the rate of its update."""
-        self.steps += 1
-        self.lr = lr
-        self.loss_sum += loss
-        self.seconds += seconds
-        if norm is not None:
-            self.norms += 1
-            self.norm_sum += norm
-            self.norm_max = max(self.norm_max, norm)
-            self.norm_last = norm
-
-    @property
-    def norm_mean(self) -> float | None:
-        return self.norm_sum / self.norms if self.norms else None
 
 
 @dataclass

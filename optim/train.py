@@ -5,12 +5,11 @@ Shapes: B sequences, T tokens.
 
 import logging
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,18 +20,15 @@ from config.training import TrainConfig
 from data.batches import Batches, Windows, prefetch
 from distributed import Precision
 from distributed.parallel import RankSlice, SingleProcess
-from errors import Failure, UsageError
-from models.language_model import LanguageModel
+from errors import Failure
 from models.losses import IGNORED
-from optim.state import Interval, TrainState
+
+if TYPE_CHECKING:
+    from optim.state import TrainState
 
 logger = logging.getLogger(__name__)
 
 SPIKE = 5.0  # warn of a gradient norm this many times the interval's mean
-
-# torch.compile makes one graph for any number of routed tokens, but separate ones for 0 and 1, in each pass
-# that may be the first with so few. Beyond this limit a step runs uncompiled.
-MAX_GRAPHS = 64
 
 # Random draws are functions of the training's position: there is no random state to save.
 PURPOSES = ("initialisation", "forward", "validation", "sample")
@@ -47,6 +43,36 @@ def derive_seed(seed: int, purpose: str, step: int = 0, micro_batch: int = 0) ->
 def seed_torch(seed: int, purpose: str, step: int = 0, micro_batch: int = 0) -> None:
     """Seed torch's generators on all devices with `derive_seed`."""
     torch.manual_seed(derive_seed(seed, purpose, step, micro_batch))
+
+
+@dataclass
+class Interval:
+    """Sums over the steps since the last logged line. seconds: time spent in training steps."""
+
+    steps: int = 0
+    loss_sum: float = 0.0
+    norms: int = 0
+    norm_sum: float = 0.0
+    norm_max: float = 0.0
+    norm_last: float | None = None
+    seconds: float = 0.0
+    lr: float | None = None  # of the last update
+
+    def add(self, loss: float, norm: float | None, seconds: float, lr: float) -> None:
+        """Add one step. norm: None if float16's scaler skipped it. lr: the rate of its update."""
+        self.steps += 1
+        self.lr = lr
+        self.loss_sum += loss
+        self.seconds += seconds
+        if norm is not None:
+            self.norms += 1
+            self.norm_sum += norm
+            self.norm_max = max(self.norm_max, norm)
+            self.norm_last = norm
+
+    @property
+    def norm_mean(self) -> float | None:
+        return self.norm_sum / self.norms if self.norms else None
 
 
 class MicroBatch(NamedTuple):
@@ -86,7 +112,7 @@ def load_micro_batches(
 
 
 def train(
-    state: TrainState,
+    state: "TrainState",
     forward: nn.Module,
     batches: Iterable[MicroBatch],
     config: TrainConfig,
@@ -152,7 +178,7 @@ def train(
 
 
 def training_step(
-    state: TrainState,
+    state: "TrainState",
     forward: nn.Module,
     micro_batches: Iterator[MicroBatch],
     rank_slice: RankSlice,
@@ -179,9 +205,8 @@ def training_step(
             with autocast:
                 output = forward(inputs, targets)
                 loss = output["loss"]
-                if (
-                    batch.weight != 1.0
-                ):  # only of the cross entropy: depth penalties are means over all tokens
+                # Only of the cross entropy: depth penalties are means over all tokens.
+                if batch.weight != 1.0:
                     loss = loss + (batch.weight - 1.0) * output["cross_entropy_loss"]
                 loss = loss / rank_slice.acc_steps
             state.scaler.scale(loss).backward()
@@ -201,20 +226,6 @@ def training_step(
     return loss, norm if math.isfinite(norm) else None
 
 
-def compile_training(model: LanguageModel, device: torch.device) -> None:
-    """Compile the model's training forward with torch.compile, in one graph (several with FSDP).
-
-    Evaluation stays eager. Sets the process-wide limit of graphs. Raises UsageError on a CPU without a C++
-    compiler, which torch.compile needs there.
-    """
-    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-        raise UsageError(
-            "--compile on a CPU needs a C++ compiler (g++ or clang++): install one, or leave it out"
-        )
-    torch._dynamo.config.recompile_limit = MAX_GRAPHS
-    model.compute_in_training = torch.compile(LanguageModel.compute)
-
-
 def _clip(model: nn.Module, limit: float) -> Tensor:
     """Clip the gradients to a joint L2 norm of `limit`, 0 for no limit; returns the norm before."""
     if limit > 0:
@@ -222,7 +233,7 @@ def _clip(model: nn.Module, limit: float) -> Tensor:
     return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
 
 
-def _require_finite(state: TrainState, loss: float, norm: float) -> None:
+def _require_finite(state: "TrainState", loss: float, norm: float) -> None:
     # float16's loss scaler expects infinite gradients: it skips the step and lowers the scale.
     if math.isfinite(loss) and (math.isfinite(norm) or state.scaler.is_enabled()):
         return
@@ -243,7 +254,7 @@ def _is_save_step(step: int, config: TrainConfig) -> bool:
     return frequency is not None and step % frequency == 0 and step < config.iterations
 
 
-def _metrics(state: TrainState, config: TrainConfig) -> dict[str, Any]:
+def _metrics(state: "TrainState", config: TrainConfig) -> dict[str, Any]:
     """The line of metrics.jsonl for the interval that ends at this step."""
     interval = state.interval
     return {

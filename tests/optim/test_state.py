@@ -11,8 +11,8 @@ from models.config import ModelConfig
 from models.language_model import LanguageModel
 from optim.metrics import MetricsFile, curves, read_metrics
 from optim.optimizers import OPTIMIZERS, make_optimizer
-from optim.state import Interval, TrainState
-from optim.train import PURPOSES, derive_seed, seed_torch
+from optim.state import TrainState
+from optim.train import PURPOSES, Interval, derive_seed, seed_torch
 from tests.optim.test_optimizers import CONFIG
 
 
