@@ -81,12 +81,8 @@ class Flag:
         """Text -> value; for a list, of one of its values. Raises ArgumentTypeError with a sentence."""
         kind = next(kind for kind in self._kinds if kind is not NoneType)
         kind = get_args(kind)[0] if get_origin(kind) is Sequence else kind
-        read = (
-            choice(self.choices)
-            if self.choices
-            else {int: integer, float: number, bool: truth, str: str}[kind]
-        )
-        read = self.read or read
+        of_type: dict[Any, Reader] = {int: integer, float: number, bool: truth, str: str}
+        read = self.read or (choice(self.choices) if self.choices else of_type[kind])
         return nullable(read) if NoneType in self._kinds else read
 
     @property

@@ -32,7 +32,8 @@ def attention_op(
         scale: of scores; None: 1 / sqrt(D).
     """
     scale = queries.shape[-1] ** -0.5 if scale is None else scale
-    if fast and not dropout and _cpu_matmul_is_faster(queries, visible.passes, dtype := _dtype(queries)):
+    dtype = _dtype(queries)
+    if fast and not dropout and _cpu_matmul_is_faster(queries, visible.passes, dtype):
         passes = [[tensor.to(dtype) for tensor in keys_values] for keys_values in visible.passes]
         return cpu_matmul_attention(queries.to(dtype), Visible(passes, visible.mask), scale)
     keys, values = visible.concatenated()

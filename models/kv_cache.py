@@ -95,10 +95,10 @@ class PassKeys:
 
 
 class KVCache:
-    """Keys and values of B growing texts, by layer and repeat, for generation.
+    """Keys and values of B growing texts, by layer and pass, for generation.
 
-    Memory for all tokens is allocated when a layer is first used in a repeat. Each key is written once, after
-    the last one: a token that halted before a repeat takes no place in it, and attention only reads the
+    Memory for all tokens is allocated when a layer is first used in a pass. Each key is written once, after
+    the last one: a token that halted before a pass takes no place in it, and attention only reads the
     places in use.
     """
 
@@ -148,7 +148,7 @@ class KVCache:
 
 
 class _LayerCache:
-    """What one layer cached in one repeat: sequence by sequence, without gaps."""
+    """What one layer cached in one pass: sequence by sequence, without gaps."""
 
     def __init__(self, places: int) -> None:
         self._places = places
