@@ -7,7 +7,7 @@ target of -1 is not counted.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -113,6 +113,17 @@ class MixedWindows:
         return generator.permutation(np.concatenate(chosen))
 
 
+class MicroBatch(NamedTuple):
+    """inputs, targets (B, T). counted: the targets that are counted.
+
+    If counted is 0, one target is set all the same, as the mean over none is NaN: training weighs by counted.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    counted: int
+
+
 class Batches:
     """Training batches as a pure function of (seed, step, micro-batch), so that any run can resume anywhere.
 
@@ -141,6 +152,24 @@ class Batches:
     def get(self, step: int, micro_batch: int, rows: slice = slice(None)) -> Batch:
         """A micro-batch, or the given rows of it."""
         return self._windows.gather(self.indices(step, micro_batch)[rows])
+
+    def prefetched(self, steps: range, numbers: range, rows: slice, pin: bool) -> Iterator[MicroBatch]:
+        """Yields the rows of micro-batches `numbers` of each step; a thread loads one step ahead.
+
+        pin: to memory that CUDA copies from while it computes.
+        """
+
+        def load(key: tuple[int, int]) -> MicroBatch:
+            inputs, targets = self.get(*key, rows)
+            counted = int((targets >= 0).sum())
+            if not counted:
+                targets[0, 0] = 0
+            if pin:
+                inputs, targets = inputs.pin_memory(), targets.pin_memory()
+            return MicroBatch(inputs, targets, counted)
+
+        keys = ((step, number) for step in steps for number in numbers)
+        return prefetch(load, keys, depth=max(2, len(numbers)))
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if epoch not in self._permutations:

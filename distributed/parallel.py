@@ -26,6 +26,11 @@ class RankSlice:
     acc_steps: int
     rows: slice
 
+    @property
+    def part(self) -> int:
+        """Which part of each micro-batch this is, 0 for a whole one."""
+        return self.rows.start // (self.rows.stop - self.rows.start)
+
     @classmethod
     def of(cls, batch_size: int, acc_steps: int, rank: int, size: int) -> "RankSlice":
         """The slice of one of `size` ranks.

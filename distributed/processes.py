@@ -37,7 +37,7 @@ _CAUSE_SECONDS = 3.0  # within which the rank that failed first has reported it
 class Processes:
     """This rank among all. With one process there is no group, and every collective is the identity.
 
-    All ranks call `max`, `mean`, `gather`, `broadcast` and `barrier` together.
+    All ranks call `max`, `sum`, `mean`, `gather`, `broadcast` and `barrier` together.
     """
 
     def __init__(self, on_cuda: bool = False, timeout_minutes: float = 10.0) -> None:
@@ -86,6 +86,14 @@ class Processes:
             self.failure_watch.heartbeat()
         number = torch.tensor([value])
         dist.all_reduce(number, dist.ReduceOp.MAX, self._group)
+        return int(number.item())
+
+    def sum(self, value: int) -> int:
+        """The sum over all ranks."""
+        if self.size == 1:
+            return value
+        number = torch.tensor([value])
+        dist.all_reduce(number, dist.ReduceOp.SUM, self._group)
         return int(number.item())
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:

@@ -108,7 +108,8 @@ class ModelConfig:
     )
     act_loss_reduction: str = _halting(
         "mean",
-        "the ACT loss is a mean over tokens, or a sum, as in the released code",
+        "the ACT loss is a mean over tokens, or the sum over a micro-batch, as in the released code: its "
+        "weight then depends on --batch_size",
         choices=("mean", "sum"),
     )
     ponder_lambda_p: float = _ponder(

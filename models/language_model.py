@@ -243,21 +243,23 @@ class LanguageModel(nn.Module):
         if thresholds is not None:
             return Threshold(thresholds)
         if length_factors is None and self.training:
-            length_factors = config.training_length_factor or self._drawn_factors()
+            length_factors = self.draw_length_factors()
         if length_factors is None:
             length_factors = config.eval_length_factor or [1.0] * (config.n_repeat - 1)
         check_factors("length_factors", length_factors, config.n_repeat)
         single = self.single_precision_capacities
         return TopK(tokens_per_pass(length, config.n_repeat, length_factors, single))
 
-    def _drawn_factors(self) -> list[float]:
-        """Capacities of a training forward pass, from torch's CPU generator, which training seeds by step.
+    def draw_length_factors(self) -> Sequence[float]:
+        """Capacities of a training forward pass, as configured, or drawn from torch's CPU generator.
 
-        Drawn before anything else of the forward pass: a compiled step cannot stop for it.
+        Training seeds the generator for each micro-batch. Drawn before anything else of the forward pass: a
+        compiled step cannot stop for it.
         """
-        if self.config.n_repeat == 1:
-            return []
-        return draw_factors(self.config.depth_random_method, torch.rand(self.config.n_repeat - 1).tolist())
+        config = self.config
+        if config.training_length_factor or config.n_repeat == 1 or not config.variant.routed:
+            return config.training_length_factor or []
+        return draw_factors(config.depth_random_method, torch.rand(config.n_repeat - 1).tolist())
 
     def _depth(self, tokens: ActiveTokens, middle: RepeaterOutput, passes: Tensor | None) -> dict[str, Any]:
         """average_depth and tokens_per_pass of `forward`. passes: their average number; None: as counted."""

@@ -85,7 +85,7 @@ class Run:
             args.distributed_backend, processes, device, self.rank_slice.acc_steps,
             opt=args.opt, dtype=args.dtype,
         )  # fmt: skip
-        if self.rank_slice.rows != slice(0, args.batch_size) and args.act_loss_reduction == "sum":
+        if self._splits_micro_batches and args.act_loss_reduction == "sum":
             raise UsageError(
                 "--act_loss_reduction sum adds up over a micro-batch, which these processes would split: "
                 f"make --acc_steps a multiple of {processes.size}"
@@ -252,7 +252,17 @@ class Run:
                 f"{self.processes.size} processes ({self.parallel.name}); each computes {part.acc_steps} "
                 f"micro-batches of {part.rows.stop - part.rows.start} sequences per step"
             )
+            if self.args.dropout and self._splits_micro_batches:
+                logger.info(
+                    "note: processes that split a micro-batch draw their own dropout masks: losses differ "
+                    "from those of one process as those of two seeds do; with --acc_steps a multiple of "
+                    f"{self.processes.size} they would be the same"
+                )
         logger.info(f"run folder: {self.folder}")
+
+    @property
+    def _splits_micro_batches(self) -> bool:
+        return self.rank_slice.rows != slice(0, self.args.batch_size)
 
     def _saver(self) -> Saver:
         staging = self.args.checkpoint_staging_dir

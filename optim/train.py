@@ -3,13 +3,14 @@
 Shapes: B sequences, T tokens.
 """
 
+import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,11 +18,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config.training import TrainConfig
-from data.batches import Batches, Windows, prefetch
+from data.batches import Batches, MicroBatch, Windows
 from distributed import Precision
 from distributed.parallel import RankSlice, SingleProcess
 from errors import Failure
-from models.losses import IGNORED
 
 if TYPE_CHECKING:
     from optim.state import TrainState
@@ -34,15 +34,17 @@ SPIKE = 5.0  # warn of a gradient norm this many times the interval's mean
 PURPOSES = ("initialisation", "forward", "validation", "sample")
 
 
-def derive_seed(seed: int, purpose: str, step: int = 0, micro_batch: int = 0) -> int:
-    """A 63-bit seed for each (seed, purpose, step, micro-batch)."""
-    sequence = np.random.SeedSequence([seed, PURPOSES.index(purpose), step, micro_batch])
+def derive_seed(seed: int, purpose: str, step: int = 0, micro_batch: int = 0, part: int = 0) -> int:
+    """A 63-bit seed for each (seed, purpose, step, micro-batch, part of the micro-batch)."""
+    # Part 0 has the seeds of whole micro-batches.
+    parts = [part] if part else []
+    sequence = np.random.SeedSequence([seed, PURPOSES.index(purpose), step, micro_batch, *parts])
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def seed_torch(seed: int, purpose: str, step: int = 0, micro_batch: int = 0) -> None:
+def seed_torch(seed: int, purpose: str, step: int = 0, micro_batch: int = 0, part: int = 0) -> None:
     """Seed torch's generators on all devices with `derive_seed`."""
-    torch.manual_seed(derive_seed(seed, purpose, step, micro_batch))
+    torch.manual_seed(derive_seed(seed, purpose, step, micro_batch, part))
 
 
 @dataclass
@@ -75,40 +77,14 @@ class Interval:
         return self.norm_sum / self.norms if self.norms else None
 
 
-class MicroBatch(NamedTuple):
-    """inputs, targets (B, T).
-
-    weight: of the cross entropy. It differs from 1 where ranks split a micro-batch and their sequences have
-    different numbers of targets that count.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    weight: float = 1.0
-
-
 def load_micro_batches(
     windows: Windows, config: TrainConfig, rank_slice: RankSlice, step: int, device: torch.device
 ) -> Iterator[MicroBatch]:
     """Yields this rank's micro-batches from `step` onwards, prefetched by a thread."""
     source = Batches(windows, config.batch_size, config.acc_steps, config.data_seed)
-
-    def load(key: tuple[int, int]) -> MicroBatch:
-        inputs, targets = source.get(*key, rank_slice.rows)
-        weight = 1.0
-        if len(targets) < config.batch_size and (targets == IGNORED).any():
-            _, all_targets = source.get(*key)
-            fraction = (targets != IGNORED).sum() / (all_targets != IGNORED).sum()
-            weight = fraction.item() * config.batch_size / len(targets)
-            if weight == 0.0:
-                targets[0, 0] = 0  # the mean over no target is NaN; over any target it is weighted with 0
-        if device.type == "cuda":
-            inputs, targets = inputs.pin_memory(), targets.pin_memory()
-        return MicroBatch(inputs, targets, weight)
-
-    steps = range(step, config.iterations)
-    first, count = rank_slice.first_micro_batch, rank_slice.acc_steps
-    return prefetch(load, ((step, number) for step in steps for number in range(first, first + count)))
+    first, steps = rank_slice.first_micro_batch, range(step, config.iterations)
+    numbers = range(first, first + rank_slice.acc_steps)
+    return source.prefetched(steps, numbers, rank_slice.rows, pin=device.type == "cuda")
 
 
 def train(
@@ -189,25 +165,32 @@ def training_step(
 ) -> tuple[float, float | None] | None:
     """One optimiser step over the rank's micro-batches.
 
+    The cross entropy is a mean over the targets of the whole step that count, however its sequences are cut
+    into micro-batches and split across ranks. Depth penalties are means over all tokens, whether their
+    targets count or not: they price computation, which every token takes.
+
     Returns (loss, gradient norm before clipping), the norm None where float16's scaler skipped the step; or
     None where `stop` asked to stop before the last micro-batch.
     """
     device, loss_sum = next(state.model.parameters()).device, 0.0
-    for number in range(rank_slice.acc_steps):
+    batches = list(itertools.islice(micro_batches, rank_slice.acc_steps))
+    counted = parallel.processes.sum(sum(batch.counted for batch in batches))
+    even = counted / (rank_slice.acc_steps * parallel.processes.size)  # targets of a micro-batch on average
+    for number, batch in enumerate(batches):
         if number and stop(state.step):
             state.optimizer.zero_grad(set_to_none=True)
             return None
-        batch = next(micro_batches)
         inputs = batch.inputs.to(device, non_blocking=True)
         targets = batch.targets.to(device, non_blocking=True)
-        seed_torch(config.seed, "forward", state.step, rank_slice.first_micro_batch + number)
+        capacities = _seed_forward(state, config, rank_slice, number)
         with parallel.accumulate(forward, last=number + 1 == rank_slice.acc_steps):
             with autocast:
-                output = forward(inputs, targets)
+                output = forward(inputs, targets, **capacities)
                 loss = output["loss"]
-                # Only of the cross entropy: depth penalties are means over all tokens.
-                if batch.weight != 1.0:
-                    loss = loss + (batch.weight - 1.0) * output["cross_entropy_loss"]
+                # The model's cross entropy is a mean over this micro-batch.
+                weight = batch.counted / even if even else 0.0
+                if weight != 1.0:
+                    loss = loss + (weight - 1.0) * output["cross_entropy_loss"]
                 loss = loss / rank_slice.acc_steps
             state.scaler.scale(loss).backward()
         loss_sum += loss.detach()
@@ -224,6 +207,23 @@ def training_step(
     if state.step < state.schedule_iterations:
         state.schedule.step()
     return loss, norm if math.isfinite(norm) else None
+
+
+def _seed_forward(
+    state: "TrainState", config: TrainConfig, rank_slice: RankSlice, number: int
+) -> dict[str, Sequence[float]]:
+    """Seed the random draws of the rank's micro-batch `number`; arguments of its forward pass.
+
+    Ranks that split a micro-batch route with the same capacities, but draw their own dropout masks: the same
+    ones would correlate their sequences.
+    """
+    key = config.seed, "forward", state.step, rank_slice.first_micro_batch + number
+    seed_torch(*key)
+    if rank_slice.part == 0:
+        return {}
+    capacities = state.model.draw_length_factors()
+    seed_torch(*key, rank_slice.part)
+    return {"length_factors": capacities}
 
 
 def _clip(model: nn.Module, limit: float) -> Tensor:

@@ -24,7 +24,7 @@ from distributed.parallel import SingleProcess
 from errors import Failure
 from models.generation import generate
 from models.losses import IGNORED
-from optim.train import derive_seed
+from optim.train import derive_seed, seed_torch
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Evaluation:
     def seconds_per_token(self) -> float:
         """The median over batches, as the first one warms up and others may be disturbed."""
         pairs = zip(self.batch_seconds, self.batch_tokens, strict=True)
-        return statistics.median(seconds / tokens for seconds, tokens in pairs)
+        return statistics.median(seconds / tokens for seconds, tokens in pairs if tokens)
 
     @property
     def tokens(self) -> int:
@@ -163,16 +163,21 @@ def evaluate(
 def _evaluate_batch(
     index: int, model: nn.Module, batch: Batch, precision: Precision, routing: dict[str, Any]
 ) -> _BatchResult:
-    inputs, targets = (tensor.to(precision.device) for tensor in batch)
-    started = time.perf_counter()
-    with precision.autocast():
-        output = model(inputs, targets, get_predictions=True, **routing)
-    loss = output["cross_entropy_loss"].item()
-    seconds = time.perf_counter() - started
+    device = precision.device
+    inputs, targets = (tensor.to(device) for tensor in batch)
+    # Drawn exits (--ponder_eval sample) depend on the batch, not on the rank or what was drawn before.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        seed_torch(0, "validation", micro_batch=index)
+        started = time.perf_counter()
+        with precision.autocast():
+            output = model(inputs, targets, get_predictions=True, **routing)
+        loss = output["cross_entropy_loss"].item()
+        seconds = time.perf_counter() - started
     counted = targets != IGNORED
+    tokens = counted.sum().item()
     correct = output["predictions"] == targets
     return _BatchResult(
-        index, loss, counted.sum().item(), (correct & counted).sum().item(),
+        index, loss if tokens else 0.0, tokens, (correct & counted).sum().item(),
         len(targets), (correct | ~counted).all(-1).sum().item(),
         float(output["average_depth"]) * len(targets),
         [float(tokens) * len(targets) for tokens in output["tokens_per_pass"]],

@@ -4,6 +4,7 @@ import json
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ def test_shares_cover_a_step_once():
             share = RankSlice.of(batch_size, acc_steps, rank, size)
             rows = range(batch_size)[share.rows]
             seen += [(share.first_micro_batch + m, row) for m in range(share.acc_steps) for row in rows]
+            assert share.part == rows[0] // len(rows)
         assert sorted(seen) == [(m, row) for m in range(acc_steps) for row in range(batch_size)]
 
 
@@ -84,18 +86,41 @@ def test_processes_that_part_the_sequences_of_a_micro_batch(alone, tmp_path, bac
 
 
 @pytest.mark.process
-def test_a_task_whose_answers_fall_unevenly(alone, tmp_path):
-    """Parts of a micro-batch weigh by the targets that count in them."""
-    flags = (
-        "--dataset counting --vocab_size 256 --sequence_length 64 --acc_steps 1 --iterations 6 --log_freq 1"
-    )
+def test_a_task_whose_answers_fall_unevenly(tmp_path):
+    """A step's loss and gradient are the same however its sequences are cut into micro-batches and split."""
+    flags = "--dataset counting --vocab_size 256 --sequence_length 64 --iterations 6 --log_freq 1"
     runs = []
-    for size in (1, 4):
-        team = Team(tmp_path / f"exps{size}", "base", size)
-        team.run(flags)
+    for size, backend, cut in (
+        (1, "None", "--batch_size 12 --acc_steps 1"),
+        (2, "fsdp", "--batch_size 4 --acc_steps 3"),  # both compute a part of every micro-batch
+        (4, "None", "--batch_size 6 --acc_steps 2"),  # two ranks to a micro-batch
+    ):
+        team = Team(tmp_path / f"exps{size}", "base", size, backend)
+        team.run(f"{flags} {cut}")
         (path,) = (team.folder / "counting" / "base").glob("*/metrics.jsonl")
-        runs.append([json.loads(line)["train_loss"] for line in path.read_text().splitlines()])
-    assert runs[0] == pytest.approx(runs[1], abs=2e-6)
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        runs.append([[line["train_loss"], line["grad_norm"]] for line in lines])
+    for run in runs[1:]:
+        torch.testing.assert_close(torch.tensor(run), torch.tensor(runs[0]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.process
+def test_dropout_differs_between_ranks_that_split_a_micro_batch(tmp_path):
+    """All sequences are alike: with common masks, two ranks would compute what one does with one of them."""
+    (tmp_path / "data" / "owt2").mkdir(parents=True)
+    for split in ("train", "val"):
+        np.full(2000, 5, "<u2").tofile(tmp_path / "data" / "owt2" / f"{split}.bin")
+    flags = (
+        "--dataset owt2 --vocab_size 50304 --dropout 0.5 --acc_steps 1 --iterations 1 --eval_seq_prefix none"
+    )
+    losses = []
+    for size in (1, 2):
+        team = Team(tmp_path / f"exps{size}", "base", size)
+        said = team.run(f"{flags} --batch_size {size} --data_dir {tmp_path / 'data'}")
+        assert ("draw their own dropout masks" in said) == (size == 2)
+        (path,) = (team.folder / "owt2" / "base").glob("*/metrics.jsonl")
+        losses.append(json.loads(path.read_text())["train_loss"])
+    assert losses[0] != pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.process

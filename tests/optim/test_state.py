@@ -46,13 +46,14 @@ def test_only_linear_weights_decay():
 
 def test_seeds_differ_by_each_argument():
     seeds = {
-        derive_seed(seed, purpose, step, micro)
+        derive_seed(seed, purpose, step, micro, part)
         for seed in (1, 2)
         for purpose in PURPOSES
         for step in (0, 1, 2)
         for micro in (0, 1, 2)
+        for part in (0, 1)
     }
-    assert len(seeds) == 2 * len(PURPOSES) * 9
+    assert len(seeds) == 2 * len(PURPOSES) * 18
     seed_torch(3, "forward", 4, 5)
     first = torch.rand(3)
     seed_torch(3, "forward", 4, 5)

@@ -1,18 +1,25 @@
-"""The loop by itself: on a toy that is no language model, with hooks that write down when they are called."""
+"""The loop by itself: on a toy that is no language model, with hooks that write down when they are called.
 
+And single steps of real models: how their gradients are accumulated.
+"""
+
+import contextlib
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from data.batches import Batches, MicroBatch
 from distributed import choose_precision
-from distributed.parallel import SingleProcess
+from distributed.parallel import RankSlice, SingleProcess
 from errors import Failure
 from optim.progress import Progress
 from optim.state import TrainState
-from optim.train import MicroBatch, train
+from optim.train import train, training_step
+from tests.models.reference import RESERVED, make
 from tests.optim.test_optimizers import CONFIG
 
 
@@ -40,7 +47,7 @@ def run(values, step=0, stop_at=None, evaluate=lambda step: {"val_loss": 0.0}, s
         state.step = step
     called = {"evaluate": [], "log": [], "save": [], "stop": []}
     progress = Progress(config.iterations, step)
-    batches = [MicroBatch(torch.tensor([[value]]), torch.zeros(1)) for value in values]
+    batches = [MicroBatch(torch.tensor([[value]]), torch.zeros(1), 1) for value in values]
 
     def evaluated(step):
         called["evaluate"].append(step)
@@ -134,3 +141,107 @@ def test_the_rate_is_constant_after_a_schedule():
     rates = [line["lr"] for line in lines]
     alone = [line["lr"] for line in run([1.0] * 8, iterations=8, scheduler="cos", log_freq=1)[1]["log"]]
     assert rates[:8] == alone and rates[8:] == [alone[-1]] * 4
+
+
+MODELS = {
+    "base": {},
+    "ln_cotformer": {**RESERVED, "depth_embedding": "linear_learned", "loss": "plain"},
+    "adm": {**RESERVED, "training_length_factor": [0.6, 0.3]},
+    "stick_breaking": {"depth_predictor_loss_coef": 0.5},
+    "pondernet": {"ponder_kl_div_loss_weight": 0.5},
+    "pause": {"n_pause": 2},
+}
+COUNTED = [9, 1, 0, 4, 9, 2]  # of the 9 targets of each sequence
+
+
+class Sequences:
+    """Given sequences as `data.batches.Windows`, always in the same order."""
+
+    def __init__(self, ids, targets):
+        self.ids, self.targets = ids, targets
+        self.count = self.epoch_size = len(ids)
+        self.length = ids.shape[1]
+
+    def gather(self, indices):
+        return self.ids[indices].clone(), self.targets[indices].clone()
+
+    def epoch(self, generator):
+        return np.arange(self.count)
+
+
+def sequences(counted=COUNTED):
+    generator = torch.Generator().manual_seed(5)
+    ids, targets = torch.randint(0, 31, (2, len(counted), 9), generator=generator)
+    for row, count in zip(targets, counted, strict=True):
+        row[count:] = -1
+    return ids, targets
+
+
+def one_step(network, ids, targets, batch_size, rank_slice=None):
+    """One step of rate 1 over micro-batches of batch_size sequences: (loss, norm, gradients)."""
+    acc_steps = len(ids) // batch_size
+    config = dataclasses.replace(
+        CONFIG, batch_size=batch_size, acc_steps=acc_steps, opt="sgd", lr=1.0, scheduler="none",
+        weight_decay=0.0,
+    )  # fmt: skip
+    state = TrainState.fresh(network.train(), config, torch.amp.GradScaler("cpu", enabled=False))
+    rank_slice = rank_slice or RankSlice.of(batch_size, acc_steps, 0, 1)
+    windows = Sequences(ids, targets)
+    batches = Batches(windows, batch_size, acc_steps, seed=0).prefetched(
+        range(1), range(acc_steps), slice(None), pin=False
+    )
+    before = [weight.detach().clone() for weight in network.parameters()]
+    never = lambda step: False  # noqa: E731
+    loss, norm = training_step(
+        state, network, batches, rank_slice, config, contextlib.nullcontext(), SingleProcess(), never
+    )
+    return loss, norm, [old - new for old, new in zip(before, network.parameters(), strict=True)]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_step_is_the_same_however_its_sequences_are_cut(model):
+    """Its loss and gradients are those of one forward pass over all its sequences."""
+    ids, targets = sequences()
+    network = make(model, **MODELS[model]).train()
+    expected = network(ids, targets)["loss"]
+    gradients = torch.autograd.grad(expected, list(network.parameters()), allow_unused=True)
+    for batch_size in (6, 3, 2, 1):
+        loss, _, found = one_step(make(model, **MODELS[model]), ids, targets, batch_size)
+        assert loss == pytest.approx(expected.item(), rel=1e-6)  # it is logged in float32
+        for mine, reference in zip(found, gradients, strict=True):
+            torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-12)
+
+
+def test_where_every_target_counts_a_step_is_a_mean_over_micro_batches():
+    """To the last bit, whatever is done for targets that do not count."""
+    ids, targets = sequences([9] * 6)
+    network = make("stick_breaking").float()
+    weights = list(network.train().parameters())
+    for part in range(3):
+        (network(ids[2 * part : 2 * part + 2], targets[2 * part : 2 * part + 2])["loss"] / 3).backward()
+    norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights])
+    expected = [weight.detach() - (weight.detach() - weight.grad) for weight in weights]
+    _, found_norm, found = one_step(make("stick_breaking").float(), ids, targets, 2)
+    assert found_norm == norm.item() and all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("model", ["base", "ln_cotformer", "pondernet"])
+def test_a_step_without_any_target_changes_nothing(model):
+    ids, targets = sequences([0, 0])
+    fields = {**MODELS[model], "ponder_kl_div_loss_weight": 0.0}
+    loss, norm, found = one_step(make(model, **fields), ids, targets, 1)
+    assert loss == norm == 0.0 and not any(map(torch.any, found))
+
+
+def test_ranks_that_split_a_micro_batch_share_capacities_but_not_dropout():
+    ids, targets = sequences([9, 9])
+    seen = {}
+    for dropout in (0.0, 0.5):
+        for part in (0, 1):
+            network = make("adm", **RESERVED, dropout=dropout)
+            outputs = []
+            network.register_forward_hook(lambda *args, outputs=outputs: outputs.append(args[-1]))
+            loss, _, _ = one_step(network, ids, targets, 2, RankSlice(0, 1, slice(2 * part, 2 * part + 2)))
+            seen[dropout, part] = outputs[0]["tokens_per_pass"], loss
+    assert len({tuple(counts) for counts, _ in seen.values()}) == 1
+    assert seen[0.0, 0] == seen[0.0, 1] and seen[0.5, 0] != seen[0.5, 1]

@@ -9,6 +9,7 @@ from torch import nn
 from distributed import choose_precision
 from errors import Failure
 from optim.validation import Evaluation, evaluate, to_perplexity
+from tests.models.reference import make
 
 FLOAT32 = choose_precision("torch.float32", torch.device("cpu"))
 
@@ -74,8 +75,23 @@ def test_targets_that_do_not_count():
     model = Table([[0.0, 0.0], [math.log(3.0), 0.0]])
     first = torch.tensor([[0, 1, 1, 0], [1, 1, 0, 0]]), torch.tensor([[-1, 0, 1, -1], [0, -1, -1, 0]])
     second = torch.tensor([[1, 1, 1, 1]]), torch.tensor([[0, -1, -1, -1]])
-    result = evaluate(model, [first, second], FLOAT32)
+    none = torch.tensor([[1, 1, 1, 1]]), torch.full((1, 4), -1)
+    result = evaluate(model, [first, second, none], FLOAT32)
     expected = (math.log(4 / 3) + math.log(4) + math.log(4 / 3) + math.log(2) + math.log(4 / 3)) / 5
     assert result.loss == pytest.approx(expected, rel=1e-6)
     assert (result.tokens, result.correct_tokens) == (5, 4)
-    assert result.sequence_accuracy == pytest.approx(2 / 3)
+    assert result.sequence_accuracy == pytest.approx(3 / 4)
+    assert result.seconds_per_token > 0
+
+
+def test_drawn_exits_are_those_of_the_batch():
+    """--ponder_eval sample: whatever was drawn before, and leaving the generator as it was."""
+    network = make("pondernet", ponder_eval="sample").float()
+    ids = torch.randint(0, 31, (4, 9))
+    losses = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        losses.append(evaluate(network, [(ids[:2], ids[:2]), (ids[2:], ids[2:])], FLOAT32).batch_losses)
+        assert torch.equal(state, torch.get_rng_state())
+    assert losses[0] == losses[1]
