@@ -27,6 +27,11 @@ class RankSlice:
     rows: slice
 
     @property
+    def micro_batches(self) -> range:
+        """The numbers of its micro-batches in the step."""
+        return range(self.first_micro_batch, self.first_micro_batch + self.acc_steps)
+
+    @property
     def part(self) -> int:
         """Which part of each micro-batch this is, 0 for a whole one."""
         return self.rows.start // (self.rows.stop - self.rows.start)

@@ -257,7 +257,7 @@ class LanguageModel(nn.Module):
         compiled step cannot stop for it.
         """
         config = self.config
-        if config.training_length_factor or config.n_repeat == 1 or not config.variant.routed:
+        if config.training_length_factor or config.n_repeat == 1:
             return config.training_length_factor or []
         return draw_factors(config.depth_random_method, torch.rand(config.n_repeat - 1).tolist())
 

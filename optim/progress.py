@@ -19,6 +19,7 @@ class Progress:
         """step: updates made before. is_main: whether this is rank 0, which alone shows a bar."""
         self._iterations = iterations
         self._first_step, self._started = step, time.perf_counter()
+        self._said = False  # how much time is left
         self.bar = tqdm(
             total=iterations,
             initial=step,
@@ -28,8 +29,19 @@ class Progress:
             disable=not is_main or not sys.stderr.isatty(),
         )
 
+    def warmed_up(self, step: int) -> None:
+        """Measure the pace from here: the first step of a process allocates and compiles."""
+        self._first_step, self._started = step, time.perf_counter()
+
+    def estimate(self, step: int) -> None:
+        """Log the time left, unless a line has said it."""
+        if not self._said:
+            left = duration(self._seconds_left(step))
+            logger.info(f"step {step}/{self._iterations}  about {left} left, without evaluations")
+
     def log(self, metrics: dict[str, Any]) -> None:
         """Log an interval's line of metrics.jsonl."""
+        self._said = True
         parts = [f"step {metrics['step']}/{self._iterations}", f"loss {metrics['train_loss']:.4f}"]
         if "val_loss" in metrics:
             parts.append(f"val {metrics['val_loss']:.4f} (perplexity {metrics['val_perplexity']:.2f})")

@@ -162,7 +162,7 @@ class Run:
                 log=log,
                 save=save,
                 stop=stop.requested,
-                bar=progress.bar,
+                progress=progress,
             )
             if not finished:
                 logger.info(

@@ -6,7 +6,9 @@ Shapes: B sequences, T tokens.
 import itertools
 import logging
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,20 +17,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from config.training import TrainConfig
 from data.batches import Batches, MicroBatch, Windows
 from distributed import Precision
 from distributed.parallel import RankSlice, SingleProcess
 from errors import Failure
+from optim.progress import Progress
 
 if TYPE_CHECKING:
     from optim.state import TrainState
 
 logger = logging.getLogger(__name__)
-
-SPIKE = 5.0  # warn of a gradient norm this many times the interval's mean
 
 # Random draws are functions of the training's position: there is no random state to save.
 PURPOSES = ("initialisation", "forward", "validation", "sample")
@@ -77,14 +77,37 @@ class Interval:
         return self.norm_sum / self.norms if self.norms else None
 
 
+class SpikeWatch:
+    """Warns once of each spike in gradient norms.
+
+    It begins above 5 times the median and twice the maximum of the 16 to 100 steps before, and ends below 5
+    times the median: norms fall fast in a young run, and scatter where batches are small.
+    """
+
+    def __init__(self) -> None:
+        self._norms: deque[float] = deque(maxlen=100)
+        self._in_spike = False
+
+    def add(self, step: int, norm: float) -> None:
+        if len(self._norms) >= 16:
+            median = statistics.median(self._norms)
+            begins = not self._in_spike and norm > max(5.0 * median, 2.0 * max(self._norms))
+            self._in_spike = begins or (self._in_spike and norm > 5.0 * median)
+            if begins:
+                logger.warning(
+                    f"a gradient spike: the norm at step {step} is {norm:.2f}, {norm / median:.0f} times the "
+                    f"median of the {len(self._norms)} steps before"
+                )
+        self._norms.append(norm)
+
+
 def load_micro_batches(
     windows: Windows, config: TrainConfig, rank_slice: RankSlice, step: int, device: torch.device
 ) -> Iterator[MicroBatch]:
     """Yields this rank's micro-batches from `step` onwards, prefetched by a thread."""
     source = Batches(windows, config.batch_size, config.acc_steps, config.data_seed)
-    first, steps = rank_slice.first_micro_batch, range(step, config.iterations)
-    numbers = range(first, first + rank_slice.acc_steps)
-    return source.prefetched(steps, numbers, rank_slice.rows, pin=device.type == "cuda")
+    steps, pin = range(step, config.iterations), device.type == "cuda"
+    return source.prefetched(steps, rank_slice.micro_batches, rank_slice.rows, pin)
 
 
 def train(
@@ -99,7 +122,7 @@ def train(
     log: Callable[[dict[str, Any]], None],
     save: Callable[[], None],
     stop: Callable[[int], bool],
-    bar: tqdm,
+    progress: Progress,
 ) -> bool:
     """Train `state` up to `config.iterations`; evaluate, log and save at their intervals.
 
@@ -110,6 +133,7 @@ def train(
         log: takes the metrics of an interval.
         save: writes a checkpoint of `state`.
         stop: step -> whether to stop, asked after each micro-batch. `state` is left after the last full step.
+        progress: shows each step, and after a few of them the time left.
 
     Returns whether the last iteration was reached. Raises Failure for a loss or gradient that is not finite,
     before the update, so that the weights stay good.
@@ -119,6 +143,7 @@ def train(
     rank_slice = RankSlice.of(config.batch_size, config.acc_steps, processes.rank, processes.size)
     autocast = precision.autocast()
     tokens_per_step, first_step = config.tokens_per_step, state.step
+    save_freq, spikes, bar = config.save_checkpoint_freq, SpikeWatch(), progress.bar
     forward.train()
     while True:
         is_eval_step = _is_due(state.step, config.eval_freq, config)
@@ -131,9 +156,13 @@ def train(
                     return False
                 metrics |= validation
             log(metrics)
-            _warn_of_spike(metrics)
             state.interval = Interval()
-        if state.step > first_step and _is_save_step(state.step, config):
+        if state.step == first_step + 1:
+            progress.warmed_up(state.step)
+        elif state.step == first_step + 5:
+            progress.estimate(state.step)
+        # Not at the end, where the final checkpoint follows at once.
+        if save_freq and state.step % save_freq == 0 and first_step < state.step < config.iterations:
             save()
         if state.step == config.iterations:
             return True
@@ -149,6 +178,8 @@ def train(
         seconds = time.perf_counter() - started
         state.seconds += seconds
         state.interval.add(loss, norm, seconds, rate)
+        if norm is not None:
+            spikes.add(state.step, norm)
         bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_step / seconds:,.0f} tok/s", refresh=False)
         bar.update()
 
@@ -248,12 +279,6 @@ def _is_due(step: int, frequency: int, config: TrainConfig) -> bool:
     return step % frequency == 0 or step == config.iterations
 
 
-def _is_save_step(step: int, config: TrainConfig) -> bool:
-    """Not at the end, where the final checkpoint follows at once."""
-    frequency = config.save_checkpoint_freq
-    return frequency is not None and step % frequency == 0 and step < config.iterations
-
-
 def _metrics(state: "TrainState", config: TrainConfig) -> dict[str, Any]:
     """The line of metrics.jsonl for the interval that ends at this step."""
     interval = state.interval
@@ -268,12 +293,3 @@ def _metrics(state: "TrainState", config: TrainConfig) -> dict[str, Any]:
         "tokens_per_second": round(interval.steps * config.tokens_per_step / interval.seconds, 1),
         "seconds": round(state.seconds, 3),
     }
-
-
-def _warn_of_spike(metrics: dict[str, Any]) -> None:
-    mean, largest = metrics["mean_grad_norm"], metrics["max_grad_norm"]
-    if mean and largest > SPIKE * mean:
-        logger.warning(
-            f"a gradient spike: the largest norm of the last interval is {largest:.2f}, "
-            f"{largest / mean:.1f} times the mean"
-        )

@@ -6,6 +6,7 @@ And single steps of real models: how their gradients are accumulated.
 import contextlib
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def run(values, step=0, stop_at=None, evaluate=lambda step: {"val_loss": 0.0}, s
             state, state.model, batches, config, precision, SingleProcess(),
             evaluate=evaluated, stop=stop, log=called["log"].append,
             save=lambda: called["save"].append(state.step),
-            bar=progress.bar,
+            progress=progress,
         )  # fmt: skip
     finally:
         progress.close()
@@ -109,11 +110,32 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(bad):
         run([1.0, 1.0, bad, 1.0], iterations=4)
 
 
-def test_spikes_are_warned_of(capsys):
-    run([1.0] * 19 + [20.0], iterations=20, eval_freq=20, log_freq=20)
-    assert "warning: a gradient spike" in capsys.readouterr().out
-    run([1.0] * 19 + [5.0], iterations=20, eval_freq=20, log_freq=20)
-    assert "spike" not in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("norms", "spikes"),
+    [
+        ([1.0] * 40, []),
+        ([1.0] * 19 + [20.0], [20]),
+        ([1.0] * 19 + [4.9], []),
+        ([1.0] * 9 + [20.0] + [1.0] * 9, []),  # too early to tell
+        ([20.0 * 0.8**i for i in range(40)], []),  # a young run
+        ([1.0, 9.0] * 20 + [17.0], []),  # they scatter
+        ([1.0] * 20 + [20.0, 50.0, 120.0, 30.0] + [1.0] * 20, [21]),  # once for each of them
+        ([1.0] * 20 + [20.0] + [1.0] * 5 + [60.0], [21, 27]),
+        ([1.0] * 20 + [20.0] * 200, [21]),  # the norm to be expected from now on
+    ],
+)
+def test_spikes_are_warned_of_once(capsys, norms, spikes):
+    freq = len(norms)
+    run(norms, iterations=freq, eval_freq=freq, log_freq=freq)
+    said = re.findall(r"warning: a gradient spike: the norm at step (\d+)", capsys.readouterr().out)
+    assert [int(step) for step in said] == spikes
+
+
+@pytest.mark.parametrize(("log_freq", "said"), [(1000, True), (4, False), (6, True)])
+def test_the_time_left_is_said_after_a_few_steps(scripts, log_freq, said):
+    done = scripts.train(f"--iterations 12 --log_freq {log_freq} --eval_freq 12")
+    lines = [line for line in done.stdout.splitlines() if line.startswith("step 5/12  about ")]
+    assert len(lines) == said and all("left" in line for line in lines)
 
 
 def test_a_stop_leaves_the_state_after_the_last_full_step():
