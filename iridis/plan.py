@@ -12,7 +12,8 @@ from config.parser import parse_with_run
 from data.corpus import require_prepared
 from errors import run_script
 from iridis.record import jobs_of
-from optim.checkpoint import covered_by_summary, in_folder
+from optim.checkpoint import in_folder
+from optim.resume import has_finished
 
 
 def main() -> None:
@@ -30,10 +31,14 @@ def main() -> None:
 
 
 def describe(args: Namespace) -> list[str]:
-    """Lines to show. Raises Failure if the corpus is missing and training would not prepare it."""
+    """Lines to show.
+
+    Raises Failure if the corpus is missing and training would not prepare it, and UsageError if the folder
+    holds a finished run with other flags.
+    """
     folder = config.experiment_dir(args)
     saved = in_folder(folder)
-    if covered_by_summary(folder, args.iterations):
+    if has_finished(args, folder):
         return [f"finished already: {folder} has {args.iterations:,} iterations"]
     require_prepared(args.dataset, data_dir=args.data_dir, tokenizer=args.tokenizer)
     begins = f"resumes from {saved[0].name}" if saved else "starts from scratch"

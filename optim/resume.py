@@ -1,16 +1,36 @@
-"""The checkpoint that a run starts from (--use_pretrained), and the schedule of an extended run."""
+"""Whether a run has finished, the checkpoint it starts from, and the schedule of an extended run."""
 
+import json
 import logging
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from config.base import all_flags
 from config.run_name import identity
 from errors import UsageError
 from models import ModelConfig
 from optim import checkpoint
 
 logger = logging.getLogger(__name__)
+
+
+def has_finished(args: Namespace, folder: Path) -> bool:
+    """Whether the run that the flags describe is complete in `folder`, with at least --iterations steps.
+
+    Raises UsageError if the finished run there was trained with other flags: its numbers would be taken for
+    theirs.
+    """
+    if not checkpoint.covered_by_summary(folder, args.iterations):
+        return False
+    path = folder / "summary.json"
+    differences = _differences(json.loads(path.read_text(encoding="utf-8")).get("args"), args)
+    if differences:
+        raise UsageError(
+            f"{path} is of a finished run with other flags ({', '.join(differences.values())}); "
+            "give the flags it was trained with, or another --exp_name"
+        )
+    return True
 
 
 def find_start(args: Namespace, folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -80,13 +100,7 @@ def extension(args: Namespace, content: dict[str, Any]) -> Extension:
 
 def _compare(path: Path, saved: dict[str, Any], args: Namespace) -> None:
     """Refuse another architecture, and log other flags that differ from those of the checkpoint's run."""
-    before = identity(Namespace(**{**vars(args), **saved}))
-    now = identity(args)
-    differences = {
-        name: f"--{name} {before.get(name)} -> {now.get(name)}"
-        for name in dict.fromkeys((*now, *before))
-        if before.get(name) != now.get(name)
-    }
+    differences = _differences(saved, args)
     architecture = [text for name, text in differences.items() if name in ModelConfig.__dataclass_fields__]
     if architecture:
         raise UsageError(
@@ -95,3 +109,18 @@ def _compare(path: Path, saved: dict[str, Any], args: Namespace) -> None:
         )
     if differences:
         logger.warning(f"{path} was trained with other flags: {', '.join(differences.values())}")
+
+
+def _differences(saved: dict[str, Any] | None, args: Namespace) -> dict[str, str]:
+    """The flags that make `args` another experiment than the saved flags, as text by name.
+
+    A flag that is younger than the saved ones had its default.
+    """
+    if not saved:
+        return {}
+    defaults = {one.name: one.default for one in all_flags()}
+    before, now = identity(Namespace(**defaults | saved)), identity(args)
+    values = (
+        (name, before.get(name, defaults[name]), now.get(name, defaults[name])) for name in before | now
+    )
+    return {name: f"--{name} {old} -> {new}" for name, old, new in values if old != new}

@@ -24,7 +24,7 @@ from optim import checkpoint
 from optim.lock import RunLock
 from optim.metrics import MetricsFile, WandbLog, versions, write_summary
 from optim.progress import Progress
-from optim.resume import Extension, extension, find_start
+from optim.resume import Extension, extension, find_start, has_finished
 from optim.saver import Saver
 from optim.state import TrainState
 from optim.train import load_micro_batches, seed_torch, train
@@ -45,7 +45,7 @@ def run_training(args: Namespace) -> int:
     with processes.exit_together():
         device = choose_device(args.device)
         folder = experiment_dir(args)
-        covered = processes.is_main and checkpoint.covered_by_summary(folder, args.iterations)
+        covered = processes.is_main and has_finished(args, folder)
         if processes.broadcast(covered):
             summary = folder / "summary.json"
             logger.info(f"finished already: {summary} covers {args.iterations} iterations; nothing to do")

@@ -156,6 +156,24 @@ def test_other_flags_on_resuming(scripts):
     assert scripts.lines()[-1]["lr"] == 5e-3
 
 
+def test_a_finished_run_under_the_same_name_with_other_flags(scripts):
+    """Its numbers are not those of other flags; flags that do not change them may differ."""
+    scripts.train("--exp_name one")
+    for flags, parts in (
+        ("--lr 5e-3 --seed 3", ["--lr 0.001 -> 0.005", "--seed 2 -> 3"]),
+        ("--n_embd 32", ["--n_embd 16 -> 32"]),
+        ("--depth_random_method other --attention_window_length 4", ["--attention_window_length None -> 4)"]),
+        ("--dtype bfloat16 --iterations 3", ["--dtype torch.float32 -> torch.bfloat16"]),
+    ):
+        said = scripts.refuse("main.py", scripts.train_flags(f"--exp_name one {flags}"), 2, *parts)
+        assert "summary.json is of a finished run with other flags (" in said and "another --exp_name" in said
+    allowed = (
+        "--iterations 6 --log_freq 7 --eval_freq 3 --save_checkpoint_freq 2 --activation_checkpointing block "
+        "--compile --distributed_timeout 3 --data_in_ram --loss plain --use_pretrained ckpt.pt --seed 2"
+    )
+    assert "finished already" in scripts.train(f"--exp_name one {allowed}").stdout
+
+
 def test_intermediary_checkpoints_are_removed_when_asked(scripts):
     scripts.train("--save_checkpoint_freq 4 --remove_intermediary_checkpoints_at_end")
     assert sorted(path.name for path in scripts.folder().glob("*.pt")) == ["ckpt.pt"]
