@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import errors
+from tests.forked import Forked
 from tests.in_process import run_in_process
 
 ROOT = Path(__file__).parents[1]
@@ -153,6 +154,10 @@ class Scripts:
         self, flags: str = "", code: int = 0, *, process: bool = False, **env: str
     ) -> subprocess.CompletedProcess:
         return self.run("main.py", self.train_flags(flags), code, process=process, **env)
+
+    def start(self, script: str, flags: str) -> Forked:
+        """Start in a forked process, for tests that signal or kill it."""
+        return Forked(self.command(script, flags)[1:])
 
     def refuse(self, script: str, flags: str, code: int, *parts: str) -> str:
         """Run, and require one sentence on stderr that holds all the parts."""

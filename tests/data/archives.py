@@ -1,5 +1,6 @@
 """Archives in the published format of OpenWebText2, of real text; and what a plain pipeline makes of them."""
 
+import functools
 import io
 import json
 import tarfile
@@ -14,7 +15,7 @@ from data.openwebtext2 import ARCHIVE
 
 
 def texts(count: int) -> list[str]:
-    """Documents of Python's own documentation, and one of every kind of trouble that is none."""
+    """At most 100 documents of Python's own documentation, and one of every kind of trouble that is none."""
     special = [
         "",
         "<|endoftext|> is text here",
@@ -23,7 +24,12 @@ def texts(count: int) -> list[str]:
         "half a pair \ud83d",
         " " * 3000,
     ]
-    return [*islice(pydoc.documents(), count), *special]
+    return [*_documents()[:count], *special]
+
+
+@functools.cache
+def _documents() -> list[str]:
+    return list(islice(pydoc.documents(), 100))  # 0.7 MB; of more, sources are parsed for seconds
 
 
 def compressed(lines: bytes, frames: int = 1) -> bytes:

@@ -50,14 +50,14 @@ def encode_bytes(text):
 @pytest.mark.process
 @pytest.mark.parametrize("workers", [1, 2])
 def test_equal_to_the_plain_pipeline_in_bytes(tmp_path, workers):
-    path = archive(tmp_path, monthly(texts(150), 7))
+    path = archive(tmp_path, monthly(texts(100), 7))
     tokenize(tmp_path, "--workers", workers)
     expected = plain_pipeline(path, tmp_path / "extracted", encode_bytes, 256)
     assert files(tmp_path) == {f"{split}.bin": content for split, content in expected.items()}
     folder = tmp_path / "openwebtext2-bytes"
     assert sorted(found.name for found in folder.iterdir()) == ["meta.json", *FILES]  # the journal has gone
     meta = json.loads((folder / "meta.json").read_text())
-    assert meta["documents"] == {"train": 155, "val": 1}
+    assert meta["documents"] == {"train": 105, "val": 1}
     assert meta["bytes"]["train"] + meta["documents"]["train"] == meta["splits"]["train"]["tokens"]
     assert path.exists()
     said = run("verify", "--data_dir", tmp_path, "--tokenizer", "bytes").stdout
@@ -103,8 +103,8 @@ def _parent(pid):
 @pytest.mark.process
 def test_killed_anywhere_a_second_run_writes_the_same_bytes(tmp_path):
     """SIGKILL behind several files, and while the parts are put together; workers end with their parent."""
-    documents = texts(800)
-    members = monthly(documents * 6, 24)
+    documents = texts(100)
+    members = monthly(documents * 36, 24)
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     archive(undisturbed, members)
     archive(killed, members)
@@ -141,7 +141,7 @@ def test_killed_anywhere_a_second_run_writes_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("finished", [0, 3])  # files: at 0 the workers are only starting
 def test_ctrl_c_ends_it_with_a_sentence_and_the_next_run_goes_on(tmp_path, finished):
     """In the process group, as a terminal sends it: the workers leave the last word to their parent."""
-    members = monthly(texts(800) * 6, 24)
+    members = monthly(texts(100) * 36, 24)
     archive(tmp_path, members)
     archive(tmp_path / "undisturbed", members)
     journal = tmp_path / "openwebtext2-bytes" / "parts" / "journal.jsonl"
@@ -164,7 +164,7 @@ def test_ctrl_c_ends_it_with_a_sentence_and_the_next_run_goes_on(tmp_path, finis
 @pytest.mark.process
 @pytest.mark.parametrize("limit", [100_000, 2_000_000])  # bytes: of a part, of train.bin
 def test_a_file_system_that_takes_no_more(tmp_path, limit):
-    members = monthly(texts(800), 8)
+    members = monthly(texts(100) * 6, 8)
     archive(tmp_path, members)
     archive(tmp_path / "undisturbed", members)
     done = subprocess.run(
@@ -312,7 +312,7 @@ def test_damage_is_found_by_verify_and_reset_deletes_only_what_was_made(tmp_path
 @pytest.mark.parametrize("killed", [False, True])
 def test_of_two_at_once_the_second_waits(tmp_path, killed):
     """And goes on where the first was, should that one be killed."""
-    archive(tmp_path, monthly(texts(800) * 4, 12))
+    archive(tmp_path, monthly(texts(100) * 24, 12))
     flags = command("tokenize", "--data_dir", tmp_path, "--tokenizer", "bytes", "--workers", 1)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     first = subprocess.Popen(flags, cwd=ROOT, **pipes)

@@ -125,7 +125,7 @@ def test_dropout_differs_between_ranks_that_split_a_micro_batch(tmp_path):
 
 @pytest.mark.process
 def test_wrong_flags_are_told_of_once(tmp_path):
-    team = Team(tmp_path / "exps", "base", 2)
+    team = Team(tmp_path / "exps", "base", 2, torchrun=True)
     for flags, sentence in (
         ("--batch_size 3 --acc_steps 3", "cannot be split across 2 processes"),
         ("--lr 0", "must be above 0"),
@@ -138,7 +138,7 @@ def test_wrong_flags_are_told_of_once(tmp_path):
 @pytest.mark.process
 @pytest.mark.parametrize("kind", ["raise", "kill"])
 def test_a_rank_that_fails_ends_all_in_seconds(tmp_path, kind):
-    team = Team(tmp_path / "exps", "base", 2)
+    team = Team(tmp_path / "exps", "base", 2, torchrun=True)
     started = time.monotonic()
     said = team.run(code=1, FAULT=f"{kind}:1:5")
     assert time.monotonic() - started < 60
@@ -147,12 +147,13 @@ def test_a_rank_that_fails_ends_all_in_seconds(tmp_path, kind):
         assert said.count("rank 1:\nTraceback") == 1 and "rank 0:\n" not in said
     else:
         assert "Signal 9 (SIGKILL)" in said and "rank 0:\n" not in said
-    assert "finished" in team.run()  # the same command resumes
+    team.torchrun = False
+    assert "finished" in team.run()  # the same flags resume
 
 
 @pytest.mark.process
 def test_a_rank_that_hangs_is_named_after_the_time_that_was_set(tmp_path):
-    team = Team(tmp_path / "exps", "base", 2)
+    team = Team(tmp_path / "exps", "base", 2, torchrun=True)
     said = team.run("--distributed_timeout 0.2", code=1, FAULT="hang:1:5")
     assert said.count("error: ") == 1
     assert "made no progress for 0.2 minutes" in said and "least progress: rank 1" in said

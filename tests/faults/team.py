@@ -1,4 +1,4 @@
-"""Small runs in real processes, single or under torchrun, and comparisons of two of them."""
+"""Small runs in one or several processes, and comparisons of two of them."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from optim import checkpoint
 from tests.conftest import ROOT, TEXT, assert_same_state, comparable
+from tests.forked import Forked
 
 LAUNCH = ROOT / "tests" / "faults" / "launch.py"
 TINY = (
@@ -28,29 +29,36 @@ MODELS = {
 
 @dataclass
 class Team:
-    """Runs of one kind in one folder. size: processes; backend: of --distributed_backend."""
+    """Runs of one kind in one folder.
+
+    size: number of processes. backend: of --distributed_backend. torchrun: they are started by torchrun, each
+    in a new Python, instead of forked.
+    """
 
     folder: Path
     model: str = "base"
     size: int = 1
     backend: str | None = None
+    torchrun: bool = False
 
-    def command(self, flags: str = "") -> list[str]:
+    def flags(self, flags: str = "") -> list[str]:
+        """Flags of main.py."""
         data = self.folder.parent / "data"
         if not (data / "shakespeare-char").exists():
             (data / "shakespeare-char").mkdir(parents=True)
             (data / "shakespeare-char" / "input.txt").write_text(TEXT)
-        start = [sys.executable]
-        if self.size > 1:
-            start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.size)]
         where = f"--data_dir {data} --results_base_folder {self.folder} --distributed_backend {self.backend}"
-        return [*start, str(LAUNCH), *f"{TINY} {MODELS[self.model]} {where} {flags}".split()]
+        return f"{TINY} {MODELS[self.model]} {where} {flags}".split()
 
-    def start(self, flags: str = "", **env: str) -> subprocess.Popen:
+    def start(self, flags: str = "", *, script: Path = LAUNCH, **env: str) -> Forked | subprocess.Popen:
         """A process group of its own, so that all of it can be killed at once."""
+        command = [str(script), *self.flags(flags)]
+        if not self.torchrun:
+            return Forked(command, env, self.size)
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         return subprocess.Popen(
-            self.command(flags), cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            [*start, "--nproc_per_node", str(self.size), *command], cwd=ROOT, env={**os.environ, **env},
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
     def run(self, flags: str = "", code: int = 0, **env: str) -> str:
@@ -77,7 +85,7 @@ class Team:
         return checkpoint.load(checkpoint.in_folder(self.run_folder())[0])
 
 
-def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:
+def kill(process: Forked | subprocess.Popen, number: int = signal.SIGKILL) -> None:
     """Send a signal to a process group, and wait for its end."""
     os.killpg(process.pid, number)
     process.communicate()

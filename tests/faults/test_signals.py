@@ -14,7 +14,6 @@ import pytest
 
 from optim import checkpoint
 from optim.lock import FILE_NAME, RunLock
-from tests.conftest import ROOT
 from tests.faults.team import Team, assert_close, assert_same, kill
 
 
@@ -59,41 +58,52 @@ def test_a_signal_saves_and_ends_well(straight, tmp_path, number):
 
 def test_a_signal_while_processes_train_together(straight, tmp_path):
     """torchrun hands SIGTERM on; all ranks agree on the step."""
-    team = Team(tmp_path / "exps", "adm", 2, "fsdp")
+    team = Team(tmp_path / "exps", "adm", 2, "fsdp", torchrun=True)
     process = team.start("--save_checkpoint_freq 1000")
     until(process, "step 6/")
     os.killpg(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)
     (saved,) = checkpoint.in_folder(team.run_folder())
     assert saved.suffix == ".dcp" and 6 <= checkpoint.load(saved)["step"] < 24
+    team.torchrun = False
     team.run()
     assert_same(team, straight("adm", 2, "fsdp"))
+
+
+SIGNALLED = """
+import os, signal
+import main, optim.validation as validation, optim.checkpoint_file as checkpoint_file
+
+evaluate, write = validation.evaluate, checkpoint_file.write
+
+def signalled_evaluate(model, batches, precision, processes, stop):
+    asked = []
+    def stop_asked():
+        asked.append(1)
+        if len(asked) == 3 and os.environ["MOMENT"] == "evaluation":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return stop()
+    return evaluate(model, batches, precision, processes, stop_asked)
+
+def signalled_write(path, content, staging=None):
+    if os.environ["MOMENT"] == "save" and content["step"] == 4:
+        os.kill(os.getpid(), signal.SIGTERM)
+    write(path, content, staging)
+
+validation.evaluate, checkpoint_file.write = signalled_evaluate, signalled_write
+main.run_script(main.main)
+"""
 
 
 def test_a_signal_in_an_evaluation_and_in_a_save(straight, tmp_path):
     """The evaluation is given up and made again; the line of its step is neither lost nor doubled."""
     team = Team(tmp_path / "exps", "adm")
-    script = (
-        "import os, signal, sys\n"
-        "import optim.validation as run, optim.checkpoint_file as f\n"
-        "real, write = run.evaluate, f.write\n"
-        "def evaluate(model, batches, precision, processes, stop):\n"
-        "    seen = []\n"
-        "    def asked():\n"
-        "        seen.append(1)\n"
-        "        if len(seen) == 3 and what == 'evaluation': os.kill(os.getpid(), signal.SIGTERM)\n"
-        "        return stop()\n"
-        "    return real(model, batches, precision, processes, asked)\n"
-        "def slow_write(path, content, staging=None):\n"
-        "    if what == 'save' and content['step'] == 4: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    write(path, content, staging)\n"
-        "what = sys.argv.pop(1); run.evaluate = evaluate; f.write = slow_write\n"
-        "import main; main.run_script(main.main)\n"
-    )
-    for what in ("save", "evaluation", "evaluation"):
-        command = [sys.executable, "-c", script, what, *team.command()[2:]]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0 and "stopping (SIGTERM)" in done.stdout, done.stdout + done.stderr
+    script = tmp_path / "script.py"
+    script.write_text(SIGNALLED)
+    for moment in ("save", "evaluation", "evaluation"):
+        process = team.start(script=script, MOMENT=moment)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0 and "stopping (SIGTERM)" in said, said
     team.run()
     assert_same(team, straight("adm"))
 
@@ -121,7 +131,7 @@ def test_chained_jobs(straight, tmp_path):
 def test_a_limit_of_time(tmp_path):
     team = Team(tmp_path / "exps", "adm")
     flags = "--iterations 100000 --save_checkpoint_freq 100000 --exit_code_unfinished 85"
-    assert "stopping (time limit) after step" in team.run(f"--max_time 0.1 {flags}", code=85)
+    assert "stopping (time limit) after step" in team.run(f"--max_time 0.05 {flags}", code=85)
     (saved,) = checkpoint.in_folder(team.run_folder())
     assert checkpoint.load(saved)["step"] == int(saved.stem.removeprefix("ckpt_"))
 
@@ -282,7 +292,7 @@ def test_what_is_kept_is_not_decided_by_a_damaged_file(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
 def test_torchrun_is_ended_by_a_signal_that_it_does_not_hand_on(straight, tmp_path, number):
     """Its processes notice, and end as if they had got SIGTERM themselves."""
-    team = Team(tmp_path / "exps", "adm", 2, "gloo")
+    team = Team(tmp_path / "exps", "adm", 2, "gloo", torchrun=True)
     process = team.start("--iterations 100000 --save_checkpoint_freq 100000")
     until(process, "step 6/")
     process.send_signal(number)

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import time
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from evaluation.restore import restore
 from models.generation import generate as model_generate
 from optim import checkpoint
-from tests.conftest import ROOT, Scripts
+from tests.conftest import Scripts
 
 SIZES = "--n_layer 3 --n_layer_end 1 --n_repeat 3 --depth_embedding linear_learned --lr 3e-3 --iterations 30"
 ADM = "adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_single_final"
@@ -54,9 +53,7 @@ def test_a_killed_run_resumes_exactly(scripts, tmp_path, model):
     flags = f"--model {model} {SIZES} --save_checkpoint_freq 5 --log_freq 5"
     scripts.train(flags)
     other = Scripts(scripts.data_dir, tmp_path / "other")
-    running = subprocess.Popen(
-        other.command("main.py", other.train_flags(flags)), cwd=ROOT, stdout=subprocess.DEVNULL
-    )
+    running = other.start("main.py", other.train_flags(flags))
     folder = tmp_path / "other" / "shakespeare-char" / model
     while not list(folder.glob("*/ckpt_10.pt")):
         assert running.poll() is None
@@ -157,9 +154,7 @@ def test_figure_5(adm, tmp_path):
 def test_the_sweep_of_figure_4_resumes_after_a_kill(adm, tmp_path):
     flags = f"{at(adm)} --output-dir {tmp_path} --eval_sample_size 1600 --budget 0.7"
     path = tmp_path / "ppl_per_mac_ckpt.json"
-    running = subprocess.Popen(
-        adm.command("get_ppl_per_mac.py", flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    running = adm.start("get_ppl_per_mac.py", flags)
     while not path.exists() or len(json.loads(path.read_text())["points"]) < 4:
         assert running.poll() is None
         time.sleep(0.005)

@@ -2,16 +2,14 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
 from checkpoints import convert
 from errors import UsageError
 from optim import checkpoint
-from tests.conftest import ROOT
 from tests.faults.team import Team, assert_same
+from tests.in_process import run_in_process
 from tests.optim.test_checkpoint_folder import assert_equal, content, flip
 
 
@@ -30,9 +28,7 @@ def test_from_one_format_into_the_other_and_back(tmp_path):
 
 
 def commands(*words, code=0, script="checkpoints.py"):
-    done = subprocess.run(
-        [sys.executable, *script.split(), *map(str, words)], cwd=ROOT, capture_output=True, text=True
-    )
+    done = run_in_process([*script.split(), *map(str, words)], {})
     assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -50,16 +46,7 @@ def test_commands_on_a_run_of_two_processes(tmp_path):
     assert_equal(checkpoint.load(tmp_path / "one.pt"), checkpoint.load(folder / "ckpt.dcp"))
     losses = []
     for path in (folder, folder / "ckpt.dcp", tmp_path / "one.pt"):
-        command = [
-            sys.executable,
-            "eval.py",
-            "--checkpoint",
-            str(path),
-            "--output_dir",
-            str(tmp_path / "out"),
-        ]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        commands("--checkpoint", path, "--output_dir", tmp_path / "out", script="eval.py")
         (summary,) = (tmp_path / "out").iterdir()
         losses.append(json.loads(summary.read_text())["batch_losses"])
         summary.unlink()

@@ -4,14 +4,14 @@ import json
 import random
 import shutil
 import signal
-import subprocess
 import time
 
 import pytest
 import torch
 
 from optim import checkpoint
-from tests.conftest import ROOT, Scripts, assert_same_state, comparable
+from tests.conftest import Scripts, assert_same_state, comparable
+from tests.forked import Forked
 
 LN = (
     "--model ln_cotformer --n_layer 4 --n_layer_begin 1 --n_layer_end 1 --n_repeat 3 "
@@ -39,11 +39,6 @@ def straight(trained, tmp_path):
     return trained(LN, into=tmp_path / "exps")
 
 
-def start(scripts, flags, **env):
-    command = scripts.command("main.py", scripts.train_flags(flags))
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 @pytest.mark.process
 def test_killed_at_random_steps(straight, tmp_path):
     """SIGKILL whenever a random line of metrics has been written, until a start runs through."""
@@ -51,7 +46,7 @@ def test_killed_at_random_steps(straight, tmp_path):
     generator = random.Random(4)
     kills = 0
     while kills < 4:
-        process = start(broken, LN)
+        process = broken.start("main.py", broken.train_flags(LN))
         for _ in range(generator.randint(5, 11)):  # lines of output: some before the first step, some after
             process.stdout.readline()
         time.sleep(generator.random() * 0.05)
@@ -83,8 +78,7 @@ def test_killed_inside_a_save(straight, tmp_path, suffix):
     broken = Scripts(straight.data_dir, tmp_path / "broken")
     slow = tmp_path / "slow.py"
     slow.write_text(SLOW_SAVE.format(suffix=suffix))
-    python, *command = broken.command("main.py", broken.train_flags(LN))
-    process = subprocess.Popen([python, slow, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = Forked([str(slow), *broken.command("main.py", broken.train_flags(LN))[1:]])
     assert any(line == "renaming\n" for line in process.stdout)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -181,7 +175,8 @@ def test_intermediary_checkpoints_are_removed_when_asked(scripts):
 
 @pytest.mark.process
 def test_interrupting_says_how_to_go_on(scripts):
-    process = start(scripts, "--iterations 100000 --eval_freq 50000 --log_freq 5 --save_checkpoint_freq 10")
+    flags = "--iterations 100000 --eval_freq 50000 --log_freq 5 --save_checkpoint_freq 10"
+    process = scripts.start("main.py", scripts.train_flags(flags))
     for line in process.stdout:
         if line.startswith("step 20/"):
             break
