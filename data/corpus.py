@@ -225,9 +225,10 @@ def prepare_corpus(
         if part in TASKS or _shards(part):
             continue
         folder = corpus_folder(part, data_dir, tokenizer)
-        if read_meta(folder) is None:
-            from data.prepare import prepare
+        from data.prepare import prepare, remove_outgrown
 
+        meta = read_meta(folder)
+        if meta is None or (is_local(part) and remove_outgrown(part, folder, meta)):
             prepare(
                 find(part), folder, data_dir, tokenizer, workers=workers, on_error=on_error, archive=archive
             )

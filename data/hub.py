@@ -5,17 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from data.corpora import HubDataset
-from data.sources import (
-    FORMATS,
-    DamagedFile,
-    FileSource,
-    Join,
-    Piece,
-    Source,
-    SourceFile,
-    folder_files,
-    text_blocks,
-)
+from data.local_files import LocalFiles, folder_files
+from data.sources import FORMATS, DamagedFile, Join, Piece, Source, SourceFile, text_blocks
 from data.tokenise import Preparation, tokenise
 from errors import Failure
 
@@ -32,7 +23,7 @@ def prepare(dataset: HubDataset, job: Preparation) -> int:
     join = articles if dataset.rows_are_lines else None
     about = {"corpus": job.corpus, "licence": dataset.licence}
     if local_files:
-        source: Source = FileSource(local_files, dataset.column, join)
+        source: Source = LocalFiles(local_files, dataset.column, join)
         about["source"] = {"folder": "source", **source.identity}
     else:
         identity = {"path": dataset.path, "config": dataset.config, "splits": dataset.splits}
@@ -112,6 +103,9 @@ class HubSource:
                 number += 1
                 yield Piece(f"{theirs}, stretch {number}", split, blocks, position)
                 ended = stretch.ended
+
+    def unchanged(self, finished: list[dict[str, Any]], same: bool) -> list[dict[str, Any]] | None:
+        return None
 
     def _texts(self, rows: Iterator[dict[str, Any]]) -> Iterator[Any]:
         while True:

@@ -1,126 +1,21 @@
-"""An unfinished preparation on disk: a part of token ids for each piece, their journal, and their assembly.
+"""The parts of an unfinished preparation, one for each piece of the source, and their assembly."""
 
-The journal is a file of JSON lines, each synced to disk as it is written; its first line identifies the
-preparation. Only one process at a time has it open: others wait. A killed preparation resumes from it.
-"""
-
-import fcntl
-import json
 import logging
 import os
-import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from data.journal import Journal, sync
 from data.token_files import META, SPLIT_SEED, SPLITS, describe_tokens, held_out
 from data.workers import EncodedBlock
-from errors import Failure, UsageError
 from files import write_json
 
 logger = logging.getLogger(__name__)
 
-JOURNAL = "journal.jsonl"
 EXAMPLES = 5  # bad records named for each piece
-
-
-class JournalRemoved(Exception):
-    """While this process waited for the journal, another one finished the preparation or deleted it."""
-
-
-class Journal:
-    """The journal of `folder`, new or resumed. lines: its content without the first line.
-
-    Waits while another process works there. Raises JournalRemoved when that process finishes, UsageError if
-    the journal is that of another preparation, Failure if it cannot be opened, locked or parsed.
-    """
-
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        self.folder = folder
-        self._file = _open_journal(folder)
-        try:
-            self._lock()
-            removed = not _is_at(self._file, folder / JOURNAL)
-        except OSError as error:
-            self._file.close()
-            raise Failure(
-                f"cannot lock {folder / JOURNAL}: {error.strerror}; choose a --data_dir with file locks"
-            ) from error
-        first, *self.lines = self._read() or [None]
-        if first is None and not removed:
-            self.append(identity)
-            self.lines.clear()
-        elif first is not None and first != json.loads(json.dumps(identity)):
-            self._file.close()
-            differing = ", ".join(sorted(key for key in identity if first.get(key) != identity[key]))
-            raise UsageError(
-                f"{folder} holds an unfinished preparation of another {differing}: finish that one, or "
-                "delete the folder to start over"
-            )
-        if removed:
-            self._file.close()
-            raise JournalRemoved
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info(f"another process is preparing {self.folder.parent}: waiting for it")
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def _read(self) -> list[dict[str, Any]]:
-        """All complete lines; a line that a power cut left incomplete is cut off."""
-        self._file.seek(0)
-        content = self._file.read()
-        complete = content[: content.rfind(b"\n") + 1]
-        self._file.truncate(len(complete))
-        try:
-            return [json.loads(line) for line in complete.splitlines()]
-        except ValueError as error:
-            raise Failure(
-                f"{self.folder / JOURNAL} is damaged; delete {self.folder} to start over"
-            ) from error
-
-    def append(self, line: dict[str, Any]) -> None:
-        """Add a line; it is on disk when this returns."""
-        self._file.write(json.dumps(line).encode() + b"\n")
-        sync(self._file)
-        self.lines.append(line)
-
-    def close(self) -> None:
-        self._file.close()
-
-    def remove(self) -> None:
-        """Delete the journal and all parts: the preparation is complete."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.close()
-
-
-def _open_journal(folder: Path) -> BinaryIO:
-    for last_attempt in (False, True):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            return open(folder / JOURNAL, "a+b")
-        except FileNotFoundError:  # another process has just finished and removed the folder
-            if last_attempt:
-                raise Failure(f"{folder} disappears as soon as it is made") from None
-        except OSError as error:
-            raise Failure(f"cannot write {folder}: {error.strerror}; choose another --data_dir") from error
-
-
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def sync(file: BinaryIO) -> None:
-    """Flush a file and force its content to disk."""
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _part_paths(folder: Path, number: int) -> tuple[Path, Path]:

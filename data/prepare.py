@@ -3,23 +3,22 @@
 import logging
 import shutil
 import time
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from data import hub, openwebtext2, pydoc, shakespeare
 from data.corpora import DEFAULT_FOLDER, CorpusSpec, is_local, require_tokenizer
-from data.sources import FileSource, folder_files, matching_files
-from data.token_files import HF_TOKENIZER, SPLITS, read_meta
+from data.local_files import Changes, LocalFiles, changes, folder_files, listed, match
+from data.sources import FileSource, SourceFile
+from data.token_files import HF_TOKENIZER, META, SPLITS, read_meta
 from data.tokenise import Preparation, tokenise
 from errors import Failure, UsageError
 
 logger = logging.getLogger(__name__)
 
-_PREPARE = {
-    "pydoc": pydoc.prepare,
-    "shakespeare-char": shakespeare.prepare,
-    "openwebtext2": openwebtext2.prepare,
-}  # corpus -> the function that writes its token files and returns the number of documents
+# Corpus -> the module whose prepare(job) writes its token files and returns the number of documents.
+_MODULES = {"pydoc": "pydoc", "shakespeare-char": "shakespeare", "openwebtext2": "openwebtext2"}
 
 
 def prepare(
@@ -51,9 +50,13 @@ def prepare(
     data_dir = DEFAULT_FOLDER if data_dir is None else Path(data_dir)
     job = Preparation(spec.name, data_dir, folder, tokenizer, **settings)
     if spec.hub is not None:
+        from data import hub
+
         documents = hub.prepare(spec.hub, job)
+    elif is_local(spec.name):
+        documents = _prepare_files(job)
     else:
-        documents = (_prepare_files if is_local(spec.name) else _PREPARE[spec.name])(job)
+        documents = import_module(f"data.{_MODULES[spec.name]}").prepare(job)
     tokens = {split: described["tokens"] for split, described in read_meta(folder)["splits"].items()}
     logger.info(
         f"prepared {spec.name}: {documents:,} documents, {tokens['train']:,} + {tokens['val']:,} "
@@ -62,27 +65,65 @@ def prepare(
 
 
 def _prepare_files(job: Preparation) -> int:
-    """Prepare `files:<pattern>`. Raises UsageError if no file matches."""
-    paths = matching_files(job.corpus)
-    if not paths:
+    """Prepare `files:<pattern>`. Raises UsageError if a pattern matches no file."""
+    found = match(job.corpus)
+    if found.missing or not found.paths:
+        what = f" {found.missing[0]}" if found.paths else ""
         raise UsageError(
-            f"--dataset {job.corpus}: no file matches; give a path or a pattern, like files:/data/*.jsonl"
+            f"--dataset {job.corpus}: no file matches{what}; give a file, a folder or a pattern, like "
+            "files:/data/*.jsonl"
         )
-    source = FileSource(folder_files(paths))
+    if found.repeated:
+        logger.info(f"each file is read once; left out are further names: {listed(found.repeated)}")
+    source = LocalFiles(_files(found.paths))
     return tokenise(source, job, {"corpus": job.corpus, "source": source.identity})
 
 
-def require_unchanged(name: str, folder: Path, meta: dict[str, Any]) -> None:
-    """Raises Failure if the files of `files:<pattern>` differ from those that were prepared.
+def _files(paths: list[Path]) -> list[SourceFile]:
+    return [replace(file, key=str(file.path.resolve())) for file in folder_files(paths)]
+
+
+def _changes(name: str, folder: Path, meta: dict[str, Any]) -> Changes:
+    """How the files of `files:<pattern>` differ from those that were prepared.
 
     Token files may also be used where no file matches.
     """
-    paths = matching_files(name)
-    if paths and FileSource(folder_files(paths)).identity != meta.get("source"):
+    found = match(name)
+    if not found.paths:
+        return Changes()
+    files = _files(found.paths)
+    known = changes(files, folder)
+    if known is not None or FileSource(files).identity == meta.get("source"):
+        return known or Changes()
+    # Earlier versions kept no record of contents, and read a file once for each of its names.
+    names = sorted([*found.paths, *found.repeated], key=str)
+    if FileSource(_files(names)).identity != meta.get("source"):
+        return Changes(changed=["names or sizes"])
+    logger.warning(
+        f"{folder} was made by an earlier version, which read {listed(found.repeated)} although other names "
+        "of the same files match: documents count twice; delete that folder to prepare them again"
+    )
+    return Changes()
+
+
+def require_unchanged(name: str, folder: Path, meta: dict[str, Any]) -> None:
+    """Raises Failure if the files of `files:<pattern>` differ from those that were prepared."""
+    found = _changes(name, folder, meta)
+    if any(found):
         raise Failure(
             f"the files of {name} have changed since {folder} was prepared from them; delete that folder to "
-            "prepare them again"
+            f"prepare them again ({found})"
         )
+
+
+def remove_outgrown(name: str, folder: Path, meta: dict[str, Any]) -> bool:
+    """Mark token files as incomplete if files were only added since; returns whether that is so."""
+    found = _changes(name, folder, meta)
+    outgrown = bool(found.added) and not found.changed and not found.gone
+    if outgrown:
+        logger.info(f"{folder} is prepared again, as files were added ({found})")
+        (folder / META).unlink()
+    return outgrown
 
 
 if __name__ == "__main__":  # the former `python -m data.prepare`

@@ -5,6 +5,7 @@ import http.client
 import urllib.request
 from pathlib import Path
 
+from data.sources import utf16_hint
 from data.token_files import write_corpus
 from data.tokenise import Preparation
 from data.tokenizers import CharTokenizer
@@ -56,9 +57,9 @@ def text(data_dir: Path, folder: Path) -> str:
 
 def _read(path: Path) -> str:
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not text in UTF-8 (byte {error.start})") from error
+        raise UsageError(f"{path} is not text in UTF-8 (byte {error.start}){utf16_hint(error)}") from error
     except OSError as error:
         raise Failure(f"cannot read {path}: {error.strerror}") from error
     if not content:

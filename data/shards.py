@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data.sources import matching_files
+from data.local_files import match
 from data.token_files import SPLITS, require_sequence
 from data.tokenizers import TiktokenTokenizer
 from errors import Failure, UsageError
@@ -26,7 +26,7 @@ def find_shards(dataset: str) -> list[Path]:
 
     Raises UsageError if it matches both.
     """
-    paths = matching_files(dataset)
+    paths = match(dataset).paths
     found = [path for path in paths if path.suffix == ".bin"]
     if found and len(found) < len(paths):
         raise UsageError(

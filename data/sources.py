@@ -4,16 +4,17 @@ Formats by ending: .jsonl and .jsonl.zst (an object per line), .parquet (one col
 file). JSONL files may be members of an uncompressed tar archive, which are read in place, without extracting.
 """
 
-import glob
+import codecs
 import hashlib
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from errors import Failure, UsageError
-from files import FILES_PREFIX
+from data.token_files import reading
+from errors import Failure
 
 BLOCK_BYTES = 1 << 20  # of text in one task of a worker
 LONGEST_RECORD = 1 << 26  # bytes; longer records are skipped, which keeps memory constant
@@ -69,21 +70,30 @@ class Source(Protocol):
     def pieces(self, finished: list[dict[str, Any]]) -> Iterator[Piece]:
         """All pieces after the finished ones, whose journal lines are given."""
 
+    def unchanged(self, finished: list[dict[str, Any]], same: bool) -> list[dict[str, Any]] | None:
+        """The finished pieces' journal lines up to the first piece that has changed since.
+
+        None if nothing but the identity tells. same: whether the identity is that of the journal.
+        """
+
 
 @dataclass(frozen=True)
 class SourceFile:
     """A file, or a member of an archive: `size` bytes from `offset` in `path`.
 
-    name: for reports. split: train or val; None if documents are to be held out of it. damage: why it cannot
-    be read, if that is known already.
+    name: for reports. format: one of FORMATS. split: train or val; None if documents are to be held out of
+    it. damage: why it cannot be read, if that is known already. key: distinguishes it from other files; the
+    name if empty.
     """
 
     name: str
     path: Path
     size: int
+    format: str
     offset: int = 0
     split: str | None = None
     damage: str | None = None
+    key: str = ""
 
     def blocks(
         self, column: str, join: Join | None = None, count: Callable[[int], None] = lambda size: None
@@ -97,22 +107,23 @@ class SourceFile:
 
         Raises:
             DamagedFile: the file cannot be read to its end.
+            Failure: the system refuses to read it.
         """
         if self.damage:
             raise DamagedFile(self.damage)
-        if self.name.endswith(".parquet"):
+        if self.format == ".parquet":
             texts = _parquet_texts(self, column)
             yield from text_blocks(join(texts) if join else texts)
-        elif self.name.endswith(".txt"):
+        elif self.format == ".txt":
             text = _text(self, count)
             yield from text_blocks(join(text.splitlines(keepends=True)) if join else [text])
-        elif self.name.endswith(".jsonl.zst"):
+        elif self.format == ".jsonl.zst":
             yield from _line_blocks(_decompressed(self._bytes(count)))
         else:
             yield from _line_blocks(self._bytes(count))
 
     def _bytes(self, count: Callable[[int], None]) -> Iterator[bytes]:
-        with open(self.path, "rb") as file:
+        with reading(self.path), open(self.path, "rb") as file:
             file.seek(self.offset)
             left = self.size
             while left:
@@ -131,7 +142,7 @@ class FileSource:
         self._files, self._column, self._join = files, column, join
         self.size = sum(file.size for file in files)
         self.read = 0
-        listed = "".join(f"{file.name}\0{file.size}\0{file.split}\n" for file in files)
+        listed = "".join(f"{file.key or file.name}\0{file.size}\0{file.split}\n" for file in files)
         self.identity: dict[str, Any] = {
             "files": len(files),
             "bytes": self.size,
@@ -142,18 +153,18 @@ class FileSource:
         self.read = sum(file.size for file in self._files[: len(finished)])
         for file in self._files[len(finished) :]:
             before = self.read
-            yield Piece(file.name, file.split, file.blocks(self._column, self._join, self._count))
+            blocks = file.blocks(self._column, self._join, self._count)
+            yield Piece(file.name, file.split, blocks, partial(self.state, file))
             self.read = before + file.size
+
+    def state(self, file: SourceFile) -> Any:
+        """Of a file that has been read, for the journal."""
+
+    def unchanged(self, finished: list[dict[str, Any]], same: bool) -> list[dict[str, Any]] | None:
+        return None
 
     def _count(self, size: int) -> None:
         self.read += size
-
-
-def matching_files(dataset: str) -> list[Path]:
-    """The files that `files:<pattern>,<pattern>...` matches, sorted; ** matches any folders."""
-    patterns = dataset.removeprefix(FILES_PREFIX).split(",")
-    found = {path for pattern in patterns for path in glob.glob(pattern.strip(), recursive=True)}
-    return [Path(path).resolve() for path in sorted(found) if Path(path).is_file()]
 
 
 def tar_files(archive: Path, ending: str = ".jsonl.zst") -> list[SourceFile]:
@@ -170,7 +181,7 @@ def tar_files(archive: Path, ending: str = ".jsonl.zst") -> list[SourceFile]:
                     if _escapes(member.name):
                         damage = "its path leads out of the archive's folder"
                     members[member.name] = SourceFile(
-                        member.name, archive, member.size, member.offset_data, damage=damage
+                        member.name, archive, member.size, ending, member.offset_data, damage=damage
                     )
     except tarfile.TarError as error:
         raise Failure(f"{archive} is no complete tar archive ({error}); copy or download it again") from error
@@ -184,18 +195,6 @@ def tar_files(archive: Path, ending: str = ".jsonl.zst") -> list[SourceFile]:
 def _escapes(name: str) -> bool:
     path = PurePosixPath(name)
     return path.is_absolute() or ".." in path.parts
-
-
-def folder_files(paths: list[Path], split: str | None = None) -> list[SourceFile]:
-    """The files at these paths. Raises UsageError for a missing file or an unknown format."""
-    found = []
-    for path in paths:
-        if not path.name.endswith(FORMATS):
-            raise UsageError(f"{path}: its name must end in one of {', '.join(FORMATS)}")
-        if not path.is_file():
-            raise UsageError(f"{path} is no file")
-        found.append(SourceFile(str(path), path, path.stat().st_size, split=split))
-    return found
 
 
 def _line_blocks(chunks: Iterator[bytes]) -> Iterator[Block]:
@@ -259,9 +258,15 @@ def _text(file: SourceFile, count: Callable[[int], None]) -> str:
             'or write its documents as lines of JSON with a "text"'
         )
     try:
-        return b"".join(file._bytes(count)).decode("utf-8")
+        return b"".join(file._bytes(count)).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DamagedFile(f"it is not UTF-8 (byte {error.start:,})") from error
+        raise DamagedFile(f"it is not UTF-8 (byte {error.start:,}){utf16_hint(error)}") from error
+
+
+def utf16_hint(error: UnicodeDecodeError) -> str:
+    """What to do about text that begins with the byte order mark of UTF-16; else ""."""
+    marked = error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return " but UTF-16; convert it with iconv -f UTF-16 -t UTF-8" if marked else ""
 
 
 def _parquet_texts(file: SourceFile, column: str) -> Iterator[str | None]:

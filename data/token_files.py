@@ -59,7 +59,7 @@ def describe_tokens(path: Path, dtype: np.dtype, end_of_text: int | None = None)
     end_of_text: if given, the entry also counts `documents` by it. Raises Failure if the file cannot be read.
     """
     digest, count, largest, documents = hashlib.sha256(), 0, 0, 0
-    with _reading(path), open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         while content := file.read(_CHUNK * dtype.itemsize):
             digest.update(content)
             tokens = np.frombuffer(content, dtype=dtype, count=len(content) // dtype.itemsize)
@@ -109,7 +109,7 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     """The content of meta.json; None if there is none. Raises Failure when it is damaged."""
     path = folder / META
     try:
-        with _reading(path):
+        with reading(path):
             meta = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         if meta is not None:
             _check_meta(meta)
@@ -135,7 +135,8 @@ def _check_meta(meta: Any) -> None:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
+    """Raises Failure, naming the file, for an OSError within."""
     try:
         yield
     except OSError as error:
@@ -149,7 +150,7 @@ def open_tokens(path: Path, meta: dict[str, Any], sequence_length: int, in_ram: 
     for one sequence, or holds a token that its tokeniser does not have.
     """
     described, dtype = meta.get("splits", {}).get(path.stem), dtype_of(meta)
-    with _reading(path):
+    with reading(path):
         count = _token_count(path, dtype)
         if described is not None and described["tokens"] != count:
             difference = "truncated" if count < described["tokens"] else "longer than when it was made"

@@ -18,16 +18,19 @@ from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from data.parts import Journal, JournalRemoved, Part, assemble
+from data.journal import Journal, JournalRemoved
+from data.local_files import RECORD, LocalFiles
+from data.parts import Part, assemble
 from data.sources import DamagedFile, Piece, Source
 from data.token_files import SPLITS, read_meta
 from data.tokenizers import make_tokenizer
 from data.workers import EncodedBlock, encode_task, make_workers
 from errors import Failure, UsageError
+from files import write_json
 from provenance import cores
 
 logger = logging.getLogger(__name__)
@@ -93,7 +96,7 @@ def tokenise(
     meta["dtype"] = tokenizer.dtype.name
     identity = {"source": source.identity, "tokenizer": meta["tokenizer"], "fraction": fraction}
     try:
-        journal = Journal(folder / "parts", identity)
+        journal = Journal(folder / "parts", identity, source.unchanged)
     except JournalRemoved:
         if (written := read_meta(folder)) is None:
             raise Failure(f"{folder / 'parts'} was deleted while another process worked there") from None
@@ -116,6 +119,9 @@ def tokenise(
         _require_both_splits(finished, folder)
         if any(line["bad"] or "damaged" in line for line in finished):
             meta["skipped"] = _skipped(finished)
+        entries = [line.get("state") for line in finished]
+        if isinstance(source, LocalFiles) and all(entries):
+            write_json(folder / RECORD, entries)
         result = assemble(journal, finished, folder, tokenizer.dtype, fraction, meta)
         journal.remove()
         return _document_count(result)
@@ -152,13 +158,14 @@ def _write_parts(
                     raise _refusal(f"{piece.name}, {bad[0]}")
                 progress.update(source.read, result)
                 continue
-            if isinstance(result, DamagedFile):
+            if result.damage is not None:
                 if on_error == "fatal":
-                    raise _refusal(f"{piece.name}: {result}")
+                    raise _refusal(f"{piece.name}: {result.damage}")
                 part.discard()  # all of it: which documents are kept does not depend on block sizes
                 part = Part(journal.folder, len(finished))
-            line = {"piece": piece.name, "split": piece.split, **part.finish()}
-            line |= {"damaged": str(result)} if isinstance(result, DamagedFile) else {"state": result}
+            line = {"piece": piece.name, "split": piece.split, **part.finish(), "state": result.state}
+            if result.damage is not None:
+                line["damaged"] = str(result.damage)
             part = None  # before the journal names it: Ctrl-C may come between any two lines
             journal.append(line)
             finished.append(line)
@@ -173,8 +180,15 @@ def _write_parts(
         pool.shutdown(cancel_futures=True)
 
 
+class _End(NamedTuple):
+    """The end of a piece. state: `Piece.state`. damage: why the piece was not read to its end."""
+
+    state: Any
+    damage: DamagedFile | None
+
+
 def _in_order(pieces: Iterator[Piece], pool: Executor, ahead: int) -> Iterator[tuple[Piece, Any]]:
-    """Each block's EncodedBlock; after a piece's last block its state, or the DamagedFile that ended it.
+    """Each block's EncodedBlock; after a piece's last block its _End.
 
     ahead: blocks submitted before their turn.
     """
@@ -185,14 +199,15 @@ def _in_order(pieces: Iterator[Piece], pool: Executor, ahead: int) -> Iterator[t
         return piece, result.result() if isinstance(result, Future) else result
 
     for piece in pieces:
+        damage = None
         try:
             for block in piece.blocks:
                 waiting.append((piece, pool.submit(encode_task, block)))
                 while len(waiting) > ahead:
                     yield next_result()
-            waiting.append((piece, piece.state()))
-        except DamagedFile as damage:
-            waiting.append((piece, damage))
+        except DamagedFile as error:
+            damage = error
+        waiting.append((piece, _End(piece.state(), damage)))
     while waiting:
         yield next_result()
 

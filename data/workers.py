@@ -1,5 +1,6 @@
 """Worker processes that encode blocks of records into token ids."""
 
+import codecs
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.sources import LONGEST_RECORD, Block
+from data.sources import LONGEST_RECORD, Block, utf16_hint
 from data.tokenizers import Tokenizer, tokenizer_from_meta
 from errors import UsageError
 
@@ -67,19 +68,21 @@ def encode_block(block: Block, tokenizer: Tokenizer, column: str) -> EncodedBloc
 def _texts(block: Block, column: str) -> Iterable[str | BadRecord | None]:
     if block.too_long:
         yield BadRecord(0, f"longer than {LONGEST_RECORD:,} bytes")
-    for line in block.lines.split(b"\n")[: -1 if block.lines.endswith(b"\n") else None]:
-        yield _text_of_line(line, column)
+    if block.lines:
+        for line in block.lines.removesuffix(b"\n").split(b"\n"):
+            yield _text_of_line(line, column)
     for text in block.texts:
         yield text if isinstance(text, str) else BadRecord(0, f'its "{column}" is {type(text).__name__}')
 
 
 def _text_of_line(line: bytes, column: str) -> str | BadRecord | None:
+    line = line.removeprefix(codecs.BOM_UTF8)  # of each line: files with a mark may have been joined
     if not line.strip():
         return None
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return BadRecord(0, f"not UTF-8 (byte {error.start:,} of the line)")
+        return BadRecord(0, f"not UTF-8 (byte {error.start:,} of the line){utf16_hint(error)}")
     except (ValueError, RecursionError) as error:
         return BadRecord(0, f"not JSON ({' '.join(str(error).split())})")
     if not isinstance(record, dict) or column not in record:

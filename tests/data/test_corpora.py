@@ -145,6 +145,15 @@ def test_a_file_that_is_no_text(data_dir):
         open_corpus("shakespeare-char", data_dir=data_dir)
 
 
+def test_a_byte_order_mark_is_no_character(data_dir):
+    path = data_dir / "shakespeare-char" / "input.txt"
+    path.write_bytes(TEXT.encode("utf-16"))
+    with pytest.raises(UsageError, match="but UTF-16; convert it"):
+        open_corpus("shakespeare-char", data_dir=data_dir)
+    path.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+    assert open_corpus("shakespeare-char", data_dir=data_dir).load_tokenizer().vocab_size == len(set(TEXT))
+
+
 def test_corpora_that_cannot_be_prepared_say_what_to_bring(tmp_path):
     with pytest.raises(Failure, match=r"slimpajama is not prepared in .*: run `python prepare_data"):
         open_corpus("slimpajama", data_dir=tmp_path)

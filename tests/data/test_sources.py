@@ -14,8 +14,9 @@ import pytest
 from data import open_corpus, prepare_corpus
 from data.corpora import CORPORA, HubDataset
 from data.hub import HubSource, articles, prepare
+from data.local_files import folder_files
 from data.shards import open_shard, write_shard
-from data.sources import LONGEST_RECORD, DamagedFile, folder_files
+from data.sources import LONGEST_RECORD, DamagedFile
 from data.tokenise import Preparation
 from errors import Failure, UsageError
 from files import folder_name
@@ -100,6 +101,45 @@ def test_damaged_local_files(tmp_path):
     assert (
         "b.txt: it is not UTF-8 (byte 0)" in named and 'd.parquet: it has no column "text", but body' in named
     )
+
+
+MARK = b"\xef\xbb\xbf"
+
+
+def test_byte_order_marks_are_no_text(tmp_path):
+    """At the beginning of a file, and of lines where files with a mark were joined."""
+    (tmp_path / "a.txt").write_bytes(MARK + b"one")
+    (tmp_path / "b.jsonl").write_bytes(MARK + lines(["two"]) + MARK + lines(["three"]) + MARK + b"\n")
+    (tmp_path / "c.jsonl.zst").write_bytes(compressed(MARK + lines(["four"])))
+    corpus = prepare_corpus(f"files:{tmp_path}/*", data_dir=tmp_path / "d", tokenizer="bytes", workers=1)
+    assert documents_of(corpus) == [b"four", b"one", b"three", b"two"]
+
+
+@pytest.mark.parametrize(("kind", "where"), [("txt", "a.txt: it is"), ("jsonl", "a.jsonl, record 1:")])
+def test_utf16_is_named(tmp_path, kind, where):
+    content = "text" if kind == "txt" else lines(["text"]).decode()
+    (tmp_path / f"a.{kind}").write_bytes(content.encode("utf-16"))
+    with pytest.raises(Failure, match=f"{where} not UTF-8 .* but UTF-16; convert it with iconv"):
+        prepare_corpus(f"files:{tmp_path}/a.*", data_dir=tmp_path / "d", tokenizer="bytes", workers=1)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.zst", "parquet"])
+def test_the_number_of_a_bad_record_is_its_place_in_the_file(tmp_path, kind):
+    """Over several blocks, after empty lines and, in lines, after a record that is too long."""
+    texts_and_bad = [*(["x" * 300_000] * 9), None, "good", None]
+    path = write(tmp_path, kind, texts_and_bad)
+    expected = [10, 12]
+    if kind != "parquet":
+        content = (
+            b"\n" + lines(texts_and_bad) + b"y" * (LONGEST_RECORD + (3 << 20)) + b"\n" + lines(["ok", 5])
+        )
+        path.write_bytes(compressed(content) if kind == "jsonl.zst" else content)
+        expected = [11, 13, 14, 16]
+    corpus = prepare_corpus(
+        f"files:{path}", data_dir=tmp_path / "d", tokenizer="bytes", workers=1, on_error="skip"
+    )
+    named = [example.split("record ")[1].split(":")[0] for example in corpus.meta["skipped"]["examples"]]
+    assert list(map(int, named)) == expected
 
 
 def test_an_endless_line_is_left_out_in_constant_memory(tmp_path):

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from data.parts import Journal, JournalRemoved
+from data.journal import Journal, JournalRemoved
 from errors import Failure, UsageError
 
 
@@ -14,7 +14,7 @@ def second(folder, identity):
     first, waits, found = Journal(folder, {"source": "A"}), threading.Event(), []
     handler = logging.Handler()
     handler.emit = lambda record: waits.set()
-    logger = logging.getLogger("data.parts")
+    logger = logging.getLogger("data.journal")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
 
