@@ -48,7 +48,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], durable: bool
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON, atomically and durably. Raises Failure."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    content = text.encode("utf-8", "backslashreplace")  # \udcff, of paths that are no UTF-8, is valid JSON
+    write_atomically(path, lambda file: file.write(content))
 
 
 def copy_atomically(source: Path, path: Path) -> None:
