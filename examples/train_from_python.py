@@ -16,6 +16,7 @@ from data.batches import Batches, contiguous_batches
 from distributed import choose_device, choose_precision
 from errors import run_script
 from evaluation.text import stream_texts
+from optim.validation import evaluate
 
 FLAGS = """
     --model ln_cotformer --n_layer 4 --n_layer_begin 1 --n_layer_end 1 --n_repeat 3
@@ -51,15 +52,10 @@ def main() -> None:
         if step % 25 == 0 or step == args.iterations - 1:
             print(f"step {step}: loss {loss.item():.3f}")
 
-    model.eval()
     validation = contiguous_batches(corpus.windows("val", args.sequence_length), args.batch_size, 16_000)
-    losses = []
-    with torch.no_grad(), precision.autocast():
-        for batch in validation:
-            inputs, targets = (tokens.to(precision.device) for tokens in batch)
-            losses.append(model(inputs, targets=targets)["loss"])
-    print(f"validation loss {torch.stack(losses).mean():.3f}")
+    print(f"validation loss {evaluate(model, validation, precision).loss:.3f}")
 
+    model.eval()
     steps = stream_texts(model, corpus.load_tokenizer(), [PROMPT], 100, precision, seed=0, temperature=0.8)
     print(PROMPT + "".join(text for ((text, _),) in steps))
 
