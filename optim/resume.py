@@ -21,8 +21,8 @@ def has_finished(args: Namespace, folder: Path) -> bool:
     Raises UsageError if the finished run there was trained with other flags: its numbers would be taken for
     theirs.
     """
-    if not checkpoint.covered_by_summary(folder, args.iterations):
-        return False
+    if args.use_pretrained is None or not checkpoint.covered_by_summary(folder, args.iterations):
+        return False  # None asks for a fresh start, which `find_start` refuses here
     path = folder / "summary.json"
     differences = _differences(json.loads(path.read_text(encoding="utf-8")).get("args"), args)
     if differences:
@@ -43,7 +43,7 @@ def find_start(args: Namespace, folder: Path) -> tuple[Path, dict[str, Any]] | N
     architecture.
     """
     if args.use_pretrained is None:
-        existing = checkpoint.in_folder(folder)
+        existing = [*checkpoint.in_folder(folder), *folder.glob("summary.json")]
         if existing:
             raise UsageError(
                 f"--use_pretrained None would overwrite the run in {folder} ({existing[0].name}); "

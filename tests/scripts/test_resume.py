@@ -122,6 +122,8 @@ def test_use_pretrained(scripts, tmp_path):
         "main.py", scripts.train_flags("--exp_name one --use_pretrained None --iterations 20"), 2
     )
     assert "--use_pretrained None would overwrite the run" in said.stderr
+    fresh = scripts.train_flags("--exp_name one --use_pretrained None")  # though it has finished
+    scripts.refuse("main.py", fresh, 2, "--use_pretrained None would overwrite the run")
     one = scripts.results / "shakespeare-char" / "base" / "one"
     two = scripts.results / "shakespeare-char" / "base" / "two"
 
