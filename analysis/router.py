@@ -71,7 +71,8 @@ def main() -> None:
     training = spread_batches(windows, run.args.batch_size, int(own.count_millions * MILLION))
 
     def bytes_of(token: int) -> bytes:
-        return b"<end of text>" if token == tokenizer.end_of_text else tokenizer.token_bytes(token)
+        # After itself: within a text, where a word's first token has its space.
+        return b"<end of text>" if token == tokenizer.end_of_text else tokenizer.token_bytes(token, [token])
 
     counts = depth.unigram_counts(command.progress(training, "counting types"), config.vocab_size)
     found = depth.measure(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,10 @@ END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>"
 
 
 class HuggingFaceTokenizer:
-    """The tokeniser in a tokenizer.json. Special tokens within a text are encoded as text; none is added."""
+    """The tokeniser in a tokenizer.json. Special tokens within a text are encoded as text; none is added.
+
+    In texts that are decoded, special tokens are left out, but the end of a text is a new line.
+    """
 
     name: ClassVar[str] = HF_TOKENIZER
 
@@ -26,7 +29,9 @@ class HuggingFaceTokenizer:
         content = _read(path)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
-            decoder = json.loads(content).get("decoder") or {}
+            described = json.loads(content)
+            if self._tokenizer.decoder is None:
+                self._tokenizer.decoder = _usual_decoder(described)
         except Exception as error:  # the library raises bare Exceptions
             raise UsageError(f"{path} is no valid tokenizer.json ({' '.join(str(error).split())})") from error
         self.path = path.resolve()
@@ -41,8 +46,15 @@ class HuggingFaceTokenizer:
         if not ends:
             raise UsageError(f"{path} has no token for the end of a text: none of {', '.join(END_OF_TEXT)}")
         self.end_of_text = ends[0]
-        kinds = {part.get("type") for part in (decoder, *decoder.get("decoders", []))}
-        self._bytes_of_token = _byte_level_bytes if "ByteLevel" in kinds else _marked_bytes
+        added = self._tokenizer.get_added_tokens_decoder()
+        # The bytes of tokens whose bytes do not depend on those before them.
+        self._bytes = {token: b"" for token, about in added.items() if about.special}
+        if "ByteLevel" in _kinds(described.get("decoder") or described.get("pre_tokenizer")):
+            written = {token: about.content.encode() for token, about in added.items()}
+            self._bytes = _byte_level(vocabulary) | written | self._bytes
+        else:
+            self._bytes |= _fallback(vocabulary)
+        self._bytes[self.end_of_text] = b"\n"
 
     @classmethod
     def find(cls, meta: dict[str, Any], elsewhere: Path | None) -> "HuggingFaceTokenizer":
@@ -65,10 +77,16 @@ class HuggingFaceTokenizer:
             raise UsageError(f"the tokeniser {self.path} cannot encode the text ({error})") from error
         return np.array(ids, dtype=self.dtype)
 
-    def token_bytes(self, token: int) -> bytes:
-        if token == self.end_of_text:
-            return b"\n"
-        return self._bytes_of_token(self._tokenizer.id_to_token(token) or "")
+    def token_bytes(self, token: int, before: Sequence[int] = ()) -> bytes:
+        if token in self._bytes:
+            return self._bytes[token]
+        previous = next((one for one in reversed(before) if self._bytes.get(one) != b""), self.end_of_text)
+        if previous == self.end_of_text:  # a document begins
+            return self._text(token).encode()
+        return self._text(previous, token)[len(self._text(previous)) :].encode()
+
+    def _text(self, *tokens: int) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=False)
 
     def to_meta(self) -> dict[str, Any]:
         return {
@@ -86,26 +104,41 @@ def _read(path: Path) -> bytes:
         raise UsageError(f"cannot read the tokeniser {path}: {error.strerror}") from error
 
 
-def _byte_level_bytes(token: str) -> bytes:
-    """Bytes of a byte-level BPE token: GPT-2 writes printable bytes as themselves, others above U+0100."""
-    return b"".join(_BYTES.get(character, character.encode()) for character in token)
+def _kinds(part: dict[str, Any] | None) -> set[str]:
+    """The types that a decoder or pre-tokeniser is made of."""
+    parts = part or {}
+    inner = [*parts.get("decoders", []), *parts.get("pretokenizers", [])]
+    return {parts.get("type", ""), *(found["type"] for found in inner)}
 
 
-def _byte_characters() -> dict[str, bytes]:
+def _usual_decoder(described: dict[str, Any]) -> Any:
+    """The decoder that undoes how a tokenizer.json without one splits words; None for words in a list."""
+    from tokenizers import decoders
+
+    splits, model = _kinds(described.get("pre_tokenizer")), described["model"]
+    if "Metaspace" in splits:
+        return decoders.Metaspace()
+    if model.get("type") == "WordPiece":
+        return decoders.WordPiece(prefix=model["continuing_subword_prefix"])
+    if model.get("end_of_word_suffix"):
+        return decoders.BPEDecoder(suffix=model["end_of_word_suffix"])
+    return None
+
+
+def _byte_level(vocabulary: dict[str, int]) -> dict[int, bytes]:
+    """The bytes of byte-level tokens: GPT-2 writes printable bytes as themselves, others above U+0100."""
     plain = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     shifted = [byte for byte in range(256) if byte not in plain]
-    table = {chr(byte): bytes([byte]) for byte in plain}
-    return table | {chr(256 + index): bytes([byte]) for index, byte in enumerate(shifted)}
+    table = {chr(byte): byte for byte in plain}
+    table |= {chr(256 + index): byte for index, byte in enumerate(shifted)}
+    return {
+        index: bytes(table[character] for character in token)
+        for token, index in vocabulary.items()
+        if all(character in table for character in token)
+    }
 
 
-_BYTES = _byte_characters()
-
-
-def _marked_bytes(token: str) -> bytes:
-    """Bytes of a SentencePiece (U+2581: space, <0x0A>: a byte) or WordPiece (##: within words) token."""
-    byte = re.fullmatch("<0x([0-9A-Fa-f]{2})>", token)
-    if byte:
-        return bytes([int(byte[1], 16)])
-    if token.startswith("##"):
-        return token[2:].encode()
-    return token.replace("\u2581", " ").encode()
+def _fallback(vocabulary: dict[str, int]) -> dict[int, bytes]:
+    """The tokens that stand for a byte in SentencePiece's way, <0x0A>."""
+    named = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
+    return {vocabulary[name]: byte for name, byte in named.items() if name in vocabulary}

@@ -29,7 +29,7 @@ from data.sources import DamagedFile, Piece, Source
 from data.token_files import SPLITS, read_meta
 from data.tokenizers import make_tokenizer
 from data.workers import EncodedBlock, encode_task, make_workers
-from errors import Failure, UsageError
+from errors import Failure, UsageError, duration
 from files import write_json
 from provenance import cores
 
@@ -282,5 +282,5 @@ class _Progress:
         done = self._read - self._first
         if self._size and done:
             left = (time.perf_counter() - self._started) / done * (self._size - self._read)
-            parts = [f"{self._read / self._size:.1%}", *parts, f"{tqdm.format_interval(max(left, 0))} left"]
+            parts = [f"{self._read / self._size:.1%}", *parts, f"{duration(left)} left"]
         return "tokenising: " + ", ".join(parts)

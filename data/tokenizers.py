@@ -27,8 +27,11 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> np.ndarray:
         """Token ids (n,) of `dtype`. Raises UsageError for text that has none."""
 
-    def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes of a token, which may be a part of a character."""
+    def token_bytes(self, token: int, before: Sequence[int] = ()) -> bytes:
+        """The UTF-8 bytes that a token adds to a text, which may be a part of a character.
+
+        before: the tokens before it, on which a space between words can depend.
+        """
 
     def to_meta(self) -> dict[str, Any]:
         """Plain data from which `tokenizer_from_meta` makes the same tokeniser."""
@@ -46,7 +49,7 @@ class ByteTokenizer:
         # surrogateescape: a prompt from the shell may hold bytes that are no UTF-8.
         return np.frombuffer(text.encode("utf-8", "surrogateescape"), dtype=np.uint8).astype(np.uint16)
 
-    def token_bytes(self, token: int) -> bytes:
+    def token_bytes(self, token: int, before: Sequence[int] = ()) -> bytes:
         return b"\n" if token == self.end_of_text else bytes([token])
 
     def to_meta(self) -> dict[str, Any]:
@@ -90,7 +93,7 @@ class TiktokenTokenizer:
             raise UsageError(f"{self.name} cannot split the text ({error})") from error
         return tokens.astype(self.dtype)
 
-    def token_bytes(self, token: int) -> bytes:
+    def token_bytes(self, token: int, before: Sequence[int] = ()) -> bytes:
         return b"\n" if token == self.end_of_text else self._encoding.decode_single_token_bytes(token)
 
     def to_meta(self) -> dict[str, Any]:
@@ -117,7 +120,7 @@ class CharTokenizer:
             )
         return np.array([self._ids[character] for character in text], dtype=self.dtype)
 
-    def token_bytes(self, token: int) -> bytes:
+    def token_bytes(self, token: int, before: Sequence[int] = ()) -> bytes:
         return self.characters[token].encode()
 
     def to_meta(self) -> dict[str, Any]:
@@ -144,7 +147,7 @@ class WordTokenizer:
             )
         return np.array([self._ids[word] for word in text.split()], dtype=self.dtype)
 
-    def token_bytes(self, token: int) -> bytes:
+    def token_bytes(self, token: int, before: Sequence[int] = ()) -> bytes:
         return b" " + self.words[token].encode()
 
     def to_meta(self) -> dict[str, Any]:
@@ -193,25 +196,46 @@ def tokenizer_from_meta(meta: dict[str, Any], elsewhere: Path | None = None) -> 
     return CharTokenizer(meta["characters"])
 
 
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The prompt's token ids; of an empty one, the end-of-text token's.
+
+    Raises UsageError if the prompt is empty and the tokeniser has no end-of-text token, or it has no ids for
+    the prompt.
+    """
+    ids = tokenizer.encode(prompt).tolist()
+    if ids:
+        return ids
+    if tokenizer.end_of_text is None:
+        raise UsageError("the prompt is empty, and this tokeniser has no end-of-text token to begin with")
+    return [tokenizer.end_of_text]
+
+
 def same_tokenizer(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two descriptions mean the same ids, wherever their files are."""
     return {**one, "path": None} == {**other, "path": None}
 
 
-def decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
-    """The text of token ids; bytes that form no character become U+FFFD."""
-    return b"".join(tokenizer.token_bytes(int(token)) for token in tokens).decode("utf-8", "replace")
+def decode(tokenizer: Tokenizer, tokens: Iterable[int], context: Sequence[int] = ()) -> str:
+    """The text of token ids after those of `context`; bytes that form no character become U+FFFD."""
+    decoder = StreamDecoder(tokenizer, context)
+    return "".join(map(decoder.push, map(int, tokens))) + decoder.finish()
 
 
 class StreamDecoder:
-    """Decodes tokens as they arrive: a character appears with its last byte."""
+    """Decodes tokens as they arrive: a character appears with its last byte.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    context: the ids before the first token, such as a prompt's; their text is not repeated.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
+        self._tokens = list(context)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        return self._decoder.decode(self._tokenizer.token_bytes(token))
+        added = self._tokenizer.token_bytes(token, self._tokens)
+        self._tokens.append(token)
+        return self._decoder.decode(added)
 
     def finish(self) -> str:
         """The replacement for a character that was never completed, or nothing."""

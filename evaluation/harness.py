@@ -216,7 +216,7 @@ class Harness(TemplateLM):
         limit = self.model.config.sequence_length
         room = max(limit - max_new_tokens, limit // 2, 1)
         texts = [""] * len(contexts)
-        decoders = [StreamDecoder(self._tokenizer) for _ in contexts]
+        decoders = [StreamDecoder(self._tokenizer, context) for context in contexts]
         unfinished = set(range(len(contexts)))
         with self.precision.autocast():
             for drawn in generate(

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from data.tokenizers import StreamDecoder, Tokenizer
+from data.tokenizers import StreamDecoder, Tokenizer, prompt_ids
 from distributed import Precision
-from errors import UsageError
 from models.generation import generate
 from models.language_model import LanguageModel
 
@@ -42,20 +41,6 @@ class TextCost:
         )
 
 
-def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Returns the prompt's token ids; of an empty one, the end-of-text token's.
-
-    Raises:
-        UsageError: the prompt is empty and the tokeniser has no end-of-text token, or it has no ids for it.
-    """
-    ids = tokenizer.encode(prompt).tolist()
-    if ids:
-        return ids
-    if tokenizer.end_of_text is None:
-        raise UsageError("the prompt is empty, and this tokeniser has no end-of-text token to begin with")
-    return [tokenizer.end_of_text]
-
-
 def stream_texts(
     model: LanguageModel,
     tokenizer: Tokenizer,
@@ -81,8 +66,8 @@ def stream_texts(
     Raises:
         UsageError: a prompt has no tokens.
     """
-    decoders = [StreamDecoder(tokenizer) for _ in prompts]
     ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    decoders = [StreamDecoder(tokenizer, one) for one in ids]
     started = time.perf_counter()
     with precision.autocast():
         for drawn in generate(

@@ -18,7 +18,7 @@ from torch import nn
 from config.training import TrainConfig
 from data import Corpus
 from data.batches import Batch, EvaluationBatches, contiguous_batches, validation_subset
-from data.tokenizers import Tokenizer, decode
+from data.tokenizers import Tokenizer, decode, prompt_ids
 from distributed import Precision, Processes
 from distributed.parallel import SingleProcess
 from errors import Failure
@@ -221,7 +221,7 @@ class Validation:
     ) -> None:
         self._config, self._corpus, self._precision, self._parallel = config, corpus, precision, parallel
         self._vocab_size, self._prefix = args.vocab_size, args.eval_seq_prefix
-        self._tokenizer = self._sample_tokenizer()
+        self._tokenizer, self._prefix_ids = self._sample_start()
 
     def __call__(self, model: nn.Module, step: int, stop: Callable[[], bool]) -> dict[str, Any] | None:
         """Evaluate after `step` updates, on all ranks.
@@ -253,27 +253,25 @@ class Validation:
 
     def _continuation(self, model: nn.Module, step: int) -> str:
         """A sample of text after the prefix; a function of the weights, the seed and the step."""
-        start = self._tokenizer.encode(self._prefix).tolist() or [self._tokenizer.end_of_text]
         with self._precision.autocast():
             drawn = generate(
                 model,
-                [start],
+                [self._prefix_ids],
                 SAMPLE_TOKENS,
                 n_tokens=self._tokenizer.vocab_size,
                 generator=torch.Generator().manual_seed(derive_seed(self._config.seed, "sample", step)),
                 temperature=0.8,
                 top_k=40,
             )
-            return decode(self._tokenizer, [int(one.tokens) for one in drawn])
+            return decode(self._tokenizer, (int(one.tokens) for one in drawn), self._prefix_ids)
 
-    def _sample_tokenizer(self) -> Tokenizer | None:
+    def _sample_start(self) -> tuple[Tokenizer | None, list[int]]:
+        """The tokeniser and the ids of the prefix; None where no samples are wanted or possible."""
         if self._prefix in (None, "none"):
-            return None
+            return None, []
         try:
             tokenizer = self._corpus.load_tokenizer()
-            if not len(tokenizer.encode(self._prefix)) and tokenizer.end_of_text is None:
-                raise Failure("the prefix is empty, and the tokeniser has no end-of-text token to begin with")
+            return tokenizer, prompt_ids(tokenizer, self._prefix)
         except Failure as error:
             logger.info(f"note: no text samples at evaluations: {error}")
-            return None
-        return tokenizer
+            return None, []

@@ -15,6 +15,7 @@ from data.tokenizers import (
     StreamDecoder,
     decode,
     make_tokenizer,
+    prompt_ids,
     same_tokenizer,
     tokenizer_from_meta,
 )
@@ -48,6 +49,15 @@ def test_made_again_from_its_description(tokenizer):
     again = tokenizer_from_meta(tokenizer.to_meta())
     assert again.encode(MIXED).tolist() == tokenizer.encode(MIXED).tolist()
     assert again.vocab_size == tokenizer.vocab_size
+
+
+def test_an_empty_prompt_begins_with_the_end_of_a_text(tokenizer):
+    assert prompt_ids(tokenizer, MIXED) == tokenizer.encode(MIXED).tolist()
+    if tokenizer.end_of_text is None:
+        with pytest.raises(UsageError, match="has no end-of-text token to begin with"):
+            prompt_ids(tokenizer, "")
+    else:
+        assert prompt_ids(tokenizer, "") == [tokenizer.end_of_text]
 
 
 def test_streaming_never_cuts_a_character(tokenizer):
@@ -140,6 +150,74 @@ def test_a_hugging_face_tokeniser(tmp_path, kind):
         tokenizer_from_meta(ours.to_meta())
     assert tokenizer_from_meta(ours.to_meta(), tmp_path / "moved.json").sha256 == ours.sha256
     assert same_tokenizer(ours.to_meta(), make_tokenizer(str(tmp_path / "moved.json")).to_meta())
+
+
+SENTENCE = "the cat sat on the mat and thought again"
+
+
+def train_word_tokenizer(path, kind, with_decoder=True):
+    """A small tokenizer.json whose decoder puts the spaces between words."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    shared = {"vocab_size": 35, "special_tokens": ["<|endoftext|>", "[UNK]"]}
+    suffix = {"end_of_word_suffix": "</w>"} if kind == "BPE" else {}
+    made = tokenizers.Tokenizer(getattr(models, kind)(unk_token="[UNK]", **suffix))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    if with_decoder:
+        made.decoder = {"BPE": decoders.BPEDecoder("</w>"), "WordPiece": decoders.WordPiece()}[kind]
+    trainer = {"BPE": "BpeTrainer"}.get(kind, f"{kind}Trainer")
+    made.train_from_iterator([SENTENCE] * 3, getattr(trainers, trainer)(**shared, **suffix))
+    made.save(str(path))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "with_decoder"),
+    [("BPE", True), ("BPE", False), ("WordPiece", True), ("WordPiece", False), ("WordLevel", False)],
+)
+def test_words_keep_their_spaces_token_by_token(tmp_path, kind, with_decoder):
+    """As one text, as a stream, and as a prompt with its continuation, cut before any token."""
+    made = train_word_tokenizer(tmp_path / "tokenizer.json", kind, with_decoder)
+    ours = make_tokenizer(str(tmp_path / "tokenizer.json"))
+    ids = ours.encode(SENTENCE).tolist()
+    assert decode(ours, ids) == SENTENCE
+    assert kind == "WordLevel" or len(ids) > len(SENTENCE.split())
+    for cut in range(len(ids) + 1):
+        stream = StreamDecoder(ours, ids[:cut])
+        pieces = [stream.push(token) for token in ids[cut:]]
+        assert decode(ours, ids[:cut]) + "".join(pieces) + stream.finish() == SENTENCE
+        assert all(pieces)  # none waits for a later token: each has the colour of its own
+    with_unknown = ours.encode("the ☃ cat").tolist()
+    if with_decoder or kind == "WordLevel":
+        assert decode(ours, with_unknown) == made.decode(with_unknown) == "the cat"
+    assert decode(ours, [*ids, ours.end_of_text, *ids]) == f"{SENTENCE}\n{SENTENCE}"
+
+
+@pytest.mark.parametrize("prepend_scheme", ["always", "first", "never"])
+def test_a_space_before_the_first_word_is_that_of_the_tokeniser(tmp_path, prepend_scheme):
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend_scheme)
+    made.decoder = decoders.Metaspace(prepend_scheme=prepend_scheme)
+    made.train_from_iterator([SENTENCE] * 3, trainers.BpeTrainer(vocab_size=50, special_tokens=["</s>"]))
+    made.save(str(tmp_path / "tokenizer.json"))
+    ours = make_tokenizer(str(tmp_path / "tokenizer.json"))
+    ids = ours.encode(SENTENCE).tolist()
+    assert decode(ours, ids) == SENTENCE
+    assert decode(ours, ids, context=ids) == (SENTENCE if prepend_scheme == "never" else f" {SENTENCE}")
+
+
+def test_added_tokens_of_a_byte_level_tokeniser_are_written_as_they_are(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    made = train_tokenizer(path, "byte level")
+    made.no_truncation()
+    made.add_tokens(["café!"])  # é stands for a byte in other tokens
+    made.save(str(path))
+    ours = make_tokenizer(str(path))
+    assert decode(ours, ours.encode("a café! and é")) == "a café! and é"
 
 
 def test_files_that_are_no_tokeniser(tmp_path):
