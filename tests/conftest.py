@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,6 +106,16 @@ def processes():
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     errors.log_to_stdout()  # as every script does
+
+
+@pytest.fixture
+def small_library(tmp_path, monkeypatch):
+    """The corpus pydoc is of a few modules, as it takes eight seconds to read the whole library."""
+    library = tmp_path / "library"
+    library.mkdir()
+    for name in ("argparse.py", "bisect.py", "dataclasses.py", "functools.py", "heapq.py", "textwrap.py"):
+        (library / name).symlink_to(Path(sysconfig.get_path("stdlib"), name))
+    monkeypatch.setattr("data.pydoc.sysconfig", SimpleNamespace(get_path=lambda name: str(library)))
 
 
 @pytest.fixture

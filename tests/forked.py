@@ -20,7 +20,7 @@ CONTEXT.set_forkserver_preload([
 
 
 class Forked:
-    """A running `python path.py flags`, with the interface of subprocess.Popen.
+    """A running `python path.py flags` or `python -m module flags`, with the interface of subprocess.Popen.
 
     It leads a process group, and its stdout and stderr are one pipe. With `size` above 1 that many ranks
     run the script, and this process waits for them as torchrun does: when one fails, it ends the others.
@@ -72,9 +72,14 @@ def _main(argv: list[str], env: dict[str, str], size: int, output: Connection) -
     os.environ.update(env)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if size == 1 or _is_rank(size):
-        sys.argv = argv
-        sys.path.insert(0, os.path.dirname(argv[0]))
-        runpy.run_path(argv[0], run_name="__main__")
+        if argv[0] == "-m":
+            sys.argv = argv[1:]
+            sys.path.insert(0, os.getcwd())
+            runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = argv
+            sys.path.insert(0, os.path.dirname(argv[0]))
+            runpy.run_path(argv[0], run_name="__main__")
 
 
 def _is_rank(size: int) -> bool:

@@ -16,7 +16,6 @@ from tests.conftest import ROOT, TEXT
 LEFT_OUT = shutil.ignore_patterns(
     ".git",
     ".venv",
-    "__pycache__",
     ".*_cache",
     "exps",
     "datasets",

@@ -98,7 +98,9 @@ def test_what_slurm_refuses_leaves_nothing_behind(on_slurm):
     assert not list(on_slurm.repo.glob("iridis/*/run_[0-9]*")) and not (on_slurm.scratch / "exps").exists()
 
 
-LONG = "--save_checkpoint_freq 100000 --iterations 600 --requeue"  # saves only when it is signalled
+LONG = (
+    "--save_checkpoint_freq 100000 --iterations 300 --eval_freq 1000 --requeue"  # saves when it is signalled
+)
 
 
 def uncut(cluster, flags=LONG):
@@ -130,7 +132,7 @@ def test_requeued_until_it_is_complete(on_slurm):
     assert on_slurm.wait(job)["Restarts"] == "1"
     first, second = attempts(on_slurm)
     assert first["signal"] == "USR1" and first["to_step"] == second["from_step"] > 0
-    assert second["to_step"] == 600 and not second["signal"]
+    assert second["to_step"] == 300 and not second["signal"]
     on_slurm.wait(other)
     assert_same_as_uncut(on_slurm)
 
@@ -173,7 +175,7 @@ def test_cancelled(on_slurm):
 
 
 def test_a_crash_is_not_requeued_for_ever(on_slurm):
-    job = on_slurm.package("lncot-train", "--requeue --lr 1e9 --iterations 60")  # diverges
+    job = on_slurm.package("lncot-train", "--requeue --lr 1e9 --iterations 60 --n_gpus 1")  # diverges
     assert on_slurm.wait(job, "FAILED")["Restarts"] == "2"
     assert "3 attempts in a row saved nothing new" in on_slurm.log("lncot-train")
     assert "failed (1)" in on_slurm.run("bash iridis/status.sh lncot-train")
@@ -181,12 +183,12 @@ def test_a_crash_is_not_requeued_for_ever(on_slurm):
 
 def test_a_chain(on_slurm):
     """Each starts when the one before has ended; one with nothing left to do ends."""
-    last = on_slurm.package("lncot-train", "--chain 3 --max_steps_this_run 12")
+    last = on_slurm.package("lncot-train", "--chain 3 --max_steps_this_run 12 --n_gpus 1")
     on_slurm.wait(last)
     steps = [(a["from_step"], a["to_step"]) for n in (1, 2, 3) for a in attempts(on_slurm, number=n)]
     assert steps == [(0, 12), (12, 20), (20, 20)]
     assert "finished already" in on_slurm.log("lncot-train", 3)
-    on_slurm.wait(uncut(on_slurm, ""))
+    on_slurm.wait(uncut(on_slurm, "--n_gpus 1"))
     assert_same_as_uncut(on_slurm)
 
 

@@ -60,10 +60,11 @@ def test_pydoc_documents_are_split_apart(pydoc_dir):
     assert not documents(corpus.arrays("train")[0]) & documents(corpus.arrays("val")[0])
 
 
-def test_pydoc_is_prepared_the_same_way_each_time(pydoc_dir, tmp_path):
-    open_corpus("pydoc", data_dir=tmp_path)
+def test_pydoc_is_prepared_the_same_way_each_time(small_library, tmp_path):
+    for folder in ("one", "two"):
+        open_corpus("pydoc", data_dir=tmp_path / folder)
     for name in ("train.bin", "val.bin", "meta.json"):
-        assert sha256(tmp_path / "pydoc" / name) == sha256(pydoc_dir / "pydoc" / name)
+        assert sha256(tmp_path / "one" / "pydoc" / name) == sha256(tmp_path / "two" / "pydoc" / name)
 
 
 def test_prose_takes_docstrings_and_comments_in_order():

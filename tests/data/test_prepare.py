@@ -13,6 +13,7 @@ import pytest
 
 from data import open_corpus
 from tests.conftest import ROOT, SHARED_DATA, TEXT
+from tests.in_process import run_in_process
 
 # Writing takes long enough to be met in the middle of it.
 LONG_TEXT = "".join(f"line {number}: and {number * 7919 % 10007} again.\n" for number in range(200_000))
@@ -148,14 +149,13 @@ def test_an_answer_that_is_not_in_http(tmp_path):
     assert "tiny Shakespeare could not be downloaded" in err and "input.txt" in err
 
 
-@pytest.mark.process
-def test_pydoc_in_gpt2_tokens(tmp_path):
+def test_pydoc_in_gpt2_tokens(small_library, tmp_path):
     cache = os.environ.get("TIKTOKEN_CACHE_DIR", str(CACHE) if CACHE.exists() else "")
     if not cache:
         pytest.skip("GPT-2's vocabulary is not cached")
-    process = start(tmp_path, "--tokenizer", "gpt2", dataset="pydoc", TIKTOKEN_CACHE_DIR=cache)
-    said = process.communicate()
-    assert process.returncode == 0, said
+    flags = ["--dataset", "pydoc", "--tokenizer", "gpt2", "--data_dir", str(tmp_path)]
+    done = run_in_process(["-m", "data.prepare", *flags], {"TIKTOKEN_CACHE_DIR": cache})
+    assert done.returncode == 0, done.stderr
     corpus = open_corpus("pydoc", data_dir=tmp_path, tokenizer="gpt2", vocab_size=50304)
     assert corpus.folder == tmp_path / "pydoc-gpt2" and corpus.meta["tokenizer"]["name"] == "gpt2"
     for split, tokens in (("train", corpus.arrays("train")[0]), ("val", corpus.arrays("val")[0])):

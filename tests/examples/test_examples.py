@@ -14,7 +14,10 @@ SMALL = (
 def run(scripts):
     def run(name):
         flags = f"{SMALL} --data_dir {scripts.data_dir} --results_base_folder {scripts.results}"
-        return scripts.run(f"-m examples.{name}", flags, process=True).stdout
+        process = scripts.start(f"-m examples.{name}", flags)
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        return said
 
     return run
 

@@ -14,7 +14,8 @@ GRAPHS = torch._dynamo.utils.counters
 
 def steps(model, compiled, **fields):
     """Output and gradients of several forward and backward passes, with capacities of their own."""
-    network = make(model, depth_embedding="learned", halt_threshold=0.6, **RESERVED, **fields).train()
+    sizes = {"n_layer": 3, "depth_embedding": "learned", "halt_threshold": 0.6, **RESERVED}
+    network = make(model, **sizes, **fields).train()
     if compiled:
         torch._dynamo.reset()
         network.compute_in_training = torch.compile(

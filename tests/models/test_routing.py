@@ -12,7 +12,7 @@ from models.capacities import tokens_per_pass
 from models.halting import geometric, halting_distribution, ponder_divergence, sampled_exits
 from tests.models.reference import RESERVED, make, rotated
 
-ROUTED = ["adm", "adaptive_but", "adaptive_but_macs"]
+ROUTED = ["adm", "adaptive_but"]
 FACTORS = [None, [1.0, 0.5], [0.6, 0.3], [0.45, 0.0], [0.0, 0.0]]
 THRESHOLDS = [[0.0, 0.0], [0.57, 0.45], [0.5, 0.46], [0.58, 0.2], [2.0, 2.0]]
 

@@ -231,7 +231,7 @@ def test_run_and_report_and_complete_runs_are_not_trained_again(scripts):
     )
     tiny = (
         f"-- --dataset shakespeare-char --data_dir {scripts.data_dir} --vocab_size 64 --n_embd 16 --n_head 2 "
-        "--sequence_length 16 --iterations 200 --log_freq 10 --dtype float32"
+        "--sequence_length 16 --iterations 120 --log_freq 10 --dtype float32"
     )
     command = scripts.command("reproduce.py", f"run {rows} {tiny}")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
