@@ -22,11 +22,19 @@ def corpus_parser() -> Parser:
 
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--dataset", default="pydoc", help=f"{', '.join(registered_corpora())}, or files:<pattern>")
+    add(
+        "--dataset",
+        default="pydoc",
+        help=f"{', '.join(registered_corpora())}, or files:<pattern>,...",
+    )
     add("--tokenizer", help=f"{TOKENIZER_HELP} (default: the corpus' own)")
     add("--data_dir", help=DATA_DIR_HELP)
     _add_work(parser)
     add("--archive", type=Path, help="of openwebtext2, if it is not in its folder")
+    add(
+        "--val_fraction", type=float,
+        help="documents to hold out for validation (default: 0.0005, and more of a small corpus of files)",
+    )  # fmt: skip
     add("--verify", action="store_true", help="compare the token files with meta.json, byte by byte")
     return parser
 
@@ -90,7 +98,7 @@ def prepare(words: list[str]) -> None:
 
     corpus = prepare_corpus(
         args.dataset, data_dir=args.data_dir, tokenizer=args.tokenizer,
-        workers=args.workers, on_error=args.on_error, archive=args.archive,
+        workers=args.workers, on_error=args.on_error, archive=args.archive, val_fraction=args.val_fraction,
     )  # fmt: skip
     print("\n".join(corpus.describe()))
     print("\n".join(verify(corpus.folder)) if args.verify else json.dumps(corpus.meta, indent=2))

@@ -209,29 +209,22 @@ def open_corpus_from_args(args: Namespace, sequence_length: int) -> Corpus:
 
 
 def prepare_corpus(
-    name: str,
-    *,
-    data_dir: str | Path | None = None,
-    tokenizer: str | None = None,
-    workers: int | None = None,
-    on_error: str = "fatal",
-    archive: Path | None = None,
+    name: str, *, data_dir: str | Path | None = None, tokenizer: str | None = None, **settings: Any
 ) -> Corpus:
     """Prepare a corpus of any size, unless it is prepared, and open it.
 
-    workers, on_error, archive: see `data.tokenise.Preparation`. Raises UsageError or Failure.
+    settings: workers, on_error, archive, val_fraction, see `data.tokenise.Preparation`. Raises UsageError or
+    Failure.
     """
+    from data.prepare import prepare_unless_done
+    from data.tokenise import refuse_fraction
+
     for part in MIXTURES.get(name, [name]):
         if part in TASKS or _shards(part):
-            continue
-        folder = corpus_folder(part, data_dir, tokenizer)
-        from data.prepare import prepare, remove_outgrown
-
-        meta = read_meta(folder)
-        if meta is None or (is_local(part) and remove_outgrown(part, folder, meta)):
-            prepare(
-                find(part), folder, data_dir, tokenizer, workers=workers, on_error=on_error, archive=archive
-            )
+            refuse_fraction(part, settings.get("val_fraction"))
+        else:
+            folder = corpus_folder(part, data_dir, tokenizer)
+            prepare_unless_done(find(part), folder, data_dir, tokenizer, **settings)
     return open_corpus(name, data_dir=data_dir, tokenizer=tokenizer)
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from data.corpora import HubDataset
-from data.local_files import LocalFiles, folder_files
+from data.local_files import LocalFiles, distinct, folder_files
 from data.sources import FORMATS, DamagedFile, Join, Piece, Source, SourceFile, text_blocks
-from data.tokenise import Preparation, tokenise
+from data.tokenise import Preparation, refuse_fraction, tokenise
 from errors import Failure
 
 PER_PIECE = 1 << 28  # characters of a stream in one piece: how much a killed preparation may repeat
@@ -20,6 +20,8 @@ def prepare(dataset: HubDataset, job: Preparation) -> int:
     Returns the number of documents. Raises Failure with neither network nor files.
     """
     local_files = source_files(job.folder / "source")
+    if any(file.split for file in local_files) or (not local_files and "all" not in dataset.splits):
+        refuse_fraction(job.corpus, job.val_fraction)
     join = articles if dataset.rows_are_lines else None
     about = {"corpus": job.corpus, "licence": dataset.licence}
     if local_files:
@@ -37,7 +39,8 @@ def prepare(dataset: HubDataset, job: Preparation) -> int:
 def source_files(folder: Path) -> list[SourceFile]:
     """Files of documents in a folder, those of train/ before those of val/.
 
-    Raises Failure if only one of the two has files.
+    A file of several names is read once. Raises Failure if only one of the two has files, or both have the
+    same one.
     """
     found = {
         split: sorted(path for path in (folder / split).rglob("*") if path.name.endswith(FORMATS))
@@ -47,8 +50,11 @@ def source_files(folder: Path) -> list[SourceFile]:
         for split, paths in found.items():
             if not paths:
                 raise Failure(f"{folder} holds files for one split only: {folder / split}/ has none")
-        return [file for split, paths in found.items() for file in folder_files(paths, split)]
-    return folder_files(sorted(path for path in folder.glob("*") if path.name.endswith(FORMATS)))
+        once = {split: distinct(paths)[0] for split, paths in found.items()}
+        if shared := distinct([*once["train"], *once["val"]])[1]:
+            raise Failure(f"{shared[0]} is also in {folder / 'train'}/: remove one of the two")
+        return [file for split, paths in once.items() for file in folder_files(paths, split)]
+    return folder_files(distinct(sorted(path for path in folder.glob("*") if path.name.endswith(FORMATS)))[0])
 
 
 class HubSource:

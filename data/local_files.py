@@ -44,16 +44,20 @@ def match(dataset: str) -> Matches:
             missing.append(parts[0].strip())
         found.update(paths)
         parts = parts[size:]
+    paths = [Path(path).absolute() for path in sorted(found)]
+    missing += [str(path) for path in paths if not path.is_file()]
+    return Matches(*distinct([path for path in paths if path.is_file()]), missing)
+
+
+def distinct(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The paths of different files, each file's first one; and all others."""
     first: dict[tuple[int, int], Path] = {}
-    repeated = []
-    for path in map(Path, sorted(found)):
-        if not path.is_file():
-            missing.append(str(path))
-            continue
-        stat = path.stat()
-        if first.setdefault((stat.st_dev, stat.st_ino), path) is not path:
-            repeated.append(path.absolute())
-    return Matches([path.absolute() for path in first.values()], repeated, missing)
+    for path in paths:
+        with reading(path):
+            stat = path.stat()
+        first.setdefault((stat.st_dev, stat.st_ino), path)
+    kept = set(first.values())
+    return list(first.values()), [path for path in paths if path not in kept]
 
 
 def _expand(pattern: str) -> list[str]:

@@ -9,12 +9,22 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from data.journal import Journal, sync
-from data.token_files import META, SPLIT_SEED, SPLITS, describe_tokens, held_out
+from data.token_files import (
+    META,
+    SPLIT_SEED,
+    SPLITS,
+    describe_tokens,
+    held_out_count,
+    validation_order,
+)  # fmt: skip
+from data.tokenizers import Tokenizer
 from data.workers import EncodedBlock
+from errors import Failure
 from files import write_json
 
 logger = logging.getLogger(__name__)
 
+LEAST_SHARE = 0.05  # of the tokens of a small corpus are held out
 EXAMPLES = 5  # bad records named for each piece
 
 
@@ -60,12 +70,27 @@ class Part:
             path.unlink(missing_ok=True)
 
 
+def require_both_splits(finished: list[dict[str, Any]], folder: Path, fewest: int) -> None:
+    """Raises Failure for a split without documents. fewest: documents that can be split."""
+    documents = sum(line["documents"] for line in finished)
+    if any(line["split"] for line in finished):
+        empty = [s for s in SPLITS if not sum(x["documents"] for x in finished if x["split"] == s)]
+        if empty:
+            raise Failure(f"the source of {folder} has no documents for {' and '.join(empty)}")
+    elif documents < fewest:
+        raise Failure(
+            f"the source of {folder} has {documents} document{'' if documents else 's'}; training and "
+            "validation need one each: cut a long text into several files, or into lines of JSON"
+        )
+
+
 def assemble(
     journal: Journal,
     finished: list[dict[str, Any]],
     folder: Path,
-    dtype: np.dtype,
+    tokenizer: Tokenizer,
     fraction: float,
+    least: int | None,
     meta: dict[str, Any],
 ) -> dict[str, Any]:
     """Concatenate the parts into train.bin and val.bin, then write meta.json; returns its content.
@@ -75,11 +100,16 @@ def assemble(
 
     Args:
         finished: the journal's lines of all pieces, in order.
+        tokenizer: of the parts.
         fraction: of the documents to hold out for validation, if the source has no splits of its own.
+        least: tokens to hold out at least, None for the rule of the released code, see `_validation`.
         meta: further content of meta.json.
     """
+    dtype = tokenizer.dtype
     has_splits = any(line["split"] for line in finished)
-    validation = np.empty(0) if has_splits else held_out(sum(x["documents"] for x in finished), fraction)
+    validation, tail, rule = np.empty(0), 0, "the source's own"
+    if not has_splits:
+        validation, tail, rule = _validation(journal, finished, fraction, least)
     counts = {split: dict.fromkeys(("documents", "tokens", "bytes"), 0) for split in SPLITS}
     done = [line for line in journal.lines if "assembled" in line]
     if done:
@@ -90,16 +120,21 @@ def assemble(
             split: _open_at(partial[split], counts[split]["tokens"] * dtype.itemsize) for split in SPLITS
         }
         first = 0  # index of the part's first document
+        tail_start = sum(line["tokens"] for line in finished) - tail  # in tokens, from the part's first one
         for number, line in enumerate(finished):
             if number >= len(done):
                 paths = _part_paths(journal.folder, number)
-                _append_part(paths, line["split"], validation, first, files, counts, dtype)
+                if tail and tail_start < line["tokens"]:
+                    _append_halves(paths, max(tail_start, 0), files, counts, tokenizer)
+                else:
+                    _append_part(paths, line["split"], validation, first, files, counts, dtype)
                 for file in files.values():
                     sync(file)
                 journal.append({"assembled": number, "counts": counts})
                 for path in paths:
                     path.unlink()
             first += line["documents"]
+            tail_start -= line["tokens"]
         for file in files.values():
             file.close()
     logger.info("checking the token files ...")
@@ -109,16 +144,45 @@ def assemble(
         if partial[split].exists():
             os.replace(partial[split], path)
         described[split] = describe_tokens(path, dtype)
-    rule = f"{fraction:.2%} of the documents, numpy default_rng({SPLIT_SEED}).permutation"
     result = {
         **meta,
         "documents": {split: counts[split]["documents"] for split in SPLITS},
         "bytes": {split: counts[split]["bytes"] for split in SPLITS},
-        "split": "the source's own" if has_splits else rule,
+        "split": rule,
         "splits": described,
     }
     write_json(folder / META, result)
     return result
+
+
+def _validation(
+    journal: Journal, finished: list[dict[str, Any]], fraction: float, least: int | None
+) -> tuple[np.ndarray, int, str]:
+    """Held-out documents (their indices), or the number of held-out tokens at the end; and the rule in words.
+
+    Held out is the fraction of the documents. If they have fewer than `least` tokens, or 5 % of a small
+    corpus, further documents follow in the same random order. If these are more than half of the text, the
+    end of the text is held out instead, as of a single document.
+    """
+    documents, tokens = (sum(line[name] for line in finished) for name in ("documents", "tokens"))
+    order, published, tail = validation_order(documents), held_out_count(documents, fraction), 0
+    count = min(published, max(documents - 1, 1))
+    chosen = [line for line in journal.lines if "held_out" in line]
+    if chosen:
+        count, tail = chosen[0]["held_out"], chosen[0]["tail"]
+    elif least is not None and not any("assembled" in line for line in journal.lines):
+        wanted = min(least, int(LEAST_SHARE * tokens))
+        parts = (_part_paths(journal.folder, number)[1] for number in range(len(finished)))
+        sizes = np.concatenate([np.fromfile(path, np.uint32)[::2] for path in parts])[order]
+        count = max(count, 1 + int(np.searchsorted(sizes.cumsum(dtype=np.int64), wanted)))
+        if documents == 1 or (least and sizes[:count].sum(dtype=np.int64) > tokens / 2):
+            count, tail = 0, max(wanted if least else int(fraction * tokens), 1)
+        journal.append({"held_out": count, "tail": tail})
+    if tail:
+        return np.empty(0), tail, f"the last {tail:,} tokens"
+    share = f"{fraction:.2%} of the" if count == published else f"{count:,}"
+    rule = f"{share} documents, numpy default_rng({SPLIT_SEED}).permutation"
+    return np.sort(order[:count]), 0, rule
 
 
 def _open_at(path: Path, size: int) -> BinaryIO:
@@ -157,6 +221,39 @@ def _append_part(
             counts[name]["documents"] += stop - start
             counts[name]["tokens"] += tokens
             counts[name]["bytes"] += int(sizes[start:stop, 1].sum())
+
+
+def _append_halves(
+    paths: tuple[Path, Path],
+    cut: int,
+    files: dict[str, BinaryIO],
+    counts: dict[str, dict[str, int]],
+    tokenizer: Tokenizer,
+) -> None:
+    """Copy the first `cut` tokens of a part to training, and the rest to validation; and count them.
+
+    A document that is cut ends with an end-of-text token in both.
+    """
+    sizes = np.fromfile(paths[1], dtype=np.uint32).reshape(-1, 2).astype(np.int64)
+    tokens = np.fromfile(paths[0], dtype=tokenizer.dtype)
+    ends = sizes[:, 0].cumsum()
+    whole = int(np.searchsorted(ends, cut, side="right"))  # documents before the cut
+    size = int(sizes[:whole, 1].sum())
+    halves = {"train": tokens[:cut], "val": tokens[cut:]}
+    if cut > (ends[whole - 1] if whole else 0):
+        end = tokenizer.end_of_text
+        size += int(sizes[whole, 1]) - sum(
+            len(tokenizer.token_bytes(token)) for token in tokens[cut : ends[whole] - 1].tolist()
+        )
+        halves["train"] = np.append(tokens[:cut], np.array([end], tokenizer.dtype))
+        counts["train"]["documents"] += 1
+    counts["train"]["documents"] += whole
+    counts["val"]["documents"] += len(sizes) - whole
+    counts["train"]["bytes"] += size
+    counts["val"]["bytes"] += int(sizes[:, 1].sum()) - size
+    for split, half in halves.items():
+        files[split].write(half.tobytes())
+        counts[split]["tokens"] += len(half)
 
 
 def _copy(source: BinaryIO, target: BinaryIO, size: int) -> None:

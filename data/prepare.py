@@ -17,8 +17,35 @@ from errors import Failure, UsageError
 
 logger = logging.getLogger(__name__)
 
+LEAST_VALIDATION = 1 << 14  # tokens held out of local files, if they have so many
 # Corpus -> the module whose prepare(job) writes its token files and returns the number of documents.
 _MODULES = {"pydoc": "pydoc", "shakespeare-char": "shakespeare", "openwebtext2": "openwebtext2"}
+
+
+def prepare_unless_done(
+    spec: CorpusSpec,
+    folder: Path,
+    data_dir: str | Path | None,
+    tokenizer: str | None,
+    *,
+    val_fraction: float | None = None,
+    **settings: Any,
+) -> None:
+    """Prepare a corpus, unless `folder` holds it already. val_fraction, settings: see `Preparation`.
+
+    Local files are prepared again where files were added. Raises UsageError or Failure.
+    """
+    meta = read_meta(folder)
+    if meta is not None and is_local(spec.name) and _outgrown(spec.name, folder, meta):
+        (folder / META).unlink()
+        meta = None
+    if meta is None:
+        prepare(spec, folder, data_dir, tokenizer, val_fraction=val_fraction, **settings)
+    elif val_fraction not in (None, meta.get("val_fraction")):
+        raise UsageError(
+            f"--val_fraction {val_fraction}: {folder} is prepared already, and holds out another part "
+            f"({meta.get('split', 'unknown')}); delete that folder to prepare it again"
+        )
 
 
 def prepare(
@@ -76,7 +103,7 @@ def _prepare_files(job: Preparation) -> int:
     if found.repeated:
         logger.info(f"each file is read once; left out are further names: {listed(found.repeated)}")
     source = LocalFiles(_files(found.paths))
-    return tokenise(source, job, {"corpus": job.corpus, "source": source.identity})
+    return tokenise(source, job, {"corpus": job.corpus, "source": source.identity}, least=LEAST_VALIDATION)
 
 
 def _files(paths: list[Path]) -> list[SourceFile]:
@@ -116,13 +143,12 @@ def require_unchanged(name: str, folder: Path, meta: dict[str, Any]) -> None:
         )
 
 
-def remove_outgrown(name: str, folder: Path, meta: dict[str, Any]) -> bool:
-    """Mark token files as incomplete if files were only added since; returns whether that is so."""
+def _outgrown(name: str, folder: Path, meta: dict[str, Any]) -> bool:
+    """Whether files were added to those that were prepared, which are all as they were."""
     found = _changes(name, folder, meta)
     outgrown = bool(found.added) and not found.changed and not found.gone
     if outgrown:
         logger.info(f"{folder} is prepared again, as files were added ({found})")
-        (folder / META).unlink()
     return outgrown
 
 

@@ -26,7 +26,8 @@ def prepare(job: Preparation) -> int:
     """Write the token files; returns the number of documents."""
     tokenizer = make_tokenizer(job.tokenizer)
     texts = list(documents())
-    validation = set(held_out(len(texts), FRACTION).tolist())
+    fraction = FRACTION if job.val_fraction is None else job.val_fraction
+    validation = set(held_out(len(texts), fraction).tolist())
     splits = {
         "train": [text for index, text in enumerate(texts) if index not in validation],
         "val": [text for index, text in enumerate(texts) if index in validation],
@@ -40,8 +41,10 @@ def prepare(job: Preparation) -> int:
         "python": platform.python_version(),
         "documents": {split: len(part) for split, part in splits.items()},
         "bytes": {split: sum(len(text.encode()) for text in part) for split, part in splits.items()},
-        "split": f"{FRACTION:.2%} of the documents, numpy default_rng({SPLIT_SEED}).permutation",
+        "split": f"{fraction:.2%} of the documents, numpy default_rng({SPLIT_SEED}).permutation",
     }
+    if job.val_fraction is not None:
+        meta["val_fraction"] = fraction
     tokens = {
         split: [array for text in part for array in (tokenizer.encode(text), end)]
         for split, part in splits.items()

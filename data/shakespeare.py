@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.sources import utf16_hint
 from data.token_files import write_corpus
-from data.tokenise import Preparation
+from data.tokenise import Preparation, refuse_fraction
 from data.tokenizers import CharTokenizer
 from errors import Failure, UsageError
 
@@ -18,6 +18,7 @@ TIMEOUT_SECONDS = 20
 
 def prepare(job: Preparation) -> int:
     """Write the token files: the first 90 % of the characters, and the rest. Returns 1, the documents."""
+    refuse_fraction(job.corpus, job.val_fraction)
     content = text(job.data_dir, job.folder)
     tokenizer = CharTokenizer("".join(sorted(set(content))))
     if tokenizer.vocab_size > 1 << 16:

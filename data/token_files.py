@@ -25,17 +25,25 @@ def id_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def held_out(documents: int, fraction: float) -> np.ndarray:
-    """Indices of the validation documents, ascending: the split rule of the released code.
+def validation_order(documents: int) -> np.ndarray:
+    """Indices of all documents (documents,), in the order in which they are held out for validation.
 
-    They are the first max(1, round(fraction * documents)) of numpy's
-    default_rng(2357).permutation(documents).
+    This is numpy's default_rng(2357).permutation(documents), as in the released code.
     """
-    count = max(1, round(fraction * documents))
     # Shuffling 32-bit numbers draws the same permutation in half the memory.
     order = np.arange(documents, dtype=np.uint32 if documents < 1 << 32 else np.int64)
     np.random.default_rng(SPLIT_SEED).shuffle(order)
-    return np.sort(order[:count])
+    return order
+
+
+def held_out_count(documents: int, fraction: float) -> int:
+    """The number of validation documents in the released code."""
+    return max(1, round(fraction * documents))
+
+
+def held_out(documents: int, fraction: float) -> np.ndarray:
+    """Indices of the validation documents, ascending: the split rule of the released code."""
+    return np.sort(validation_order(documents)[: held_out_count(documents, fraction)])
 
 
 def write_corpus(folder: Path, splits: dict[str, list[np.ndarray]], meta: dict[str, Any]) -> None:

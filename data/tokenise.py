@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from data.journal import Journal, JournalRemoved
 from data.local_files import RECORD, LocalFiles
-from data.parts import Part, assemble
+from data.parts import Part, assemble, require_both_splits
 from data.sources import DamagedFile, Piece, Source
-from data.token_files import SPLITS, read_meta
+from data.token_files import read_meta
 from data.tokenizers import make_tokenizer
 from data.workers import EncodedBlock, encode_task, make_workers
 from errors import Failure, UsageError, duration
@@ -49,7 +49,8 @@ class Preparation:
     corpus: its name. data_dir: the folder of all corpora. folder: of this one's token files. tokenizer: a
     name or the path of a tokenizer.json. workers: processes, None for one per core. on_error: `fatal` stops
     at the first bad record or damaged file; `skip` leaves them out, and meta.json counts and names them.
-    archive: of the source, if not in its usual place.
+    archive: of the source, if not in its usual place. val_fraction: of the documents to hold out, None for
+    the corpus' own rule.
     """
 
     corpus: str
@@ -59,6 +60,17 @@ class Preparation:
     workers: int | None = None
     on_error: str = "fatal"
     archive: Path | None = None
+    val_fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.val_fraction is not None and not 0 < self.val_fraction < 1:
+            raise UsageError(f"--val_fraction {self.val_fraction} must be between 0 and 1")
+
+
+def refuse_fraction(corpus: str, fraction: float | None) -> None:
+    """Raises UsageError if a fraction is given for a corpus whose validation tokens are fixed."""
+    if fraction is not None:
+        raise UsageError(f"--val_fraction {fraction}: {corpus} has a validation set of its own; leave it out")
 
 
 def tokenise(
@@ -67,7 +79,7 @@ def tokenise(
     about: dict[str, Any],
     *,
     column: str = "text",
-    fraction: float = FRACTION,
+    least: int | None = None,
 ) -> int:
     """Write the token files and meta.json of a source; returns the number of documents.
 
@@ -77,10 +89,11 @@ def tokenise(
     Args:
         about: further content of meta.json.
         column: of the records, the one with the text.
-        fraction: of the documents to hold out, if the source has no splits of its own.
+        least: tokens to hold out at least, unless the job says how much; None for the rule of the released
+            code, which also refuses a single document.
 
     Raises:
-        UsageError: workers, on_error or the tokeniser make no sense, or another preparation is unfinished.
+        UsageError: the job makes no sense, or another preparation is unfinished.
         Failure: the source or the disk fails; finished pieces are kept, and the same call resumes after them.
     """
     workers = cores() if job.workers is None else job.workers
@@ -88,12 +101,17 @@ def tokenise(
         raise UsageError(f"--workers {workers} must be at least 1")
     if job.on_error not in ON_ERROR:
         raise UsageError(f"--on_error {job.on_error}: choose from {', '.join(ON_ERROR)}")
+    fraction = FRACTION if job.val_fraction is None else job.val_fraction
+    if least is not None and job.val_fraction is not None:
+        least = 0
     tokenizer = make_tokenizer(job.tokenizer)
     if tokenizer.end_of_text is None:
         raise UsageError(f"the tokeniser {job.tokenizer} has no token for the end of a text")
     folder = job.folder
     meta = {"tokenizer": tokenizer.to_meta(), "end_of_text": tokenizer.end_of_text, **about}
     meta["dtype"] = tokenizer.dtype.name
+    if job.val_fraction is not None:
+        meta["val_fraction"] = job.val_fraction
     identity = {"source": source.identity, "tokenizer": meta["tokenizer"], "fraction": fraction}
     try:
         journal = Journal(folder / "parts", identity, source.unchanged)
@@ -116,13 +134,13 @@ def tokenise(
             finally:
                 progress.close()
             journal.append({"pieces": len(finished)})
-        _require_both_splits(finished, folder)
+        require_both_splits(finished, folder, 2 if least is None else 1)
         if any(line["bad"] or "damaged" in line for line in finished):
             meta["skipped"] = _skipped(finished)
         entries = [line.get("state") for line in finished]
         if isinstance(source, LocalFiles) and all(entries):
             write_json(folder / RECORD, entries)
-        result = assemble(journal, finished, folder, tokenizer.dtype, fraction, meta)
+        result = assemble(journal, finished, folder, tokenizer, fraction, least, meta)
         journal.remove()
         return _document_count(result)
     except OSError as error:
@@ -214,19 +232,6 @@ def _in_order(pieces: Iterator[Piece], pool: Executor, ahead: int) -> Iterator[t
 
 def _refusal(what: str) -> Failure:
     return Failure(f"{what}; give --on_error skip to leave such records and files out, counted and named")
-
-
-def _require_both_splits(finished: list[dict[str, Any]], folder: Path) -> None:
-    documents = sum(line["documents"] for line in finished)
-    if any(line["split"] for line in finished):
-        empty = [s for s in SPLITS if not sum(x["documents"] for x in finished if x["split"] == s)]
-        if empty:
-            raise Failure(f"the source of {folder} has no documents for {' and '.join(empty)}")
-    elif documents < 2:
-        raise Failure(
-            f"the source of {folder} has {documents} document{'' if documents else 's'}; training and "
-            "validation need one each: cut a long text into several files, or into lines of JSON"
-        )
 
 
 def _skipped(finished: list[dict[str, Any]]) -> dict[str, Any]:
