@@ -11,7 +11,7 @@ import numpy as np
 from data.journal import Journal, sync
 from data.token_files import (
     META,
-    SPLIT_SEED,
+    SPLIT_RULE,
     SPLITS,
     describe_tokens,
     held_out_count,
@@ -179,10 +179,9 @@ def _validation(
             count, tail = 0, max(wanted if least else int(fraction * tokens), 1)
         journal.append({"held_out": count, "tail": tail})
     if tail:
-        return np.empty(0), tail, f"the last {tail:,} tokens"
+        return np.empty(0), tail, f"the {tail:,} last tokens"
     share = f"{fraction:.2%} of the" if count == published else f"{count:,}"
-    rule = f"{share} documents, numpy default_rng({SPLIT_SEED}).permutation"
-    return np.sort(order[:count]), 0, rule
+    return np.sort(order[:count]), 0, f"{share} documents, {SPLIT_RULE}"
 
 
 def _open_at(path: Path, size: int) -> BinaryIO:

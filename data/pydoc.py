@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.token_files import SPLIT_SEED, held_out, write_corpus
+from data.token_files import SPLIT_RULE, held_out, write_corpus
 from data.tokenise import Preparation
 from data.tokenizers import make_tokenizer
 from errors import Failure
@@ -41,7 +41,7 @@ def prepare(job: Preparation) -> int:
         "python": platform.python_version(),
         "documents": {split: len(part) for split, part in splits.items()},
         "bytes": {split: sum(len(text.encode()) for text in part) for split, part in splits.items()},
-        "split": f"{fraction:.2%} of the documents, numpy default_rng({SPLIT_SEED}).permutation",
+        "split": f"{fraction:.2%} of the documents, {SPLIT_RULE}",
     }
     if job.val_fraction is not None:
         meta["val_fraction"] = fraction

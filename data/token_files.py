@@ -16,6 +16,7 @@ SPLITS = ("train", "val")
 META = "meta.json"
 HF_TOKENIZER = "tokenizer.json"  # the name of Hugging Face tokenisers in meta.json
 SPLIT_SEED = 2357
+SPLIT_RULE = f"numpy default_rng({SPLIT_SEED}).permutation"  # ends the entry `split` of meta.json
 _CHUNK = 1 << 24  # tokens read at once when a file is scanned
 _ALWAYS_SCANNED = 1 << 29  # tokens (1 GiB) up to which a file is scanned each time it is opened
 
@@ -166,7 +167,9 @@ def open_tokens(path: Path, meta: dict[str, Any], sequence_length: int, in_ram: 
                 f"{path} is {difference}: {count:,} tokens, but meta.json says {described['tokens']:,}; "
                 f"{_remedy(path)}"
             )
-        require_sequence(path, count, sequence_length)
+        chosen_here = path.stem == "val" and meta.get("split", "").endswith((SPLIT_RULE, "last tokens"))
+        more = ", or hold out more: delete its folder, and give prepare_data.py --val_fraction 0.1"
+        require_sequence(path, count, sequence_length, more if chosen_here else "")
         tokens = np.memmap(path, dtype=dtype, mode="r")
     # Scanning a large file at each start would take long: meta.json is trusted. Damage since then is found
     # when a batch is checked against the vocabulary.
@@ -201,12 +204,12 @@ def _remedy(path: Path) -> str:
     return f"copy the file here again or, if it was prepared here, delete {path.parent / META}"
 
 
-def require_sequence(path: Path, count: int, sequence_length: int) -> None:
-    """Raises Failure for a file that is too short for one window."""
+def require_sequence(path: Path, count: int, sequence_length: int, remedy: str = "") -> None:
+    """Raises Failure for a file that is too short for one window. remedy: what else could be done."""
     if count < sequence_length + 1:
         raise Failure(
             f"{path} has {count:,} tokens, too few for a sequence of {sequence_length} and its targets; "
-            f"choose --sequence_length below {count}"
+            f"choose --sequence_length below {count}{remedy}"
         )
 
 
