@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from errors import Failure, UsageError, run_script
+from errors import Failure, UsageError, run_script, stdout_is_result
 from optim import checkpoint
 
 
@@ -22,6 +22,7 @@ def main() -> None:
     command.add_argument("target", type=Path, help="the checkpoint to write; its suffix sets the format")
     args = parser.parse_args()
     if args.command == "list":
+        stdout_is_result()
         list_checkpoints(args.paths)
     elif args.command == "verify":
         verify(args.paths)

@@ -6,7 +6,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,9 +48,17 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], durable: bool
 
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON, atomically and durably. Raises Failure."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    content = text.encode("utf-8", "backslashreplace")  # \udcff, of paths that are no UTF-8, is valid JSON
-    write_atomically(path, lambda file: file.write(content))
+    encoded = encode_json(content, indent=2)
+    write_atomically(path, lambda file: file.write(encoded))
+
+
+def encode_json(content: Any, **settings: Any) -> bytes:
+    """JSON and a line feed in UTF-8. settings: arguments of `json.dumps`.
+
+    Bytes of paths and flags that are no UTF-8, which Python keeps as lone surrogates, become JSON's \\uXXXX,
+    and are read back as they were.
+    """
+    return (json.dumps(content, ensure_ascii=False, **settings) + "\n").encode(errors="backslashreplace")
 
 
 def copy_atomically(source: Path, path: Path) -> None:
@@ -66,6 +75,23 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text from the command line or the file system was UTF-8 there: it has no lone surrogates."""
+    return text == text.encode(errors="replace").decode()
+
+
+@contextlib.contextmanager
+def utf8_path(path: Path) -> Iterator[Path]:
+    """A path in UTF-8 of the same file or folder, for libraries that take no other: the same, or a link."""
+    if is_utf8(str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "link"
+        link.symlink_to(path.absolute())
+        yield link
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import config
-from errors import UsageError, run_script
+from errors import UsageError, run_script, stdout_is_result
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +67,8 @@ def check(own: argparse.Namespace) -> None:
 def main() -> None:
     own, given = config.parse_with_run(None, add_flags, __doc__)
     check(own)
+    if own.show_depth in (None, "terminal"):
+        stdout_is_result()
     from evaluation.restore import restore
     from evaluation.routing import RouteFinder
     from evaluation.text import TextCost, ansi, ansi_legend, html_page, stream_texts
@@ -115,7 +117,9 @@ def main() -> None:
     if own.show_depth and not in_terminal:
         title = f"{run.path.parent.name}: depth"
         page = html_page(list(zip(prompts, texts, strict=True)), n_repeat, title)
-        write_atomically(Path(own.show_depth), lambda file: file.write(page.encode()))
+        write_atomically(
+            Path(own.show_depth), lambda file: file.write(page.encode(errors="backslashreplace"))
+        )
         note(f"written: {own.show_depth}")
     if route.about:
         note(route)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from config.parser import Parser
 from config.scales import SCALES
-from errors import UsageError, run_script
+from errors import UsageError, run_script, stdout_is_result
 from reproduction import plan
 from tables import FORMATS, aligned_table
 
@@ -99,7 +99,7 @@ def report(args: Namespace) -> None:
     if args.output:
         from files import write_atomically
 
-        write_atomically(args.output, lambda file: file.write(text.encode()))
+        write_atomically(args.output, lambda file: file.write(text.encode(errors="backslashreplace")))
     if args.figures:
         from reproduction.figures import draw_report
 
@@ -111,6 +111,8 @@ def main() -> None:
     split = words.index("--") if "--" in words else len(words)
     args = build_parser().parse(words[:split])
     args.flags = words[split + 1 :]
+    if args.command != "run" and not (args.output or args.figures):
+        stdout_is_result()
     commands = {
         "list": list_experiments,
         "show": show_flags,

@@ -125,8 +125,8 @@ class RunFlags:
     max_steps_this_run: int | None = _counts(None, "save and stop after this many steps: for chains of jobs")
     max_time: float | None = _logging(None, "save and stop after this many minutes", bound=POSITIVE)
     exit_code_unfinished: int = _logging(
-        0, "exit code of a run that a signal (SIGTERM, SIGUSR1, Ctrl-C) or one of the two flags above stops "
-        "with steps left; 85 is usual for `run me again`",
+        0, "exit code of a run that a signal (SIGTERM, SIGHUP, Ctrl-C, ...) or one of the two flags above "
+        "stops with steps left; 85 is usual for `run me again`",
         bound=Bound(lambda code: 0 <= code <= 255, "must be from 0 to 255"),
     )  # fmt: skip
     extend_schedule: str = _logging(

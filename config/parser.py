@@ -13,7 +13,7 @@ from config.base import all_flags
 from config.checks import check_values
 from config.experiments import find_experiment
 from config.scales import SCALES, scaled
-from errors import UsageError
+from errors import UsageError, stdout_is_result
 from flags import Flag, choice, integer, nullable, number
 from models.config import ModelConfig
 from models.variants import find_variant
@@ -44,6 +44,10 @@ class Parser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message.removeprefix("argument "))
+
+    def print_help(self, file: Any = None) -> None:
+        stdout_is_result()
+        super().print_help(file)
 
     def format_help(self) -> str:
         with self._as_shown(self.hidden):

@@ -24,7 +24,9 @@ from errors import Failure, UsageError
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # they stop a training
+SIGNALS = (  # they stop a training: of schedulers, a closed terminal, a limit of CPU time, Ctrl-C
+    signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU, signal.SIGINT,
+)  # fmt: skip
 _TIME_LIMIT = 1000  # in place of a signal's number
 _MINUTE = 60.0
 
@@ -184,7 +186,9 @@ class Processes:
 
 
 class Stop:
-    """A context in which SIGTERM, SIGUSR1 and SIGINT stop the run, on all ranks after the same step.
+    """A context in which any of SIGNALS stops the run, on all ranks after the same step.
+
+    A SIGHUP that is ignored, as under nohup, stays ignored.
 
     max_steps: optimiser steps of this process; `first_step` is set when training begins. reason: why the run
     stops; None while it does not.
@@ -202,7 +206,9 @@ class Stop:
         self._handlers: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Stop":
-        self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                self._handlers[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:

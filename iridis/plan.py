@@ -10,13 +10,14 @@ from argparse import Namespace
 import config
 from config.parser import parse_with_run
 from data.corpus import require_prepared
-from errors import run_script
+from errors import run_script, stdout_is_result
 from iridis.record import jobs_of
 from optim.checkpoint import in_folder
 from optim.resume import has_finished
 
 
 def main() -> None:
+    stdout_is_result()
     words = sys.argv[1:]
     if words[:1] == ["--flags-only"]:
         parse_with_run(words[1:], lambda parser: None, None)

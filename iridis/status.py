@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from errors import UsageError, run_script, unknown
+from errors import UsageError, run_script, stdout_is_result, unknown
 from iridis.record import ROOT, RUN, SUBMISSION, job_states, read, saved_step
 from optim.checkpoint import covered_by_summary
 from tables import aligned_table
@@ -119,6 +119,7 @@ def main() -> None:
     for name in names:
         if name not in known:
             raise UsageError(unknown(f"there is no package {name}", name, known))
+    stdout_is_result()
     states = job_states()
     chosen = [known[name] for name in names] if names else list(known.values())
     print(aligned_table([HEADINGS, *rows(chosen, states or {})]))

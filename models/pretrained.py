@@ -19,7 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from errors import Failure, UsageError
-from files import TEMPORARY_SUFFIX, file_sha256, sync_folder, write_atomically, write_json
+from files import TEMPORARY_SUFFIX, file_sha256, sync_folder, utf8_path, write_atomically, write_json
 from models.config import ModelConfig
 from models.language_model import LanguageModel
 
@@ -78,7 +78,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         if file_sha256(path) != about.get("sha256"):
             raise Failure(f"{path} is damaged, or of another model: its checksum is not that in {CONFIG}")
-        return about, load_file(path)
+        with utf8_path(path) as readable:
+            return about, load_file(readable)
     except (OSError, SafetensorError) as error:
         raise Failure(f"{path} is missing or damaged ({type(error).__name__})") from error
 

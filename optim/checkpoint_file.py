@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -44,7 +45,7 @@ def _save(content: dict[str, Any], file: BinaryIO) -> None:
 
 def staging_name(path: Path) -> str:
     """A checkpoint's name in a staging folder, unique to its path and the same on all ranks."""
-    return f"{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]}-{path.name}"
+    return f"{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]}-{path.name}"
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from errors import Failure
-from files import TEMPORARY_SUFFIX, copy_atomically, file_sha256, sync_folder, write_json
+from files import TEMPORARY_SUFFIX, copy_atomically, file_sha256, sync_folder, utf8_path, write_json
 from optim.checkpoint_file import staging_name
 
 STATE = "state.json"
@@ -64,13 +64,13 @@ def read(path: Path) -> dict[str, Any]:
     check(path)
     try:
         plain = json.loads((path / STATE).read_text(encoding="utf-8"))["state"]
-        with _quiet():
-            described = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+        with _quiet(), utf8_path(path) as readable:
+            described = HuggingFaceStorageReader(str(readable)).read_metadata().state_dict_metadata
             tensors = {
                 name: torch.empty(about.size, dtype=about.properties.dtype)
                 for name, about in described.items()
             }
-            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(readable)), no_dist=True)
         return _join(tensors, plain)
     except Exception as error:
         raise Failure(f"{path} is damaged or no checkpoint ({type(error).__name__}: {error})") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import Failure
-from files import write_atomically, write_json
+from files import encode_json, is_utf8, write_atomically, write_json
 from provenance import git_commit, machine
 
 logger = logging.getLogger(__name__)
@@ -30,13 +30,13 @@ class MetricsFile:
     def __init__(self, folder: Path, step: int) -> None:
         """Keep the lines up to `step`, from which the run resumes; later ones will be written again."""
         self.path = folder / FILE_NAME
-        self._lines = [_encode(line) for line in _read_lines(self.path) if line["step"] <= step]
+        self._lines = [encode_json(line) for line in _read_lines(self.path) if line["step"] <= step]
         self._write_all()
 
     def append(self, line: dict[str, Any]) -> None:
         """Write one line at once, so that killing the run loses none. Raises Failure; the line is kept."""
         size = self._size()
-        self._lines.append(_encode(line))
+        self._lines.append(encode_json(line))
         if size != sum(map(len, self._lines[:-1])):
             self._write_all()
             return
@@ -124,31 +124,58 @@ class WandbLog:
         self._run = None
         if not args.wandb:
             return
-        import wandb  # takes a second to import
-
+        place = os.environ.get("WANDB_DIR", str(folder))
+        if not is_utf8(place):
+            raise Failure(
+                f"W&B cannot write into {place}, which is no UTF-8: set WANDB_DIR to another folder"
+            )
         try:
+            import wandb  # takes a second to import
+
             self._run = wandb.init(
                 project=args.wandb_project,
                 entity=args.wandb_entity,
-                name=folder.name,
+                name=_as_utf8(folder.name),
                 id=_wandb_id(folder),
                 resume="allow",
-                dir=os.environ.get("WANDB_DIR", str(folder)),
-                config=vars(args),
+                dir=place,
+                config={name: _as_utf8(value) for name, value in vars(args).items()},
             )
-        except wandb.errors.Error as error:
-            reason = str(error).splitlines()[0].rstrip(". ")
+        except Failure:
+            raise
+        except Exception as error:  # of its network, its settings, its packages
             raise Failure(
-                f"W&B does not start ({reason}): `wandb login`, or set WANDB_MODE=offline, or drop --wandb"
+                f"W&B does not start ({_reason(error)}): `wandb login`, or set WANDB_MODE=offline, or drop "
+                "--wandb"
             ) from error
 
     def log(self, line: dict[str, Any]) -> None:
+        """Send a line. If that fails, a warning is logged, and training goes on without W&B."""
         if self._run is not None:
-            self._run.log(line, step=line["step"])
+            try:
+                self._run.log({name: _as_utf8(value) for name, value in line.items()}, step=line["step"])
+            except Exception as error:
+                self._run = None
+                logger.warning(f"W&B has failed ({_reason(error)}); training continues without it")
 
     def close(self) -> None:
+        """Finish the W&B run. If that fails, a warning is logged."""
         if self._run is not None:
-            self._run.finish()
+            try:
+                self._run.finish()
+            except Exception as error:
+                logger.warning(f"W&B has failed at the end ({_reason(error)}); metrics.jsonl is complete")
+
+
+def _as_utf8(value: Any) -> Any:
+    """The value; a text's bytes that are no UTF-8 are escaped."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _reason(error: Exception) -> str:
+    """The error's message in one line, without pydantic's details."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.partition(" [type=")[0].rstrip(". ")[:200]
 
 
 def _wandb_id(folder: Path) -> str:
@@ -171,7 +198,3 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
             # A power cut within the last line; its step is trained, and the line written, again.
             logger.warning(f"{path}, line {number} is incomplete and is left out")
     return lines
-
-
-def _encode(line: dict[str, Any]) -> bytes:
-    return (json.dumps(line, ensure_ascii=False) + "\n").encode()

@@ -50,7 +50,7 @@ def run_in_process(argv: list[str], env: dict[str, str]) -> subprocess.Completed
 
 
 def _stream() -> io.TextIOWrapper:
-    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    return io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", write_through=True)  # as in run_script
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

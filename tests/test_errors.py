@@ -4,9 +4,11 @@ import logging
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import errors
 from tests.conftest import ROOT
 
 PROGRAM = """
@@ -37,12 +39,65 @@ def test_the_first_rank_prints_all_messages_and_the_others_their_errors():
     assert run(RANK="1").stdout == "lost\n"
 
 
+OUTPUT = """
+import sys
+from pathlib import Path
+from errors import run_script, stdout_is_result, stdout_lost
+def main():
+    if "result" in sys.argv:
+        stdout_is_result()
+    for number in range(20000):
+        print("caf\u00e9", flush=number == 0)
+    Path(sys.argv[1]).write_text(f"lost: {stdout_lost()}")
+run_script(main)
+"""
+GONE = "| head -n 2 >/dev/null; exit ${PIPESTATUS[0]}"
+CANNOT = "cannot write to stdout: No space left on device"
+
+
 @pytest.mark.process
-def test_a_reader_that_has_gone_is_no_failure():
-    command = f"{sys.executable} -c '{PROGRAM}' endless | head -n 2; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and done.stdout.count("\n") == 2
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("how", "code", "says"),
+    [
+        (GONE, 0, "warning: cannot write to stdout: Broken pipe; the work goes on without it"),
+        (">/dev/full", 0, f"warning: {CANNOT}; the work goes on without it"),
+        (">&-", 0, ""), ("2>&- >/dev/full", 0, ""), ("<&- >&- 2>&-", 0, ""),
+        (f"result {GONE}", 0, ""), ("result >/dev/full", 1, f"error: {CANNOT}"),
+        ("result >&-", 1, "error: stdout is closed, and the result is printed there"),
+    ],
+)  # fmt: skip
+def test_work_goes_on_without_its_output(how, code, says, tmp_path):
+    """What only prints ends with it: quietly where the reader has enough."""
+    command = f"{sys.executable} -c '{OUTPUT}' {tmp_path / 'done'} {how}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr.strip()) == (code, says)
+    if "result" not in how:
+        assert (tmp_path / "done").read_text() == "lost: True"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("encoding", "bytes_of_it"),
+    [("utf-8", b"\xc3\xa9 \\udcff"), ("latin-1", b"\xe9 \\udcff"), ("ascii:replace", b"? ?")],
+)
+def test_characters_that_the_terminal_lacks(encoding, bytes_of_it):
+    program = "import sys; from errors import run_script; run_script(lambda: print(chr(0xe9), chr(0xdcff)))"
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, bytes_of_it, b"")
+
+
+def test_a_full_pipe_that_does_not_block():
+    """Another process on the same terminal has set O_NONBLOCK: writing waits for the reader."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with open(reader, "rb") as end, ThreadPoolExecutor() as pool:
+        with open(writer, "w") as old:
+            stream = errors._text_stream(errors._Output(old, "stdout"), old)
+            read = pool.submit(end.read)
+            stream.write("x" * 10**6)
+            stream.flush()
+        assert read.result() == b"x" * 10**6
 
 
 def test_lines_stand_above_a_bar(capsys):

@@ -1,6 +1,8 @@
 """Several ranks in real processes: the same optimisation as one, and one error message."""
 
 import json
+import os
+import signal
 import time
 from types import SimpleNamespace
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from distributed.parallel import RankSlice, choose_parallel
+from distributed.processes import Processes, Stop
 from errors import UsageError
 from tests.faults.team import Team, assert_close
 
@@ -165,3 +168,17 @@ def test_on_gpus(tmp_path, backend):
     size = torch.cuda.device_count()
     flags = f"--device cuda --acc_steps {4 * size} --distributed_backend {backend}"
     Team(tmp_path / "exps", "adm", size).run(flags)
+
+
+def test_a_hangup_that_is_ignored_stays_ignored():
+    """As under nohup; otherwise it stops the run, like the signals of schedulers."""
+    alone = Processes()
+    for handler in (signal.SIG_IGN, signal.SIG_DFL):
+        before = signal.signal(signal.SIGHUP, handler)
+        try:
+            with Stop(alone, None, 0.0) as stop:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert stop.requested() == (handler is signal.SIG_DFL)
+            assert signal.getsignal(signal.SIGHUP) is handler
+        finally:
+            signal.signal(signal.SIGHUP, before)

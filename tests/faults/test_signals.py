@@ -14,7 +14,7 @@ import pytest
 
 from optim import checkpoint
 from optim.lock import FILE_NAME, RunLock
-from tests.faults.team import Team, assert_close, assert_same, kill
+from tests.faults.team import LAUNCH, Team, assert_close, assert_same, kill
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def until(process, happens):
     raise AssertionError(said)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_saves_and_ends_well(straight, tmp_path, number):
     team = Team(tmp_path / "exps", "adm")
     process = team.start("--save_checkpoint_freq 1000 --exit_code_unfinished 85", FAULT="slow")
@@ -134,6 +134,32 @@ def test_a_limit_of_time(tmp_path):
     assert "stopping (time limit) after step" in team.run(f"--max_time 0.05 {flags}", code=85)
     (saved,) = checkpoint.in_folder(team.run_folder())
     assert checkpoint.load(saved)["step"] == int(saved.stem.removeprefix("ckpt_"))
+
+
+def test_output_whose_reader_has_gone(straight, tmp_path):
+    """Training goes on to its end, with every process."""
+    team = Team(tmp_path / "exps", "adm", 2, "gloo")
+    process = team.start(FAULT="slow")
+    until(process, "step 6/")
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    assert_same(team, straight("adm", 2, "gloo"))
+
+
+def test_a_terminal_that_is_cut(straight, tmp_path):
+    """Writing to it is an EIO; training goes on where SIGHUP is ignored, as under nohup."""
+    team = Team(tmp_path / "exps", "adm")
+    ours, its = os.openpty()
+    command = ["bash", "-c", 'trap "" HUP; exec "$@"', "-", sys.executable, str(LAUNCH), *team.flags()]
+    process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, start_new_session=True)
+    os.close(its)
+    with open(ours, errors="replace") as terminal:
+        for line in terminal:
+            if "step 6/" in line:
+                break
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=120) == 0
+    assert_same(team, straight("adm"))
 
 
 def test_a_clock_that_jumps(straight, tmp_path):

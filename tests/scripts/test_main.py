@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from data.batches import Batches, contiguous_batches, validation_subset
 from models import ModelConfig, make_model_from_args
 from optim import checkpoint
 from optim.train import derive_seed, seed_torch
-from tests.conftest import Scripts
+from tests.conftest import TEXT, Scripts
 
 MODELS = ["base", "but_full_depth", "cotformer_full_depth", "cotformer_full_depth_lnmid_depthemb"]
 MODELS += ["mla_ln_cotformer", "pause"]
@@ -154,6 +157,43 @@ def test_wandb_offline_goes_on_in_one_run(scripts):
     name = (folder / "wandb_run_id.txt").read_text()
     logged = list((folder / "wandb").glob("offline-run-*"))
     assert len(logged) == 2 and all(path.name.endswith(name) for path in logged)
+
+
+@pytest.mark.process  # W&B keeps the settings of a process
+def test_wandb_that_does_not_start(scripts, tmp_path, monkeypatch):
+    said = scripts.train("--wandb", 1, process=True, WANDB_MODE="of").stderr
+    assert said.count("\n") == 1 and "'online', 'offline'" in said and "type=literal_error" not in said
+    monkeypatch.setitem(sys.modules, "wandb", None)  # import wandb fails
+    scripts.refuse("main.py", scripts.train_flags("--wandb"), 1, "W&B does not start (import of wandb")
+
+
+def test_wandb_that_fails_later(scripts, monkeypatch):
+    """Training goes on without it."""
+
+    class Run:
+        def log(self, line, step):
+            raise ConnectionResetError("the service has gone")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: Run()))
+    said = scripts.train("--wandb").stdout
+    assert said.count("warning: W&B has failed (the service has gone); training continues without it") == 1
+    assert "finished:" in said
+
+
+def test_bytes_that_are_no_utf8(data_dir, tmp_path):
+    """In a folder, and in the text of the samples: they are harmless, from the start to the summary."""
+    latin = os.fsdecode(b"l\xe9")
+    scripts = Scripts(data_dir, tmp_path / latin)
+    corpus = tmp_path / f"{latin}.jsonl"
+    corpus.write_text("".join(f'{{"text": "{line}"}}\n' for line in TEXT.splitlines()))
+    flags = f"--dataset files:{corpus} --tokenizer bytes --vocab_size 320 --eval_seq_prefix {latin}"
+    scripts.train(f"{flags} --save_checkpoint_freq 6")
+    (summary,) = scripts.results.rglob("summary.json")
+    assert json.loads(summary.read_text())["args"]["eval_seq_prefix"] == latin
+    scripts.run("eval.py", f"--checkpoint {summary.parent}")
+    scripts.run("checkpoints.py", f"convert {summary.parent} {tmp_path / latin / 'x.dcp'}")
+    scripts.run("export.py", f"--checkpoint {tmp_path / latin / 'x.dcp'} --output {tmp_path / latin / 'y'}")
+    scripts.run("generate.py", f"--checkpoint {tmp_path / latin / 'y'} --prompt {latin} --max_new_tokens 2")
 
 
 @pytest.mark.process

@@ -1,0 +1,32 @@
+"""JSON and paths that hold bytes which are no UTF-8."""
+
+import json
+import os
+
+import torch
+from safetensors.torch import load_file, save
+
+from files import encode_json, is_utf8, utf8_path, write_json
+
+LATIN = os.fsdecode(b"caf\xe9")
+
+
+def test_json_of_bytes_that_are_no_utf8(tmp_path):
+    """They are read back as they were; the file is UTF-8 for all readers, and other text stays readable."""
+    content = {"prefix": LATIN, LATIN: ["é", 'a "quote"\n']}
+    write_json(tmp_path / LATIN, content)
+    text = (tmp_path / LATIN).read_text(encoding="utf-8")
+    assert json.loads(text) == content and "é" in text
+    assert json.loads(encode_json(content)) == content
+
+
+def test_libraries_that_take_utf8_paths_only(tmp_path):
+    path = tmp_path / LATIN / "w.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(save({"w": torch.ones(2)}))
+    with utf8_path(path) as link:
+        assert is_utf8(str(link)) and not is_utf8(str(path))
+        assert load_file(link)["w"].tolist() == [1, 1]
+    assert not link.exists() and path.exists()
+    with utf8_path(tmp_path) as same:
+        assert same == tmp_path
