@@ -4,7 +4,7 @@ from pathlib import Path
 
 from config.parser import Parser
 from errors import run_script
-from plots.style import check_labels
+from plots.inputs import check_labels
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
         "runs", nargs="+", type=Path, metavar="run", help="a run's folder (with metrics.jsonl)"
     )
     parser.add_argument("--output", type=Path, default=Path("curves.png"), help="a .png, .pdf or .svg file")
-    parser.add_argument("--labels", nargs="+", help="a label for each run; default: model and folder")
+    parser.add_argument("--labels", nargs="+", help="a label for each run; default: model and what differs")
     args = parser.parse(None)
     labels = check_labels(args.runs, args.labels, args.output)
     from optim.metrics import read_metrics

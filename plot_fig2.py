@@ -5,7 +5,7 @@ from pathlib import Path
 from config.parser import Parser
 from config.scales import SCALES
 from errors import Failure, run_script
-from plots.style import FIGURE_HELP, check_labels
+from plots.inputs import FIGURE_HELP, check_labels
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from config.parser import Parser
 from errors import run_script
-from plots.style import FIGURE_HELP, check_labels
+from plots.inputs import FIGURE_HELP, check_labels
 
 
 def main() -> None:

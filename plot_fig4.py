@@ -4,7 +4,7 @@ from pathlib import Path
 
 from config.parser import Parser
 from errors import run_script
-from plots.style import FIGURE_HELP, check_labels, check_numbers, find_result
+from plots.inputs import FIGURE_HELP, check_labels, check_numbers, find_result
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
         help="file of get_ppl_per_mac.py, or its folder",
     )
     parser.add_argument("--output", type=Path, default=Path("figure4.png"), help=FIGURE_HELP)
-    parser.add_argument("--labels", nargs="+", help="a label for each run; default: its folder")
+    parser.add_argument("--labels", nargs="+", help="a label for each run; default: model and what differs")
     parser.add_argument(
         "--published", action="store_true", help="with the paper's values (OpenWebText2, 256 tokens)"
     )

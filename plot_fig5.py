@@ -4,7 +4,7 @@ from pathlib import Path
 
 from config.parser import Parser
 from errors import UsageError, run_script
-from plots.style import FIGURE_HELP, check_labels, check_numbers, find_results
+from plots.inputs import FIGURE_HELP, check_labels, check_numbers, find_results
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
         help="file of get_router_weights.py, or its folder",
     )
     parser.add_argument("--output", type=Path, default=Path("figure5.png"), help=FIGURE_HELP)
-    parser.add_argument("--labels", nargs="+", help="a label for each file; default: folder and file")
+    parser.add_argument("--labels", nargs="+", help="a label for each file; default: model and what differs")
     parser.add_argument("--router", type=int, help="which router, from 1; default: the last")
     parser.add_argument(
         "--kind",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from config.parser import Parser
 from errors import run_script
-from plots.style import FIGURE_HELP, check_labels, check_numbers, find_result
+from plots.inputs import FIGURE_HELP, check_labels, check_numbers, find_result
 
 
 def main() -> None:

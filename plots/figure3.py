@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from plots.style import COLOURS, new_figure, save_with_numbers
+from config.experiments import BY_NAME
+from plots.inputs import PAPER_NAMES
+from plots.style import add_legend, looks, new_figure, save_with_numbers
 
 
 def draw(content: dict[str, Any], path: Path) -> str:
@@ -18,15 +20,12 @@ def draw(content: dict[str, Any], path: Path) -> str:
     """
     figure, axes = new_figure(1, 1, figsize=(6.5, 4.5))
     experiments = [name for name in content if name != "lengths"]
-    for colour, name in zip(COLOURS, experiments, strict=False):
-        axes.plot(
-            content["lengths"],
-            [macs / 1e12 for macs in content[name]],
-            color=colour,
-            label=name.split("/")[1],
-        )
+    for look, name in zip(looks(len(experiments)), experiments, strict=True):
+        flags = BY_NAME[name].flags
+        label = f"{PAPER_NAMES[str(flags['model'])]}, {flags['n_layer']} layers x {flags['n_repeat']}"
+        look["marker"] = ""  # counted at each length: a curve, not points
+        axes.plot(content["lengths"], [macs / 1e12 for macs in content[name]], label=label, **look)
     axes.set_xlabel("tokens of a sequence")
     axes.set_ylabel("TMACs for a sequence (the paper's convention)")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    add_legend(figure, axes)
     return save_with_numbers(figure, path, content)

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from plots.style import new_figure, save_with_numbers, shades
-
-COLUMNS = 3  # panels in a row
+from plots.inputs import PAPER_NAMES
+from plots.style import add_legend, new_figure, ordered_looks, save_with_numbers
 
 
 def draw(attention: np.ndarray, about: dict[str, Any], heads: Sequence[int], path: Path) -> str:
@@ -26,10 +25,15 @@ def draw(attention: np.ndarray, about: dict[str, Any], heads: Sequence[int], pat
     Raises:
         Failure: a file cannot be written.
     """
-    columns = min(COLUMNS, len(heads))
+    columns = 2 if len(heads) == 4 else min(3, len(heads))
     rows = -(-len(heads) // columns)
     figure, grid = new_figure(
-        rows, columns, figsize=(1 + 3.8 * columns, 0.9 + 2.6 * rows), sharex=True, sharey=True, squeeze=False
+        rows,
+        columns,
+        figsize=(max(5.0, 1 + 2.5 * columns), 1.2 + 2 * rows),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
     )
     n_repeat = about["n_repeat"]
     numbers = {"layer": about["layer"], "attention_by_head_repeat_token": {}}
@@ -37,18 +41,16 @@ def draw(attention: np.ndarray, about: dict[str, Any], heads: Sequence[int], pat
     for axes, head in zip(grid.flat, heads, strict=False):
         of_head = attention[about["heads"].index(head)]
         numbers["attention_by_head_repeat_token"][head] = of_head.tolist()
-        for repeat, (colour, values) in enumerate(zip(shades(n_repeat), of_head, strict=True), start=1):
+        for repeat, (look, values) in enumerate(zip(ordered_looks(n_repeat), of_head, strict=True), start=1):
             visible = np.where(values > 0, values, np.nan)  # masked keys are not drawn
-            axes.plot(positions, visible, color=colour, linewidth=1, label=f"keys of repeat {repeat}")
-        axes.set_title(f"head {head}", fontsize="medium")
+            axes.plot(positions, visible, label=f"keys of repeat {repeat}", **look)
+        axes.set_title(f"head {head}")
         axes.set_yscale("log")
-        axes.grid(alpha=0.3)
-    for axes in grid.flat[len(heads) :]:
-        axes.set_visible(False)
+    for index in range(len(heads), grid.size):
+        grid.flat[index].set_visible(False)
+        grid.flat[index - columns].tick_params(labelbottom=True)
     figure.supxlabel("token position in the window (the query is the last token's)", fontsize="medium")
-    figure.supylabel(f"mean attention, middle layer {about['layer']}", fontsize="medium")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", fontsize="small", ncols=min(3 * columns, n_repeat)
-    )
+    figure.supylabel(f"attention, middle layer {about['layer']}", fontsize="medium")
+    note = f"{PAPER_NAMES[about['model']]}, means over {about['windows']:,} windows of text"
+    add_legend(figure, grid[0, 0], note=note)
     return save_with_numbers(figure, path, numbers)

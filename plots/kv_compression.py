@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from plots.style import COLOURS, new_figure, save_both_formats, shades
+from plots.inputs import PAPER_NAMES
+from plots.style import COLOURS, MARKERS, WIDTH, add_legend, new_figure, ordered_looks, save_both_formats
 
 _SHOWN = {"keys": "keys", "values": "values", "joint": "[keys; values]"}
 
@@ -36,6 +37,10 @@ def draw(content: dict[str, Any], spectra: dict[str, Sequence[float]], stem: Pat
     return names
 
 
+def _of(content: dict[str, Any]) -> str:
+    return f"{PAPER_NAMES[content['model']]}, {content['tokens']:,} tokens of text"
+
+
 def _layers(content: dict[str, Any]) -> list[str]:
     return [entry["layer"] for entry in content["weights"]]
 
@@ -46,42 +51,38 @@ def _spectra(content: dict[str, Any], spectra: dict[str, Sequence[float]]) -> An
     repeats = {layer: _passes(content, layer) for layer in layers}
     inner = [layer for layer in layers if len(repeats[layer]) > 1]
     rows = 3 if inner else 2
-    figure, grid = new_figure(rows, 3, figsize=(11, 3.1 * rows), sharey="row")
+    figure, grid = new_figure(rows, 3, figsize=(WIDTH, 0.6 + 2.6 * rows), sharey="row")
     for column, name in enumerate(_SHOWN):
         weight = {"keys": "$W_K$", "values": "$W_V$", "joint": "$[W_K; W_V]$"}[name]
         grid[0, column].set_title(weight)
         grid[1, column].set_title(f"{_SHOWN[name]} on text" + (", last repeat" if inner else ""))
-        for colour, layer in zip(shades(len(layers)), layers, strict=True):
-            _spectrum(grid[0, column], spectra[f"weights/{layer}/{name}"], color=colour, label=layer)
-            _spectrum(grid[1, column], spectra[f"data/{layer}/{repeats[layer][-1]}/{name}"], color=colour)
+        for look, layer in zip(ordered_looks(len(layers)), layers, strict=True):
+            _spectrum(grid[0, column], spectra[f"weights/{layer}/{name}"], label=layer, **look)
+            _spectrum(grid[1, column], spectra[f"data/{layer}/{repeats[layer][-1]}/{name}"], **look)
         if inner:
             layer = inner[len(inner) // 2]
             grid[2, column].set_title(f"{_SHOWN[name]} on text, {layer}")
-            for colour, repeat in zip(shades(len(repeats[layer])), repeats[layer], strict=True):
+            for look, repeat in zip(ordered_looks(len(repeats[layer])), repeats[layer], strict=True):
                 label = f"repeat {repeat}"
-                _spectrum(
-                    grid[2, column], spectra[f"data/{layer}/{repeat}/{name}"], color=colour, label=label
-                )
+                _spectrum(grid[2, column], spectra[f"data/{layer}/{repeat}/{name}"], label=label, **look)
             _spectrum(grid[2, column], spectra[f"data/{layer}/all/{name}"], color="k", ls="--", label="all")
     for axes in grid.flat:
         axes.set_yscale("log")
         axes.set_ylim(1e-4, 1.5)
-        axes.grid(alpha=0.3)
     for axes in grid[:, 0]:
         axes.set_ylabel("singular value / largest")
     for axes in grid[-1]:
         axes.set_xlabel("index of the singular value")
-    columns = 1 + (len(layers) - 1) // 12
-    grid[0, 2].legend(fontsize=6, ncols=columns, loc="upper left", bbox_to_anchor=(1, 1))
     if inner:
-        grid[2, 2].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
+        grid[2, 2].legend()
+    add_legend(figure, grid[0, 0], note=_of(content))
     return figure
 
 
 def _spectrum(axes: Any, values: Sequence[float], **style: Any) -> None:
     relative = np.asarray(values) / values[0]
     relative = relative[relative > 1e-7]  # below is rounding error of matrices without full rank
-    axes.plot(np.arange(1, len(relative) + 1), relative, linewidth=1, **style)
+    axes.plot(np.arange(1, len(relative) + 1), relative, **style)
 
 
 def _passes(content: dict[str, Any], layer: str) -> list[int]:
@@ -95,14 +96,16 @@ def _ranks(content: dict[str, Any]) -> Any:
     """
     layers, n_repeat = _layers(content), content["n_repeat"]
     levels = list(content["weights"][0]["keys"])
-    figure, grid = new_figure(len(levels), 3, figsize=(11, 7.5), sharex=True, sharey="row")
+    figure, grid = new_figure(len(levels), 3, figsize=(WIDTH, 7), sharex=True, sharey="row")
     places = range(len(layers))
     passes = [*range(1, n_repeat + 1), *(["all"] if n_repeat > 1 else [])]
     by_place = {(entry["layer"], entry["repeat"]): entry for entry in content["data"]}
     for row, level in enumerate(levels):
         for column, name in enumerate(_SHOWN):
             axes = grid[row, column]
-            for colour, repeat in zip([*shades(n_repeat), "black"], passes, strict=False):
+            looks = [{**look, "marker": "."} for look in ordered_looks(n_repeat)]
+            looks.append({"color": "black", "linewidth": 1, "linestyle": "--"})
+            for look, repeat in zip(looks, passes, strict=False):
                 ranks = [
                     by_place[layer, repeat][name]["second_moment"][level]
                     if (layer, repeat) in by_place
@@ -110,25 +113,23 @@ def _ranks(content: dict[str, Any]) -> Any:
                     for layer in layers
                 ]
                 label = "all repeats" if repeat == "all" else f"repeat {repeat}"
-                style = {"linestyle": "--"} if repeat == "all" else {"marker": "."}
-                axes.plot(places, ranks, color=colour, label=label, **style)
+                axes.plot(places, ranks, label=label, **look)
             weights = [entry[name][level] for entry in content["weights"]]
             axes.plot(places, weights, color="gray", linestyle=":", label="the weight matrix")
-            axes.axhline(content["n_embd"], color="gray", linewidth=0.5)
+            axes.axhline(content["n_embd"], color="gray", linewidth=0.8, label="n_embd")
             axes.set_ylim(bottom=0)
-            axes.grid(alpha=0.3)
             if not row:
                 axes.set_title(_SHOWN[name])
         grid[row, 0].set_ylabel(f"rank for {level} % of energy")
     _name_layers(grid[-1], layers)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", fontsize="small", ncols=min(8, len(labels)))
+    add_legend(figure, grid[0, 0], note=_of(content))
     return figure
 
 
 def _name_layers(row: Sequence[Any], layers: Sequence[str]) -> None:
+    every = 1 + (len(layers) - 1) // 16  # as many as have room
     for axes in row:
-        axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=min(9.0, 9.0 * 30 / len(layers)))
+        axes.set_xticks(range(0, len(layers), every), layers[::every], rotation=90, fontsize="small")
 
 
 def _kept(content: dict[str, Any]) -> Any:
@@ -143,7 +144,7 @@ def _kept(content: dict[str, Any]) -> Any:
         "shared_values": "... its values",
         "stacked": "one latent for all repeats, of the same total size",
     }
-    figure, axes = new_figure(1, 1, figsize=(8, 5))
+    figure, axes = new_figure(1, 1, figsize=(WIDTH, 5.5))
     layers = list(latents["ranks"][0]["energy_kept"])
     by_series: dict[str, np.ndarray] = {}  # (ranks, layers)
     for name in series:
@@ -156,26 +157,31 @@ def _kept(content: dict[str, Any]) -> Any:
     if content["n_repeat"] == 1:
         del by_series["own"]
         series["shared"] = "keys and values"
-    for colour, layer in zip(shades(len(layers)), by_series["shared"].T, strict=True):
-        axes.plot(ranks, layer, color=colour, alpha=0.35, linewidth=1)
+    for look, layer in zip(ordered_looks(len(layers)), by_series["shared"].T, strict=True):
+        axes.plot(ranks, layer, color=look["color"], alpha=0.35, linewidth=1)
     styles = {"shared_keys": "--", "shared_values": ":"}
     for index, (name, rows) in enumerate(by_series.items()):
-        colour = COLOURS[1] if name.startswith("shared") else COLOURS[index]
-        axes.plot(
-            ranks, rows.mean(1), styles.get(name, "-"), marker="o", ms=4, color=colour, label=series[name]
-        )
+        look = {
+            "color": COLOURS[1] if name.startswith("shared") else COLOURS[index],
+            "marker": MARKERS[index],
+            "linestyle": styles.get(name, "-"),
+        }
+        axes.plot(ranks, rows.mean(1), label=series[name], **look)
     axes.plot(
         [], [], color="gray", alpha=0.5, linewidth=1, label="single layers, shared latent (dark: first layer)"
     )
     axes.set_xscale("log")
-    axes.set_xticks(ranks, [f"{r}\n{100 * r / (2 * content['n_embd']):.3g} %" for r in ranks])
+    named = [ranks[0]]  # those with room for their names
+    for rank in ranks[1:]:
+        if np.log(rank / named[-1]) > 0.08 * np.log(ranks[-1] / ranks[0]):
+            named.append(rank)
+    axes.set_xticks(named, [f"{r}\n{100 * r / (2 * content['n_embd']):.3g} %" for r in named])
     axes.minorticks_off()
     axes.set_xlabel(
         f"rank of the latent, per layer and repeat; % of the full cache, {full:,.0f} bytes per token"
     )
     axes.set_ylabel("energy kept (thick: mean over layers)")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    add_legend(figure, axes, note=_of(content))
     return figure
 
 
@@ -198,7 +204,9 @@ def _entropy(content: dict[str, Any]) -> Any:
                 axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=7)
         axes.set_xticks(range(n_repeat), range(1, n_repeat + 1))
         axes.set_xlabel("repeat")
-        axes.set_title(title, fontsize="medium")
+        axes.set_title(title)
+        axes.grid(visible=False)
         figure.colorbar(image, ax=axes)
     grid[0].set_yticks(range(len(layers)), layers, fontsize="small")
+    figure.suptitle(f"{_of(content)}: means over heads and tokens", fontsize="small")
     return figure

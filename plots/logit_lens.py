@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from plots.style import COLOURS, new_figure, save_both_formats
+from plots.inputs import PAPER_NAMES
+from plots.style import WIDTH, add_legend, looks, new_figure, save_both_formats
 
 _TITLES = {
     "loss": "loss, nats per token",
@@ -23,19 +24,21 @@ def draw(content: dict[str, Any], stem: Path) -> list[str]:
         Failure: a file cannot be written.
     """
     depths = content["depths"]
-    figure, grid = new_figure(2, 2, figsize=(max(8.0, 4 + 0.35 * len(depths)), 6.5), sharex=True)
-    places = range(len(depths))
-    after_pass = [place for place, name in enumerate(depths) if name.startswith("repeat")]
+    figure, grid = new_figure(2, 2, figsize=(max(WIDTH, 3 + 0.3 * len(depths)), 6.5), sharex=True)
+    # Predictions from blocks skip the end blocks; a line that joined both kinds would go up and down.
+    repeats = [place for place, name in enumerate(depths) if name.startswith("repeat")]
+    blocks = [place for place in range(len(depths)) if place not in repeats]
+    through = "through the end blocks" if content["through_end_blocks"] else "without the end blocks"
+    kinds = {f"after a repeat, {through}": repeats, "after a block, without the end blocks": blocks}
     for axes, (name, title) in zip(grid.flat, _TITLES.items(), strict=True):
         values = [measured[name] for measured in depths.values()]
-        axes.plot(places, values, marker=".", color=COLOURS[5], label="after a block")
-        axes.plot(
-            after_pass, [values[place] for place in after_pass], "o", color=COLOURS[0], label="after a repeat"
-        )
-        axes.set_title(title, fontsize="medium")
-        axes.grid(alpha=0.3)
+        for look, (label, places) in zip(looks(len(kinds)), kinds.items(), strict=True):
+            if places:
+                axes.plot(places, [values[place] for place in places], label=label, **look)
+        axes.set_title(title)
     for axes in grid[-1]:
-        axes.set_xticks(places, list(depths), rotation=90 if len(depths) > 6 else 0, fontsize="small")
-    if len(after_pass) < len(depths):
-        grid[0, 0].legend(fontsize="small")
+        names = list(depths)
+        axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 6 else 0, fontsize="small")
+    note = f"{PAPER_NAMES[content['model']]}, means over {content['tokens']:,} tokens"
+    add_legend(figure, grid[0, 0], note=note)
     return save_both_formats(figure, stem)

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from plots.style import COLOURS, new_figure, save_both_formats, shades
+from plots.inputs import PAPER_NAMES
+from plots.style import COLOURS, WIDTH, add_legend, new_figure, ordered_looks, save_both_formats
 
 _SECTIONS = {
     "by_frequency": "count of the token in training text",
@@ -38,7 +39,7 @@ def _by_bins(content: dict[str, Any]) -> Any:
     """Columns: bins of frequency, position and loss. Rows: depth, unless all tokens share one; scores."""
     rows = ["scores"] if content["alike_in_depth"] else ["depth", "scores"]
     figure, grid = new_figure(
-        len(rows), 3, figsize=(11.5, 1.6 + 2.7 * len(rows)), sharey="row", sharex="col", squeeze=False
+        len(rows), 3, figsize=(WIDTH, 1.8 + 2.3 * len(rows)), sharey="row", sharex="col", squeeze=False
     )
     for column, (section, title) in enumerate(_SECTIONS.items()):
         entries = content[section]
@@ -49,9 +50,9 @@ def _by_bins(content: dict[str, Any]) -> Any:
             grid[0, column].axhline(content["mean"]["depth"], color="gray", linewidth=0.8, linestyle="--")
         axes = grid[-1, column]
         names = _scores(content)
-        for colour, (router, name) in zip(shades(len(names)), enumerate(names, 1), strict=True):
+        for look, (router, name) in zip(ordered_looks(len(names)), enumerate(names, 1), strict=True):
             values = [float("nan") if entry[name] is None else entry[name] for entry in entries]
-            axes.plot(places, values, marker=".", color=colour, label=f"score of router {router}")
+            axes.plot(places, values, marker=".", label=f"score of router {router}", **look)
         lowest = [entry["lowest_score"] for entry in entries]
         axes.plot(places, lowest, color="black", linestyle=":", label="lowest score of a token")
         every = 1 + (len(entries) - 1) // 20
@@ -59,14 +60,10 @@ def _by_bins(content: dict[str, Any]) -> Any:
         axes.set_xticks(places[::every], labels[::every], rotation=60, ha="right", fontsize="x-small")
         axes.set_xlabel(title, fontsize="small")
         axes.set_yscale("log")
-        _ticks(axes.yaxis)
     if "depth" in rows:
         grid[0, 0].set_ylabel("mean passes taken\n(dashed: all tokens)")
     grid[-1, 0].set_ylabel("mean score of tokens\nthat the router scored")
-    for axes in grid.flat:
-        axes.grid(alpha=0.3, which="both" if axes in grid[-1] else "major")
-    handles, labels = grid[-1, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", fontsize="small", ncols=min(8, len(labels)))
+    add_legend(figure, grid[-1, 0], note=_note(content))
     return figure
 
 
@@ -77,7 +74,7 @@ def _types(content: dict[str, Any]) -> Any:
     if ranked != "depth":
         ends = {"deepest": "highest scores", "least_deep": "lowest scores"}
     height = 1.2 + 0.22 * len(content["deepest"])
-    figure, grid = new_figure(1, 2, figsize=(9, max(2.5, height)), sharex=True)
+    figure, grid = new_figure(1, 2, figsize=(WIDTH, max(2.8, height + 0.3)), sharex=True)
     for axes, colour, (section, title) in zip(grid, COLOURS, ends.items(), strict=False):
         entries = content[section]
         places = range(len(entries))
@@ -85,7 +82,6 @@ def _types(content: dict[str, Any]) -> Any:
         axes.axvline(content["mean"][ranked], color="gray", linewidth=0.8, linestyle="--")
         if ranked != "depth":
             axes.set_xscale("log")
-            _ticks(axes.xaxis)
         axes.set_yticks(
             places,
             [f"{entry['label']}  {entry['tokens']:,}" for entry in entries],
@@ -93,18 +89,12 @@ def _types(content: dict[str, Any]) -> Any:
             fontsize="small",
         )
         axes.invert_yaxis()
-        axes.set_title(f"{title}: token, occurrences", fontsize="medium")
+        axes.set_title(f"{title}: token, occurrences")
         what = "passes taken" if ranked == "depth" else "lowest score of a token"
         axes.set_xlabel(f"{what}, mean (dashed: all tokens)")
-        axes.grid(axis="x", alpha=0.3, which="both")
-        axes.grid(axis="y", alpha=0.3)
+    figure.suptitle(_note(content), fontsize="small")
     return figure
 
 
-def _ticks(axis: Any) -> None:
-    """Label a logarithmic axis that spans few powers of ten with 0.05 rather than 5 x 10^-2."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
+def _note(content: dict[str, Any]) -> str:
+    return f"{PAPER_NAMES[content['model']]}, means over {content['mean']['tokens']:,} tokens of text"

@@ -1,83 +1,62 @@
-"""Style of the figures: colours, axes without a window, checks of flags, and the files written for each."""
+"""Style of the figures: colours, legends, ticks, axes without a window, and the files written for each."""
 
-from collections.abc import Sequence
+import itertools
+import math
+import textwrap
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from errors import UsageError
 from files import write_atomically, write_json
-from models.variants import VARIANTS
 
-FORMATS = (".png", ".pdf", ".svg")
-FIGURE_HELP = "a .png, .pdf or .svg file; .png, .pdf and the numbers as .json are written next to it"
+# Okabe and Ito's palette without its yellow, which is too light for lines: colour-blind readers can tell the
+# colours apart. In grey they look alike, so a series also has a marker and a line style of its own.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", "-.", ":")
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart: one colour for each run or series.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+WIDTH = 8.5  # inches: a page's text width and a third, so that letters are read at 7 points
+_SETTINGS = {
+    "font.size": 9.0,
+    "axes.titlesize": "medium",
+    "axes.formatter.useoffset": False,  # 2.4715 rather than 0.0005, with +2.471 in a corner
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "legend.fontsize": "small",
+    "lines.markersize": 4.0,
+    "errorbar.capsize": 2.0,
+}
 
 
-def colours(count: int) -> list[str]:
-    """`count` colours of the palette, from its start again when there are more."""
-    return [COLOURS[index % len(COLOURS)] for index in range(count)]
+def looks(count: int) -> list[dict[str, Any]]:
+    """Colour, marker and line style of `count` series. Colour and marker repeat together after 56."""
+    return [
+        {
+            "color": COLOURS[index % len(COLOURS)],
+            "marker": MARKERS[index % len(MARKERS)],
+            "linestyle": LINES[index % len(LINES)],
+        }
+        for index in range(count)
+    ]
 
 
-def shades(count: int) -> list[Any]:
-    """`count` RGBA colours from dark to light, for ordered series such as passes or layers."""
+def ordered_looks(count: int) -> list[dict[str, Any]]:
+    """Looks of ordered series such as passes or layers: dark to light, and thick to thin.
+
+    Later curves are drawn over earlier ones, which still show where both are equal.
+    """
     from matplotlib import colormaps
 
-    return [colormaps["viridis"](0.9 * index / max(1, count - 1)) for index in range(count)]
+    parts = [index / max(1, count - 1) for index in range(count)]
+    return [{"color": colormaps["viridis"](0.85 * part), "linewidth": 2.6 - 1.6 * part} for part in parts]
 
 
-def check_labels(runs: Sequence[Path], labels: Sequence[str] | None, output: Path) -> list[str]:
-    """Returns one label for each run; by default model and folder.
-
-    Raises:
-        UsageError: labels that are too few, too many or equal, or an output file of another format.
-    """
-    if output.suffix not in FORMATS:
-        raise UsageError(f"--output {output}: the suffix must be one of {', '.join(FORMATS)}")
-    if labels is None:
-        aliases = {variant.name: variant.alias for variant in VARIANTS}
-        labels = ["/".join(aliases.get(part, part) for part in run.resolve().parts[-2:]) for run in runs]
-    if len(labels) != len(runs) or len(set(labels)) != len(labels):
-        raise UsageError(f"{len(runs)} runs need as many different labels; given: {', '.join(labels)}")
-    return list(labels)
-
-
-def check_numbers(output: Path, inputs: Sequence[Path]) -> None:
-    """Raises UsageError if the figure's .json would replace the .json of one of its inputs."""
-    for path in inputs:
-        if path.with_suffix(".json").resolve() == output.with_suffix(".json").resolve():
-            raise UsageError(
-                f"--output {output}: the figure's numbers would replace {output.with_suffix('.json').name}, "
-                "which it is drawn from; give another name"
-            )
-
-
-def find_results(path: Path, pattern: str, script: str) -> list[Path]:
-    """Returns the file itself, or all results of that name in a run's folder.
-
-    Args:
-        pattern: of the names, for example ppl_per_mac_*.json.
-        script: writes such files.
-
-    Raises:
-        UsageError: the folder holds none.
-    """
-    if not path.is_dir():
-        return [path]
-    found = sorted(path.glob(pattern))
-    if not found:
-        raise UsageError(f"{path} holds no {pattern}; python {script} --checkpoint {path} writes one")
-    return found
-
-
-def find_result(path: Path, pattern: str, script: str) -> Path:
-    """Like `find_results`, where a folder may hold a single one. Raises UsageError for more or none."""
-    found = find_results(path, pattern, script)
-    if len(found) > 1:
-        raise UsageError(f"{path} holds {len(found)} files {pattern}; name one of them")
-    return found[0]
+def mac_unit(macs: Iterable[float]) -> tuple[float, str]:
+    """The unit, as a number of MACs and by name, in which the largest of these numbers is at least 1."""
+    units, largest = ((1e12, "TMACs"), (1e9, "GMACs"), (1e6, "MMACs")), max(macs)
+    return next((unit for unit in units if largest >= unit[0]), units[-1])
 
 
 def new_figure(rows: int, columns: int, **settings: Any) -> tuple[Any, Any]:
@@ -87,7 +66,33 @@ def new_figure(rows: int, columns: int, **settings: Any) -> tuple[Any, Any]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    pyplot.rcParams.update(_SETTINGS)
     return pyplot.subplots(rows, columns, layout="constrained", **settings)
+
+
+def add_legend(figure: Any, *axes: Any, note: str = "") -> None:
+    """One legend above all panels, in as many columns as fit.
+
+    Args:
+        axes: whose series it lists, each label once.
+        note: a sentence above it, for example where the intervals come from.
+    """
+    named = {}
+    for one in axes:
+        handles, labels = one.get_legend_handles_labels()
+        named.update(zip(labels, handles, strict=True))
+    letters = int(16 * figure.get_figwidth())  # of a line, at the legend's size of letters
+    columns = max(1, letters // (8 + max(map(len, named), default=1)))
+    legend = figure.legend(
+        named.values(),
+        named,
+        loc="outside upper center",
+        ncols=min(columns, max(1, len(named))),
+        title=textwrap.fill(note, letters) or None,
+        title_fontsize="small",
+        frameon=False,
+    )
+    legend.get_title().set_multialignment("center")
 
 
 def save(figure: Any, *paths: Path) -> None:
@@ -98,9 +103,46 @@ def save(figure: Any, *paths: Path) -> None:
     """
     from matplotlib import pyplot
 
+    figure.get_layout_engine().execute(figure)  # sizes of the panels, which have room for so many ticks
+    for axes in figure.axes:
+        _tick(axes.xaxis)
+        _tick(axes.yaxis)
     for path in paths:
         write_atomically(path, partial(figure.savefig, format=path.suffix[1:], dpi=150))
     pyplot.close(figure)
+
+
+def _tick(axis: Any) -> None:
+    """Few round numbers on a logarithmic axis, however much or little it spans, and none that overlap.
+
+    Matplotlib's own ticks are powers of ten, of which there may be none; its minor ones overlap.
+    """
+    from matplotlib.ticker import AutoLocator, FixedLocator, LogLocator, MaxNLocator, NullLocator
+
+    locator = axis.get_major_locator()
+    if isinstance(locator, AutoLocator) and axis.axis_name == "x":
+        for bins in (6, 5, 4, 3, 2):
+            boxes = [label.get_window_extent() for label in axis.get_ticklabels() if label.get_text()]
+            if all(one.x1 + 3 < following.x0 for one, following in itertools.pairwise(boxes)):
+                break
+            locator.set_params(nbins=bins)
+    if not isinstance(locator, LogLocator):
+        return
+    low, high = sorted(axis.get_view_interval())
+    room = max(2, min(8, axis.get_tick_space()))
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks: list[float] = []
+    for digits in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        ticks = [tick for power in powers for digit in digits if low <= (tick := digit * 10.0**power) <= high]
+        if len(ticks) <= room:
+            break
+    ticks = ticks[:: -(-len(ticks) // room) or 1]
+    if len(ticks) < 3:
+        even = MaxNLocator(min(room, 6), steps=(1, 2, 2.5, 5, 10)).tick_values(low, high)
+        ticks = [tick for tick in even if low <= tick <= high]
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def save_both_formats(figure: Any, stem: Path) -> list[str]:

@@ -11,6 +11,7 @@ import config
 from config.experiments import BY_NAME, EXPERIMENTS, find_experiment
 from models import count_macs
 from plots import figure2, figure4
+from plots.inputs import PAPER_NAMES
 from plots.report import draw_claims, draw_perplexity
 from reproduction.claims import Finding
 from reproduction.plan import Run, results_by_experiment
@@ -46,7 +47,8 @@ def figure_2(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Returns Figure 2's points, a dict for each experiment that `runs` hold.
 
     Keys: row, panel, series, repeats; macs, perplexity and error (its standard error over seeds) of ours and,
-    with the prefix published_, of the paper's model at the published size. Missing values are None.
+    with the prefix published_, of the paper's model at the published size; seeds: how many of ours. Missing
+    values are None.
     """
     found = results_by_experiment(runs)
     args = {name: run.args for run in runs for name in run.experiments}
@@ -65,6 +67,7 @@ def figure_2(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "macs": int(count_macs(args[name], args[name].sequence_length)),
             "perplexity": ours and ours.value,
             "error": ours and ours.standard_error,
+            "seeds": len(results),
             "published_macs": int(count_macs(published, published.sequence_length)),
             "published_perplexity": BY_NAME[name].perplexity,
             "published_error": BY_NAME[name].error,
@@ -119,11 +122,12 @@ def draw_report(
     if any(point["perplexity"] is not None for point in points):
         drawn.append(folder / "figure2.png")
         figure2.draw(points, drawn[-1], published=True, same_size=all(run.as_published for run in runs))
-    sweeps = {
-        f"{run.experiments[0]}, seed {run.seed}": sweep
-        for run in runs
-        if run.sweep and run.swept and (sweep := run.sweep_result()) is not None
-    }
+    swept = [(run, sweep) for run in runs if run.sweep and run.swept and (sweep := run.sweep_result())]
+    several = len({run.experiments[0] for run, _ in swept}) > 1
+    sweeps = {}
+    for run, sweep in swept:
+        experiment = f", {run.experiments[0]}" if several else ""
+        sweeps[f"{PAPER_NAMES[run.args.model]}{experiment}, seed {run.seed}"] = sweep
     if sweeps:
         drawn.append(folder / "figure4.png")
         figure4.draw(sweeps, drawn[-1])

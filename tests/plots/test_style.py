@@ -1,55 +1,85 @@
-"""What all figures share: labels, input files, formats and numbers."""
+"""What all figures share: looks, ticks, legends, formats and numbers."""
 
 import json
-from pathlib import Path
 
-import pytest
-
-from errors import UsageError
 from plots.style import (
     COLOURS,
-    check_labels,
-    check_numbers,
-    colours,
-    find_result,
-    find_results,
+    add_legend,
+    looks,
+    mac_unit,
     new_figure,
+    ordered_looks,
+    save,
     save_both_formats,
     save_with_numbers,
 )
+from tests.plots.legibility import texts, unreadable
 
 
-def test_labels_are_model_and_folder_unless_given():
-    runs = [Path("exps/pydoc/but_full_depth/a"), Path("exps/pydoc/base/b")]
-    assert check_labels(runs, None, Path("x.png")) == ["but/a", "standard/b"]
-    assert check_labels(runs, ["one", "two"], Path("x.svg")) == ["one", "two"]
-    for labels in (["one"], ["one", "one"]):
-        with pytest.raises(UsageError, match="2 runs need as many different labels"):
-            check_labels(runs, labels, Path("x.pdf"))
-    with pytest.raises(UsageError, match=r"the suffix must be one of .png, .pdf, .svg"):
-        check_labels(runs, None, Path("x.bmp"))
+def lightness(colour):
+    from matplotlib.colors import to_rgb
+
+    return sum(part * weight for part, weight in zip(to_rgb(colour), (0.3, 0.59, 0.11), strict=True))
 
 
-def test_numbers_never_replace_an_input():
-    check_numbers(Path("run/figure4.png"), [Path("run/sweep.json")])
-    with pytest.raises(UsageError, match=r"would replace sweep.json, which it is drawn from"):
-        check_numbers(Path("run/../run/sweep.png"), [Path("run/sweep.json")])
+def test_series_differ_in_colour_and_without_it():
+    found = looks(56)
+    assert len({(look["color"], look["marker"]) for look in found}) == 56
+    assert len({look["marker"] for look in found[:8]}) == 8
+    assert all(lightness(colour) < 0.75 for colour in COLOURS)  # on white paper
+    ordered = [lightness(look["color"]) for look in ordered_looks(5)]
+    assert ordered == sorted(ordered)
+    assert ordered_looks(1)[0]["linewidth"] > ordered_looks(2)[1]["linewidth"]
 
 
-def test_results_are_a_file_or_those_of_a_folder(tmp_path):
-    with pytest.raises(UsageError, match=r"holds no sweep_\*.json; python sweep.py --checkpoint"):
-        find_result(tmp_path, "sweep_*.json", "sweep.py")
-    for name in ("sweep_a.json", "sweep_b.json", "other.json"):
-        (tmp_path / name).write_text("{}")
-    found = find_results(tmp_path, "sweep_*.json", "sweep.py")
-    assert [path.name for path in found] == ["sweep_a.json", "sweep_b.json"]
-    with pytest.raises(UsageError, match="holds 2 files sweep_"):
-        find_result(tmp_path, "sweep_*.json", "sweep.py")
-    assert find_result(tmp_path / "other.json", "sweep_*.json", "sweep.py") == tmp_path / "other.json"
+def test_mac_units_are_of_the_largest():
+    assert mac_unit(iter([1e3, 2e9])) == (1e9, "GMACs")
+    assert [mac_unit([number])[1] for number in (3e13, 9e8, 5.0)] == ["TMACs", "MMACs", "MMACs"]
 
 
-def test_colours_repeat_after_the_palette():
-    assert colours(len(COLOURS) + 1) == [*COLOURS, COLOURS[0]]
+RANGES = (
+    (4.74, 4.81),
+    (4.5, 16),
+    (0.9, 120),
+    (3, 3),
+    (1e-7, 1),
+    (240, 242),
+    (1e-4, 1.5),
+    (99, 1e12),
+    (1, 10),
+)
+
+
+def test_logarithmic_axes_have_a_few_readable_ticks(tmp_path, drawn):
+    figure, grid = new_figure(3, 3, figsize=(7, 7))
+    for axes, span in zip(grid.flat, RANGES, strict=True):
+        axes.loglog(span, span, marker="o")
+    save(figure, tmp_path / "a.svg")
+    assert unreadable(drawn[0]) == []
+    for axis in (axis for axes in grid.flat for axis in (axes.xaxis, axes.yaxis)):
+        lowest, highest = axis.get_view_interval()
+        ticks = [tick for tick in axis.get_majorticklocs() if lowest <= tick <= highest]
+        assert 2 <= len(ticks) <= 8
+        assert not len(axis.get_minorticklocs())
+
+
+def test_numbers_of_narrow_axes_do_not_overlap(tmp_path, drawn):
+    figure, panels = new_figure(1, 3, figsize=(5, 2))
+    for axes, top in zip(panels, (0.01, 12_345_678, 1.0), strict=True):
+        axes.plot([-top, top], [0.12345, 0.12346])
+    save(figure, tmp_path / "a.png")
+    assert unreadable(drawn[0]) == []
+
+
+def test_legends_are_above_the_panels_and_list_each_label_once(tmp_path, drawn):
+    figure, panels = new_figure(1, 2, figsize=(5, 4))
+    for axes in panels:
+        for number in range(9):
+            axes.plot([1], label=f"a model with a name of some length, seed {number}")
+    add_legend(figure, *panels, note="bars: 95 % interval over evaluation batches " * 5)
+    save(figure, tmp_path / "a.svg")
+    assert unreadable(drawn[0]) == []
+    assert texts(figure).count("seed 3") == 1
 
 
 def test_figures_are_written_in_every_format(tmp_path):
