@@ -176,6 +176,7 @@ def read_attention(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
         about = json.loads(about_path.read_text(encoding="utf-8"))
         with np.load(array_path, allow_pickle=False) as content:
             attention = content[ARRAY]
+        about["model"], about["windows"]
         expected = len(about["heads"]), about["n_repeat"], about["sequence_length"]
         if attention.shape != expected:
             raise ValueError

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from config.experiments import BY_NAME
-from plots.inputs import PAPER_NAMES
+from plots.inputs import paper_name
 from plots.style import add_legend, looks, new_figure, save_with_numbers
 
 
@@ -22,7 +22,7 @@ def draw(content: dict[str, Any], path: Path) -> str:
     experiments = [name for name in content if name != "lengths"]
     for look, name in zip(looks(len(experiments)), experiments, strict=True):
         flags = BY_NAME[name].flags
-        label = f"{PAPER_NAMES[str(flags['model'])]}, {flags['n_layer']} layers x {flags['n_repeat']}"
+        label = f"{paper_name(str(flags['model']))}, {flags['n_layer']} layers x {flags['n_repeat']}"
         look["marker"] = ""  # counted at each length: a curve, not points
         axes.plot(content["lengths"], [macs / 1e12 for macs in content[name]], label=label, **look)
     axes.set_xlabel("tokens of a sequence")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from plots.inputs import PAPER_NAMES
+from plots.inputs import paper_name
 from plots.style import add_legend, new_figure, ordered_looks, save_with_numbers
 
 
@@ -51,6 +51,6 @@ def draw(attention: np.ndarray, about: dict[str, Any], heads: Sequence[int], pat
         grid.flat[index - columns].tick_params(labelbottom=True)
     figure.supxlabel("token position in the window (the query is the last token's)", fontsize="medium")
     figure.supylabel(f"attention, middle layer {about['layer']}", fontsize="medium")
-    note = f"{PAPER_NAMES[about['model']]}, means over {about['windows']:,} windows of text"
+    note = f"{paper_name(about['model'])}, means over {about['windows']:,} windows of text"
     add_legend(figure, grid[0, 0], note=note)
     return save_with_numbers(figure, path, numbers)

@@ -12,7 +12,12 @@ from models.variants import VARIANTS
 
 FORMATS = (".png", ".pdf", ".svg")
 FIGURE_HELP = "a .png, .pdf or .svg file; .png, .pdf and the numbers as .json are written next to it"
-PAPER_NAMES = {name: variant.paper_name for variant in VARIANTS for name in (variant.name, variant.alias)}
+
+
+def paper_name(model: str, otherwise: str | None = None) -> str:
+    """What the paper calls a model, by name or alias; `otherwise`, or the name itself, for an unknown one."""
+    known = (variant.paper_name for variant in VARIANTS if model in (variant.name, variant.alias))
+    return next(known, otherwise or model)
 
 
 def check_labels(runs: Sequence[Path], labels: Sequence[str] | None, output: Path) -> list[str]:
@@ -44,7 +49,7 @@ def _default_labels(paths: Sequence[Path]) -> list[str]:
     names = []
     for folder, of_run, of_result in zip(folders, flags, about, strict=True):
         model = of_result.get("model", of_run.get("model", folder.parent.name))
-        names.append(PAPER_NAMES.get(model, folder.name))
+        names.append(paper_name(model, folder.name))
     settings = [
         of_run | {name: f"{name} {value}" for name, value in of_result.items() if name != "model"}
         for of_run, of_result in zip(flags, about, strict=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from plots.inputs import PAPER_NAMES
+from plots.inputs import paper_name
 from plots.style import COLOURS, MARKERS, WIDTH, add_legend, new_figure, ordered_looks, save_both_formats
 
 _SHOWN = {"keys": "keys", "values": "values", "joint": "[keys; values]"}
@@ -38,7 +38,7 @@ def draw(content: dict[str, Any], spectra: dict[str, Sequence[float]], stem: Pat
 
 
 def _of(content: dict[str, Any]) -> str:
-    return f"{PAPER_NAMES[content['model']]}, {content['tokens']:,} tokens of text"
+    return f"{paper_name(content['model'])}, {content['tokens']:,} tokens of text"
 
 
 def _layers(content: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from plots.inputs import PAPER_NAMES
+from plots.inputs import paper_name
 from plots.style import WIDTH, add_legend, looks, new_figure, save_both_formats
 
 _TITLES = {
@@ -39,6 +39,6 @@ def draw(content: dict[str, Any], stem: Path) -> list[str]:
     for axes in grid[-1]:
         names = list(depths)
         axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 6 else 0, fontsize="small")
-    note = f"{PAPER_NAMES[content['model']]}, means over {content['tokens']:,} tokens"
+    note = f"{paper_name(content['model'])}, means over {content['tokens']:,} tokens"
     add_legend(figure, grid[0, 0], note=note)
     return save_both_formats(figure, stem)

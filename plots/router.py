@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from plots.inputs import PAPER_NAMES
+from plots.inputs import paper_name
 from plots.style import COLOURS, WIDTH, add_legend, new_figure, ordered_looks, save_both_formats
 
 _SECTIONS = {
@@ -97,4 +97,4 @@ def _types(content: dict[str, Any]) -> Any:
 
 
 def _note(content: dict[str, Any]) -> str:
-    return f"{PAPER_NAMES[content['model']]}, means over {content['mean']['tokens']:,} tokens of text"
+    return f"{paper_name(content['model'])}, means over {content['mean']['tokens']:,} tokens of text"

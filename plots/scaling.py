@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import Failure
-from plots.inputs import PAPER_NAMES
+from plots.inputs import paper_name
 from plots.style import WIDTH, add_legend, looks, new_figure, save
 
 STYLES = {"none": "-", "repeat": "--", "block": ":"}  # by --activation_checkpointing
@@ -40,7 +40,7 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
             x = [point["details"]["at"]["point"] for point in one]
             look = model_looks[model] | {"linestyle": STYLES[recompute]}
             checkpointing = "" if recompute == "none" else f", recomputing each {recompute}"
-            label = f"{PAPER_NAMES[model]}{checkpointing}"
+            label = f"{paper_name(model)}{checkpointing}"
             panels[0][column].plot(x, [point["value"]["median"] for point in one], label=label, **look)
             low, high = ([point["value"][end] for point in one] for end in ("low", "high"))
             panels[0][column].vlines(x, low, high, color=look["color"], alpha=0.5, linewidth=3)

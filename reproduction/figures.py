@@ -11,7 +11,7 @@ import config
 from config.experiments import BY_NAME, EXPERIMENTS, find_experiment
 from models import count_macs
 from plots import figure2, figure4
-from plots.inputs import PAPER_NAMES
+from plots.inputs import paper_name
 from plots.report import draw_claims, draw_perplexity
 from reproduction.claims import Finding
 from reproduction.plan import Run, results_by_experiment
@@ -127,7 +127,7 @@ def draw_report(
     sweeps = {}
     for run, sweep in swept:
         experiment = f", {run.experiments[0]}" if several else ""
-        sweeps[f"{PAPER_NAMES[run.args.model]}{experiment}, seed {run.seed}"] = sweep
+        sweeps[f"{paper_name(run.args.model)}{experiment}, seed {run.seed}"] = sweep
     if sweeps:
         drawn.append(folder / "figure4.png")
         figure4.draw(sweeps, drawn[-1])

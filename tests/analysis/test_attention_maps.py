@@ -97,7 +97,7 @@ def test_commands(trained, tmp_path):
 
 
 def about(heads):
-    return {"heads": heads, "n_repeat": 3, "sequence_length": 8, "layer": 0}
+    return {"model": "adm", "heads": heads, "n_repeat": 3, "sequence_length": 8, "layer": 0, "windows": 2}
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
