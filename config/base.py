@@ -48,6 +48,7 @@ def is_pattern(dataset: str) -> bool:
 
 
 _data = partial(flag, group="Dataset", identity=Identity.NEVER)
+_before = partial(flag, group="Training", identity=Identity.NEVER, from_run=False)
 _computing = partial(flag, group="Model architecture")
 _evaluation = partial(flag, group="Evaluation", identity=Identity.NEVER)
 _logging = partial(flag, group="Logging and checkpoints", identity=Identity.NEVER)
@@ -98,7 +99,12 @@ class ComputeFlags:
 
 @dataclass(frozen=True)
 class RunFlags:
-    """Evaluations during training, the run's folder and its checkpoints."""
+    """Whether to train at all; evaluations during training, the run's folder and its checkpoints."""
+
+    dry_run: bool = _before(
+        False, "only say what the training would take (parameters, compute, memory) and its folder"
+    )
+    yes: bool = _before(False, "train even where the estimated memory exceeds what is free")
 
     eval_seq_prefix: str | None = _evaluation(
         "Once upon a time", "each evaluation continues this text; None: no text sample"

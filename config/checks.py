@@ -9,6 +9,7 @@ from config.base import all_flags
 from errors import UsageError
 from flags import check
 from models.config import MODEL_FLAGS, ModelConfig
+from models.macs import ATTENTION_COSTS
 
 LONGEST_NAME = 150  # characters; file systems end at 255, and the names of checkpoints are appended
 
@@ -24,13 +25,28 @@ def check_values(values: Mapping[str, Any]) -> None:
 
 
 def notes(args: Namespace) -> list[str]:
-    """A sentence for each flag that was set although the model does not read it."""
+    """A sentence for each flag that was set although the model does not read it, or against its purpose."""
     config = ModelConfig.from_args(args)
-    return [
+    found = [
         f"note: --{one.name} has no effect on {config.model}"
         for one in MODEL_FLAGS
         if one.name in config.unused_fields and getattr(config, one.name) != one.default
     ]
+    latents = latent_cache_note(config)
+    return [*found, *([latents] if latents else [])]
+
+
+def latent_cache_note(config: ModelConfig) -> str | None:
+    """A sentence where latent attention caches more than the keys and values that it is to replace."""
+    cached, replaced = (ATTENTION_COSTS[kind](config).cached for kind in (config.variant.attention, "mha"))
+    latent, shared = config.kv_lora_rank, config.qk_rope_head_dim
+    if cached <= replaced:
+        return None
+    return (
+        f"note: the cache keeps {cached} numbers of a token and layer (--kv_lora_rank {latent} + "
+        f"--qk_rope_head_dim {shared}), more than the {replaced} of the keys and values that they replace "
+        "(2 n_embd); give a smaller --kv_lora_rank"
+    )
 
 
 def _check_folder_name(flag: str, name: str | None) -> None:

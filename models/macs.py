@@ -180,19 +180,36 @@ class _Count:
         self.parts["head"] += self.config.exits * positions * self.config.vocab_size * self.config.n_embd
 
 
+def parameter_count(config: ModelConfig) -> int:
+    """Number of weights; the head shares the embedding's, which are counted once."""
+    width, bias, variant = config.n_embd, int(config.bias), config.variant
+    if variant.attention == "mla":
+        heads, shared = config.n_head, config.qk_rope_head_dim
+        query, latent, value = config.q_lora_rank, config.kv_lora_rank, config.v_head_dim
+        attention = query * (width + bias + 1 + heads * (config.qk_nope_head_dim + shared))
+        attention += (width + bias) * (latent + shared) + latent
+        attention += latent * heads * (config.qk_nope_head_dim + value) + (heads * value + bias) * width
+    else:
+        attention = 4 * width * (width + bias)
+    norm = width * (1 + bias)
+    block = attention + 8 * width**2 + 5 * width * bias + 2 * norm
+    other = (config.vocab_size + config.n_pause * variant.pauses) * width
+    other += norm * (1 + config.has_ln_mid)
+    if config.has_depth_embedding:
+        other += width * (config.n_repeat if config.depth_embedding == "learned" else 1)
+    other += width * (config.n_repeat - 1) * variant.routed
+    other += width * (width + 3) * variant.has_halting_gate + (width + 1) * (config.exits - 1)
+    return config.n_layer * block + other
+
+
 def count_parameters(args: Any) -> dict[str, int]:
     """total: with the head, which shares the embedding's weights, counted again. unique: each once.
 
     without_embeddings: unique, less the embedding. effective_layers: blocks that a token passes at full
     depth.
     """
-    import torch
-
-    from models.language_model import LanguageModel
-
     config = args if isinstance(args, ModelConfig) else ModelConfig.from_args(args)
-    with torch.device("meta"):  # shapes only: nothing is allocated
-        unique = LanguageModel(config).parameter_count()
+    unique = parameter_count(config)
     embedding = config.vocab_size * config.n_embd
     n_begin, n_mid, n_end = config.layers
     return {

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import models
-from config import experiment_dir, notes
+from config import experiment_dir
 from config.training import TrainConfig
 from data import open_corpus_from_args
 from data.token_files import vocabulary_note
@@ -21,6 +21,7 @@ from distributed.parallel import RankSlice, choose_parallel
 from distributed.processes import Stop
 from errors import Failure, UsageError
 from optim import checkpoint
+from optim.estimate import describe
 from optim.lock import RunLock
 from optim.metrics import MetricsFile, WandbLog, versions, write_summary
 from optim.progress import Progress
@@ -49,6 +50,9 @@ def run_training(args: Namespace) -> int:
         if processes.broadcast(covered):
             summary = folder / "summary.json"
             logger.info(f"finished already: {summary} covers {args.iterations} iterations; nothing to do")
+            return 0
+        describe(args, folder, choose_precision(args.dtype, device), processes)
+        if args.dry_run:
             return 0
         lock = RunLock(folder) if processes.is_main else None
         processes.barrier()
@@ -239,13 +243,8 @@ class Run:
 
     def _describe(self) -> None:
         vocabulary = vocabulary_note(self.corpus.meta, self.args.vocab_size)
-        for note in [*notes(self.args), *([vocabulary] if vocabulary else [])]:
-            logger.info(note)
-        device = self.precision.device
-        on_gpu = device.type == "cuda"
-        name = torch.cuda.get_device_name(device) if on_gpu else f"{torch.get_num_threads()} threads"
-        logger.info(f"{self.args.model}: {self.model.parameter_count():,} parameters, on {device} ({name})")
-        logger.info(f"{self.config.tokens_per_step:,} tokens per step, computed in {self.precision.reason}")
+        if vocabulary:
+            logger.info(vocabulary)
         if self.processes.size > 1:
             part = self.rank_slice
             logger.info(
@@ -258,7 +257,6 @@ class Run:
                     "from those of one process as those of two seeds do; with --acc_steps a multiple of "
                     f"{self.processes.size} they would be the same"
                 )
-        logger.info(f"run folder: {self.folder}")
 
     @property
     def _splits_micro_batches(self) -> bool:
