@@ -155,16 +155,14 @@ def _confirmed(folder: Path, source: bool) -> bool:
 def shards(words: list[str]) -> None:
     args = shards_parser().parse(words)
     from data import open_corpus
+    from data.corpus import TokenCorpus
     from data.shards import write_shards
-    from files import folder_name
 
     corpus = open_corpus(args.dataset, data_dir=args.data_dir, tokenizer=args.tokenizer)
-    for split in ("val", "train"):
-        arrays = corpus.arrays(split)
-        for path in write_shards(
-            Path(args.output), folder_name(corpus.name), split, arrays, args.tokens_per_shard
-        ):
-            print(path)
+    if not isinstance(corpus, TokenCorpus):
+        raise UsageError(f"--dataset {args.dataset} has no token files of its own to write as shards")
+    for path in write_shards(corpus, Path(args.output), args.tokens_per_shard):
+        print(path)
 
 
 def main() -> None:

@@ -9,11 +9,12 @@ import numpy as np
 
 from data.algorithmic import TASKS, task_windows
 from data.corpora import MIXTURES, corpus_folder, find, is_local, require_tokenizer
-from data.token_files import SPLITS, open_tokens, read_meta, require_vocabulary
+from data.token_files import HF_TOKENIZER, SPLITS, brought, open_tokens, read_meta, require_vocabulary
 from data.tokenizers import (
     TiktokenTokenizer,
     Tokenizer,
     WordTokenizer,
+    describe,
     make_tokenizer,
     same_tokenizer,
     tokenizer_from_meta,
@@ -179,14 +180,17 @@ def open_corpus(
     if shards:
         from data.shards import open_shards
 
-        if tokenizer not in (None, "gpt2"):
-            raise UsageError(f"--tokenizer {tokenizer}: {name} comes in gpt2 only")
         folder = shards[0].parent
-        meta, splits = open_shards(shards, sequence_length or 1, in_ram)
+        meta, splits = open_shards(shards, tokenizer, sequence_length or 1, in_ram)
     else:
         require_tokenizer(spec, tokenizer)
         folder = corpus_folder(name, data_dir, tokenizer)
         meta = _meta(name, folder, data_dir, tokenizer)
+        kind = meta["tokenizer"]["name"]
+        if tokenizer not in (None, kind) and kind != HF_TOKENIZER:
+            raise UsageError(
+                f"--tokenizer {tokenizer}: {folder}/meta.json says that its files are in {kind} tokens"
+            )
         splits = {
             split: [open_tokens(folder / f"{split}.bin", meta, sequence_length or 1, in_ram)]
             for split in SPLITS
@@ -269,13 +273,7 @@ def _meta(name: str, folder: Path, data_dir: str | Path | None, tokenizer: str |
         return meta
     if not _token_files(folder):
         raise _missing(name, folder, tokenizer)
-    # Token files copied from elsewhere, without a meta.json.
-    kind = tokenizer or spec.tokenizer
-    if kind in TiktokenTokenizer.SIZES:
-        described = {"name": kind, "vocab_size": TiktokenTokenizer.SIZES[kind][0]}
-    else:
-        described = make_tokenizer(kind).to_meta()
-    return {"corpus": spec.name, "tokenizer": described}
+    return {"corpus": spec.name, **brought(folder, *describe(tokenizer or spec.tokenizer))}
 
 
 def _token_files(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """Hugging Face tokenisers: any tokenizer.json that the `tokenizers` library reads."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import numpy as np
 
 from data.token_files import HF_TOKENIZER, id_dtype
 from errors import Failure, UsageError
+from files import file_sha256
 
 # Names that models use for the token after a document, most common first.
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
@@ -60,10 +62,11 @@ class HuggingFaceTokenizer:
     def find(cls, meta: dict[str, Any], elsewhere: Path | None) -> "HuggingFaceTokenizer":
         """Load the file that `meta` describes, from its recorded path or elsewhere, else raise Failure."""
         for path in (Path(meta.get("path", "")), elsewhere):
-            if path is not None and path.is_file():
-                found = cls(path)
-                if found.sha256 == meta.get("sha256"):
-                    return found
+            if path is None or not path.is_file():
+                continue
+            with contextlib.suppress(OSError):  # the other place may have it
+                if file_sha256(path) == meta.get("sha256"):
+                    return cls(path)
         raise Failure(
             f"the tokenizer.json of this model (sha256 {str(meta.get('sha256'))[:12]}...) is no longer at "
             f"{meta.get('path')}; copy it back there, or give --tokenizer with its path"

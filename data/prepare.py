@@ -1,7 +1,6 @@
 """Preparing a corpus: its token files, once, by the module that knows its source."""
 
 import logging
-import shutil
 import time
 from dataclasses import replace
 from importlib import import_module
@@ -11,8 +10,9 @@ from typing import Any
 from data.corpora import DEFAULT_FOLDER, CorpusSpec, is_local, require_tokenizer
 from data.local_files import Changes, LocalFiles, changes, folder_files, listed, match
 from data.sources import FileSource, SourceFile
-from data.token_files import HF_TOKENIZER, META, SPLITS, read_meta
+from data.token_files import META, SPLITS, read_meta
 from data.tokenise import Preparation, tokenise
+from data.tokenizers import keep_file
 from errors import Failure, UsageError
 
 logger = logging.getLogger(__name__)
@@ -68,10 +68,7 @@ def prepare(
         raise Failure(f"cannot write {folder}: {error.strerror}; choose another --data_dir") from error
     tokenizer = tokenizer or spec.tokenizer
     if tokenizer.endswith(".json"):  # a copy goes with the token files
-        copy = folder / HF_TOKENIZER
-        if not copy.exists():
-            shutil.copyfile(tokenizer, copy)
-        tokenizer = str(copy)
+        tokenizer = str(keep_file(Path(tokenizer), folder))
     logger.info(f"preparing {spec.name} in {folder}, once ...")
     started = time.perf_counter()
     data_dir = DEFAULT_FOLDER if data_dir is None else Path(data_dir)

@@ -5,6 +5,7 @@ A tokeniser encodes a text and gives the bytes of each token, from which texts a
 """
 
 import codecs
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from data.token_files import HF_TOKENIZER, id_dtype
 from errors import Failure, UsageError
+from files import copy_atomically, file_sha256
 
 
 class Tokenizer(Protocol):
@@ -174,6 +176,31 @@ def make_tokenizer(name: str) -> Tokenizer:
         f"tokeniser {name!r} is unknown to this version; it has {', '.join(NAMES)}, or give the path of a "
         "Hugging Face tokenizer.json"
     )
+
+
+def describe(name: str) -> tuple[dict[str, Any], int | None]:
+    """A tokeniser's `to_meta` and end-of-text id; GPT-2's and its relatives' without their vocabulary.
+
+    Raises as `make_tokenizer` does.
+    """
+    if name in TiktokenTokenizer.SIZES:
+        vocab_size, end_of_text = TiktokenTokenizer.SIZES[name]
+        return {"name": name, "vocab_size": vocab_size}, end_of_text
+    tokenizer = make_tokenizer(name)
+    return tokenizer.to_meta(), tokenizer.end_of_text
+
+
+def keep_file(path: Path, folder: Path) -> Path:
+    """Copy a tokenizer.json next to files made with it, unless it is there; returns the copy's path.
+
+    A copy that differs was damaged or left behind, and is replaced. Raises Failure when writing fails.
+    """
+    copy = folder / HF_TOKENIZER
+    with contextlib.suppress(OSError):
+        if file_sha256(copy) == file_sha256(path):
+            return copy
+    copy_atomically(path, copy)
+    return copy
 
 
 def tokenizer_from_meta(meta: dict[str, Any], elsewhere: Path | None = None) -> Tokenizer:

@@ -15,7 +15,6 @@ from data import open_corpus, prepare_corpus
 from data.corpora import CORPORA, HubDataset
 from data.hub import HubSource, articles, prepare
 from data.local_files import folder_files
-from data.shards import open_shard, write_shard
 from data.sources import LONGEST_RECORD, DamagedFile
 from data.tokenise import Preparation
 from errors import Failure, UsageError
@@ -277,49 +276,3 @@ def test_a_mixture_of_two_corpora(tmp_path):
     assert mixed.windows("val", 8).count > wiki.count
     with pytest.raises(Failure, match="arxiv2000 is not prepared"):
         open_corpus("arxiv+wiki", data_dir=tmp_path / "elsewhere")
-
-
-@pytest.mark.process
-def test_shards_written_and_read(tmp_path):
-    write(tmp_path / "raw", "jsonl", DOCUMENTS)
-    name = f"files:{tmp_path}/raw/*.jsonl"
-    corpus = open_corpus(name, data_dir=tmp_path / "data", tokenizer="bytes")
-    command = [sys.executable, "-m", "data.shards", "--dataset", name, "--tokenizer", "bytes"]
-    command += ["--data_dir", str(tmp_path / "data"), "--output", str(tmp_path / "shards")]
-    subprocess.run([*command, "--tokens_per_shard", "50000"], cwd=ROOT, check=True, capture_output=True)
-    written = sorted((tmp_path / "shards").iterdir())
-    assert len(written) > 3 and all("_train_" in path.name or "_val_" in path.name for path in written)
-    header = np.fromfile(written[0], "<i4", 256)
-    assert header[:3].tolist() == [20240520, 1, 50000] and not header[3:].any()
-    opened = open_corpus(f"files:{tmp_path}/shards/*.bin", vocab_size=50304, sequence_length=16)
-    for split in ("train", "val"):
-        assert np.array_equal(np.concatenate(opened.arrays(split)), corpus.arrays(split)[0])
-    assert opened.windows("train", 16).count == sum(
-        (len(array) - 1) // 16 for array in opened.arrays("train")
-    )
-
-
-@pytest.mark.parametrize(
-    ("damage", "sentence"),
-    [
-        (lambda content: content[:-2], "is damaged: it has"),
-        (lambda content: b"\0" * 4 + content[4:], "is no shard"),
-        (lambda content: content[:4] + b"\2\0\0\0" + content[8:], "of version 2"),
-        (lambda content: content[:100], "is no shard"),
-    ],
-)
-def test_damaged_shards(tmp_path, damage, sentence):
-    path = tmp_path / "x_train_000001.bin"
-    write_shard(path, np.arange(1000, dtype=np.uint16))
-    assert np.array_equal(open_shard(path), np.arange(1000))
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(Failure, match=sentence):
-        open_corpus(f"files:{path}", data_dir=tmp_path)
-
-
-def test_shards_without_a_split_in_their_names(tmp_path):
-    write_shard(tmp_path / "tokens.bin", np.arange(1000, dtype=np.uint16))
-    with pytest.raises(UsageError, match="must hold _train_ or _val_"):
-        open_corpus(f"files:{tmp_path}/*.bin")
-    with pytest.raises(UsageError, match="ids below 65,536"):
-        write_shard(tmp_path / "x_val_0.bin", np.array([70000], dtype=np.uint32))

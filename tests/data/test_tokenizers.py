@@ -1,6 +1,7 @@
 """Text to ids and back."""
 
 import os
+import resource
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from data.tokenizers import (
     CharTokenizer,
     StreamDecoder,
     decode,
+    keep_file,
     make_tokenizer,
     prompt_ids,
     same_tokenizer,
@@ -252,6 +254,39 @@ def test_wide_ids_on_disk(tmp_path):
         open_corpus(name, **settings, vocab_size=50304)
     (tmp_path / "tokenizer.json").rename(tmp_path / "away.json")  # the corpus has its own copy
     assert corpus.load_tokenizer().vocab_size == 70_003
+
+
+@pytest.mark.parametrize("left", ["half", "other"])
+def test_the_copy_next_to_token_files_is_never_half(tmp_path, left):
+    """As a kill in an earlier version's copy leaves it; and where the disk is full meanwhile."""
+    path = tmp_path / "tokenizer.json"
+    train_tokenizer(path, "byte level")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    content = path.read_bytes()
+    (folder / "tokenizer.json").write_bytes(content[: len(content) // 2] if left == "half" else b"{}")
+    assert keep_file(path, folder).read_bytes() == content
+    stat = keep_file(path, folder).stat()
+    assert keep_file(path, folder).stat() == stat  # not written again
+    (folder / "tokenizer.json").unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, limits[1]))
+    try:
+        with pytest.raises(Failure, match=r"cannot write .*tokenizer\.json: File too large"):
+            keep_file(path, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_damaged_copy_does_not_hide_the_file_that_is_given(tmp_path):
+    train_tokenizer(tmp_path / "tokenizer.json", "byte level")
+    meta = make_tokenizer(str(tmp_path / "tokenizer.json")).to_meta()
+    (tmp_path / "damaged.json").write_text("{")
+    meta["path"] = str(tmp_path / "damaged.json")
+    assert tokenizer_from_meta(meta, tmp_path / "tokenizer.json").sha256 == meta["sha256"]
+    with pytest.raises(Failure, match=r"is no longer at .*damaged\.json; copy it back"):
+        tokenizer_from_meta(meta)
 
 
 def test_cl100k(monkeypatch, tmp_path):
