@@ -9,7 +9,7 @@ import numpy as np
 
 from data.algorithmic import TASKS, task_windows
 from data.corpora import MIXTURES, corpus_folder, find, is_local, require_tokenizer
-from data.token_files import HF_TOKENIZER, SPLITS, brought, open_tokens, read_meta, require_vocabulary
+from data.token_files import HF_TOKENIZER, SPLITS, open_tokens, read_meta, require_vocabulary
 from data.tokenizers import (
     TiktokenTokenizer,
     Tokenizer,
@@ -273,6 +273,8 @@ def _meta(name: str, folder: Path, data_dir: str | Path | None, tokenizer: str |
         return meta
     if not _token_files(folder):
         raise _missing(name, folder, tokenizer)
+    from data.brought import brought
+
     return {"corpus": spec.name, **brought(folder, *describe(tokenizer or spec.tokenizer))}
 
 

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data.brought import SAMPLE, note_origin
 from data.local_files import match
 from data.token_files import (
     HF_TOKENIZER,
     META,
-    SAMPLE,
     SPLITS,
-    note_origin,
     read_meta,
     require_known,
     require_sequence,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from data import open_corpus, prepare_corpus
+from data.brought import SAMPLE
 from data.shards import open_shard, write_shard, write_shards
-from data.token_files import SAMPLE
 from errors import Failure, UsageError
 from tests.conftest import ROOT
 from tests.data.archives import texts
