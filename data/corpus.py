@@ -260,10 +260,10 @@ def _shards(name: str) -> list[Path]:
 def _meta(name: str, folder: Path, data_dir: str | Path | None, tokenizer: str | None) -> dict[str, Any]:
     """The content of meta.json; a small corpus is prepared first. Raises Failure for a large one."""
     spec, meta = find(name), read_meta(folder)
-    if meta is not None and is_local(name):
+    if meta is not None and (is_local(name) or "sha256" in meta):
         from data.prepare import require_unchanged
 
-        require_unchanged(name, folder, meta)
+        require_unchanged(name, folder, data_dir, meta)
     if meta is None and spec.command is None:
         from data.prepare import prepare
 

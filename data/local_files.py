@@ -28,8 +28,8 @@ class Matches(NamedTuple):
     missing: list[str]
 
 
-def match(dataset: str) -> Matches:
-    """The files that `files:<pattern>,<pattern>...` names.
+def match(dataset: str, besides: Path | None = None) -> Matches:
+    """The files that `files:<pattern>,<pattern>...` names. besides: a folder whose files are left out.
 
     A pattern is a file, a folder (all documents or shards in it, at any depth), or has wildcards, where **
     matches any folders. Brackets and commas of paths that exist are no wildcards.
@@ -45,6 +45,7 @@ def match(dataset: str) -> Matches:
         found.update(paths)
         parts = parts[size:]
     paths = [Path(path).absolute() for path in sorted(found)]
+    paths = [path for path in paths if besides is None or besides.absolute() not in path.parents]
     missing += [str(path) for path in paths if not path.is_file()]
     return Matches(*distinct([path for path in paths if path.is_file()]), missing)
 
@@ -65,8 +66,7 @@ def _expand(pattern: str) -> list[str]:
     if not os.path.lexists(pattern):
         pattern = os.path.expanduser(pattern.strip())
     if os.path.isdir(pattern):
-        inside = glob.iglob(os.path.join(glob.escape(pattern), "**", "*"), recursive=True)
-        return [path for path in inside if _is_document(path) and not os.path.isdir(path)]
+        return _documents(pattern)
     if os.path.lexists(pattern):
         return [pattern]
     parts = pattern.split("/")
@@ -80,9 +80,25 @@ def _expand(pattern: str) -> list[str]:
     return [path for path in found if not os.path.isdir(path)]
 
 
-def _is_document(path: str) -> bool:
-    shard = path.endswith(".bin") and any(f"_{split}_" in os.path.basename(path) for split in SPLITS)
-    return shard or path.endswith(FORMATS)
+def _documents(folder: str) -> list[str]:
+    """Documents and shards in a folder and the folders in it, links too; hidden ones are left out."""
+
+    def refuse(error: OSError) -> None:
+        raise Failure(f"cannot read {error.filename}: {error.strerror}")
+
+    found, seen = [], set()
+    for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        stat = os.stat(here)
+        known = (stat.st_dev, stat.st_ino) in seen  # a link may lead back
+        seen.add((stat.st_dev, stat.st_ino))
+        folders[:] = [] if known else sorted(name for name in folders if not name.startswith("."))
+        found += [os.path.join(here, name) for name in names if not known and _is_document(name)]
+    return found
+
+
+def _is_document(name: str) -> bool:
+    shard = name.endswith(".bin") and any(f"_{split}_" in name for split in SPLITS)
+    return (shard or name.endswith(FORMATS)) and not name.startswith(".")
 
 
 def folder_files(paths: list[Path], split: str | None = None) -> list[SourceFile]:
@@ -119,8 +135,8 @@ class LocalFiles(FileSource):
         kept = []
         for file, line in zip(self._files, finished, strict=False):
             entry = line.get("state")  # None in a journal of an earlier version
-            if entry is None and ("damaged" in line or not same):
-                break
+            if (entry is None and ("damaged" in line or not same)) or (entry and "sha256" not in entry):
+                break  # the latter after a stream of the hub, whose files have been brought since
             now = _describe(file, entry)
             if entry is not None and (line["split"], entry["sha256"]) != (file.split, now["sha256"]):
                 break
@@ -144,6 +160,12 @@ def _describe(file: SourceFile, known: dict[str, Any] | None = None) -> dict[str
         with reading(file.path):
             checksum = file_sha256(file.path)
     return {"name": file.key or file.name, "stat": stat, "sha256": checksum}
+
+
+def copies(entries: list[dict[str, Any]]) -> list[str]:
+    """Names of files with the content of an earlier one."""
+    first = {entry["sha256"]: entry["name"] for entry in reversed(entries)}
+    return [entry["name"] for entry in entries if first[entry["sha256"]] != entry["name"]]
 
 
 class Changes(NamedTuple):

@@ -92,8 +92,8 @@ def assemble(
     fraction: float,
     least: int | None,
     meta: dict[str, Any],
-) -> dict[str, Any]:
-    """Concatenate the parts into train.bin and val.bin, then write meta.json; returns its content.
+) -> None:
+    """Concatenate the parts into train.bin and val.bin, then write meta.json.
 
     Each part is deleted once its copy is on disk: the token files and one part are all the space needed.
     A killed assembly resumes after the last completed part.
@@ -152,7 +152,6 @@ def assemble(
         "splits": described,
     }
     write_json(folder / META, result)
-    return result
 
 
 def _validation(

@@ -14,6 +14,7 @@ from data.token_files import META, SPLITS, read_meta
 from data.tokenise import Preparation, tokenise
 from data.tokenizers import keep_file
 from errors import Failure, UsageError
+from files import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def prepare_unless_done(
     """
     meta = read_meta(folder)
     if meta is not None and is_local(spec.name) and _outgrown(spec.name, folder, meta):
-        (folder / META).unlink()
+        (folder / META).unlink(missing_ok=True)
         meta = None
     if meta is None:
         prepare(spec, folder, data_dir, tokenizer, val_fraction=val_fraction, **settings)
@@ -90,7 +91,7 @@ def prepare(
 
 def _prepare_files(job: Preparation) -> int:
     """Prepare `files:<pattern>`. Raises UsageError if a pattern matches no file."""
-    found = match(job.corpus)
+    found = match(job.corpus, job.folder)
     if found.missing or not found.paths:
         what = f" {found.missing[0]}" if found.paths else ""
         raise UsageError(
@@ -112,7 +113,7 @@ def _changes(name: str, folder: Path, meta: dict[str, Any]) -> Changes:
 
     Token files may also be used where no file matches.
     """
-    found = match(name)
+    found = match(name, folder)
     if not found.paths:
         return Changes()
     files = _files(found.paths)
@@ -130,14 +131,23 @@ def _changes(name: str, folder: Path, meta: dict[str, Any]) -> Changes:
     return Changes()
 
 
-def require_unchanged(name: str, folder: Path, meta: dict[str, Any]) -> None:
-    """Raises Failure if the files of `files:<pattern>` differ from those that were prepared."""
-    found = _changes(name, folder, meta)
-    if any(found):
-        raise Failure(
-            f"the files of {name} have changed since {folder} was prepared from them; delete that folder to "
-            f"prepare them again ({found})"
-        )
+def require_unchanged(name: str, folder: Path, data_dir: str | Path | None, meta: dict[str, Any]) -> None:
+    """Raises Failure if the local files of a corpus differ from those that were prepared."""
+    if is_local(name):
+        found = _changes(name, folder, meta)
+        if any(found):
+            raise Failure(
+                f"the files of {name} have changed since {folder} was prepared from them; delete that folder "
+                f"to prepare them again ({found})"
+            )
+    elif "sha256" in meta:  # of shakespeare-char
+        from data.shakespeare import find
+
+        path = find(DEFAULT_FOLDER if data_dir is None else Path(data_dir), folder)
+        if path is not None and file_sha256(path) != meta["sha256"]:
+            raise Failure(
+                f"{path} has changed since {name} was prepared; delete {folder / META} to prepare it again"
+            )
 
 
 def _outgrown(name: str, folder: Path, meta: dict[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from data.token_files import write_corpus
 from data.tokenise import Preparation, refuse_fraction
 from data.tokenizers import CharTokenizer
 from errors import Failure, UsageError
+from files import file_sha256
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -19,7 +20,7 @@ TIMEOUT_SECONDS = 20
 def prepare(job: Preparation) -> int:
     """Write the token files: the first 90 % of the characters, and the rest. Returns 1, the documents."""
     refuse_fraction(job.corpus, job.val_fraction)
-    content = text(job.data_dir, job.folder)
+    content, checksum = text(job.data_dir, job.folder)
     tokenizer = CharTokenizer("".join(sorted(set(content))))
     if tokenizer.vocab_size > 1 << 16:
         raise UsageError(f"the text has {tokenizer.vocab_size:,} different characters; 65,536 are possible")
@@ -29,6 +30,7 @@ def prepare(job: Preparation) -> int:
         "corpus": "shakespeare-char",
         "tokenizer": tokenizer.to_meta(),
         "source": "tiny Shakespeare",
+        "sha256": checksum,
         "documents": {"train": 1, "val": 1},
         "bytes": {"train": len(content[:cut].encode()), "val": len(content[cut:].encode())},
         "split": "the first 90 % of the characters, and the rest",
@@ -37,11 +39,17 @@ def prepare(job: Preparation) -> int:
     return 1
 
 
-def text(data_dir: Path, folder: Path) -> str:
-    """The text, from a file in `folder` or `data_dir`, else downloaded. Raises Failure if neither works."""
-    for path in (folder / "input.txt", folder / "tinyshakespeare.txt", data_dir / "tinyshakespeare.txt"):
-        if path.is_file():
-            return _read(path)
+def find(data_dir: Path, folder: Path) -> Path | None:
+    """The file of the text in `folder` or `data_dir`, if there is one."""
+    paths = (folder / "input.txt", folder / "tinyshakespeare.txt", data_dir / "tinyshakespeare.txt")
+    return next((path for path in paths if path.is_file()), None)
+
+
+def text(data_dir: Path, folder: Path) -> tuple[str, str]:
+    """The text and the SHA-256 of its bytes, from a file or downloaded. Raises Failure if neither works."""
+    path = find(data_dir, folder)
+    if path is not None:
+        return _read(path), file_sha256(path)
     try:
         with urllib.request.urlopen(URL, timeout=TIMEOUT_SECONDS) as response:
             content = response.read()
@@ -53,7 +61,7 @@ def text(data_dir: Path, folder: Path) -> str:
         ) from error
     if hashlib.sha256(content).hexdigest() != SHA256:
         raise Failure(f"{URL} did not send the expected text: its checksum differs")
-    return content.decode()
+    return content.decode(), SHA256
 
 
 def _read(path: Path) -> str:

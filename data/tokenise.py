@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from data.journal import Journal, JournalRemoved
-from data.local_files import RECORD, LocalFiles
+from data.local_files import RECORD, LocalFiles, copies, listed
 from data.parts import Part, assemble, require_both_splits
 from data.sources import DamagedFile, Piece, Source
 from data.token_files import read_meta
@@ -140,9 +140,11 @@ def tokenise(
         entries = [line.get("state") for line in finished]
         if isinstance(source, LocalFiles) and all(entries):
             write_json(folder / RECORD, entries)
-        result = assemble(journal, finished, folder, tokenizer, fraction, least, meta)
+            if again := copies(entries):
+                logger.warning(f"the documents of copies count twice, also in validation: {listed(again)}")
+        assemble(journal, finished, folder, tokenizer, fraction, least, meta)
         journal.remove()
-        return _document_count(result)
+        return sum(line["documents"] for line in finished)
     except OSError as error:
         raise Failure(
             f"cannot write in {folder}: {error.strerror or error}; the same command resumes after the "

@@ -146,6 +146,21 @@ def test_a_file_that_is_no_text(data_dir):
         open_corpus("shakespeare-char", data_dir=data_dir)
 
 
+def test_a_text_that_was_changed_after_it_was_prepared(data_dir):
+    folder = open_corpus("shakespeare-char", data_dir=data_dir).folder
+    path = folder / "input.txt"
+    path.write_text(TEXT.replace("cat", "dog"))
+    with pytest.raises(Failure, match=r"input\.txt has changed since .* delete .*meta\.json to prepare"):
+        open_corpus("shakespeare-char", data_dir=data_dir)
+    path.unlink()
+    open_corpus("shakespeare-char", data_dir=data_dir)  # the token files are enough
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["sha256"]  # as earlier versions wrote it
+    (folder / "meta.json").write_text(json.dumps(meta))
+    path.write_text("another text")
+    open_corpus("shakespeare-char", data_dir=data_dir)
+
+
 def test_a_byte_order_mark_is_no_character(data_dir):
     path = data_dir / "shakespeare-char" / "input.txt"
     path.write_bytes(TEXT.encode("utf-16"))

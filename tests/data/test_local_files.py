@@ -98,6 +98,30 @@ def test_a_folder_is_all_documents_in_it(lab):
         lab.prepare("empty")
 
 
+def test_links_that_lead_back_into_a_folder(lab):
+    """Each folder is entered once."""
+    write(lab.folder / "deep" / "a.jsonl")
+    for name in ("one", "two", "deep/three"):
+        (lab.folder / name).symlink_to(lab.folder)
+    assert lab.names("") == ["deep/a.jsonl"]
+
+
+def test_the_token_files_of_a_corpus_are_no_part_of_it(lab):
+    write(lab.folder / "a.jsonl")
+    write(lab.folder / "b.jsonl", ["one", 2])
+    lab.data_dir = lab.folder / "prepared"  # its journal matches the pattern
+    with pytest.raises(Failure, match=r"b\.jsonl, record 2"):
+        lab.prepare("**/*.jsonl")
+    assert count(lab.prepare("**/*.jsonl", on_error="skip")) == count(lab.open("**/*.jsonl")) == 21
+
+
+def test_copies_are_named(lab, caplog):
+    write(lab.folder / "a.jsonl")
+    shutil.copyfile(lab.folder / "a.jsonl", lab.folder / "b.jsonl")
+    lab.prepare()
+    assert any("copies count twice, also in validation" in m and "b.jsonl" in m for m in caplog.messages)
+
+
 def test_every_pattern_must_match(lab):
     write(lab.folder / "a.jsonl")
     with pytest.raises(UsageError, match=r"no file matches .*/b\*\.jsonl; give a file"):

@@ -260,6 +260,28 @@ def test_a_hub_corpus_from_files_that_were_brought(tmp_path):
     assert documents_of(corpus) == sorted(text.encode() for text in ARTICLES * 2)
 
 
+def test_brought_files_take_the_place_of_a_stream_that_was_begun(tmp_path):
+    """As the sentence without network advises; a file in both splits is refused."""
+    folder = tmp_path / "wikitext-bytes"
+    source = folder / "source"
+    path = write(source / "train", "parquet", ROWS)
+    (source / "val").mkdir()
+    (source / "val" / "a.parquet").hardlink_to(path)
+    with pytest.raises(Failure, match=r"val/a\.parquet is also in .*train/: remove one of the two"):
+        prepare_corpus("wikitext", data_dir=tmp_path, tokenizer="bytes", workers=1)
+    (source / "val" / "a.parquet").unlink()
+    write(source / "val", "parquet", ROWS[:4])
+    stream = {"split": "train", "ended": False, "stream": {}}
+    finished = {"piece": "train, stretch 1", "split": "train", "documents": 1, "tokens": 2, "bytes": 1}
+    tokenizer = {"name": "bytes", "vocab_size": 257}
+    first = {"source": {"path": "x"}, "tokenizer": tokenizer, "fraction": 0.0005}
+    (folder / "parts").mkdir()
+    lines_of_journal = [first, {**finished, "bad": 0, "examples": [], "state": stream}]
+    (folder / "parts" / "journal.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines_of_journal))
+    corpus = prepare_corpus("wikitext", data_dir=tmp_path, tokenizer="bytes", workers=1)
+    assert corpus.meta["documents"] == {"train": 2, "val": 1}
+
+
 def test_a_mixture_of_two_corpora(tmp_path):
     for name, documents in (("arxiv2000", DOCUMENTS[:40]), ("wikitext", ROWS)):
         folder = tmp_path / f"{name}-bytes" / "source"
