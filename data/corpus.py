@@ -265,9 +265,9 @@ def _meta(name: str, folder: Path, data_dir: str | Path | None, tokenizer: str |
 
         require_unchanged(name, folder, data_dir, meta)
     if meta is None and spec.command is None:
-        from data.prepare import prepare
+        from data.prepare import prepare_unless_done
 
-        prepare(spec, folder, data_dir, tokenizer)
+        prepare_unless_done(spec, folder, data_dir, tokenizer)
         meta = read_meta(folder)
     if meta is not None:
         return meta

@@ -24,7 +24,7 @@ from files import write_json
 
 logger = logging.getLogger(__name__)
 
-LEAST_SHARE = 0.05  # of the tokens of a small corpus are held out
+LEAST_SHARE = 0.1  # of the tokens of a small corpus are held out
 EXAMPLES = 5  # bad records named for each piece
 
 
@@ -159,7 +159,7 @@ def _validation(
 ) -> tuple[np.ndarray, int, str]:
     """Held-out documents (their indices), or the number of held-out tokens at the end; and the rule in words.
 
-    Held out is the fraction of the documents. If they have fewer than `least` tokens, or 5 % of a small
+    Held out is the fraction of the documents. If they have fewer than `least` tokens, or 10 % of a small
     corpus, further documents follow in the same random order. If these are more than half of the text, the
     end of the text is held out instead, as of a single document.
     """

@@ -1,5 +1,6 @@
 """Preparing a corpus: its token files, once, by the module that knows its source."""
 
+import contextlib
 import logging
 import time
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.corpora import DEFAULT_FOLDER, CorpusSpec, is_local, require_tokenizer
-from data.local_files import Changes, LocalFiles, changes, folder_files, listed, match
+from data.local_files import RECORD, Changes, LocalFiles, changes, folder_files, listed, match
 from data.sources import FileSource, SourceFile
 from data.token_files import META, SPLITS, read_meta
 from data.tokenise import Preparation, tokenise
@@ -41,7 +42,14 @@ def prepare_unless_done(
         (folder / META).unlink(missing_ok=True)
         meta = None
     if meta is None:
-        prepare(spec, folder, data_dir, tokenizer, val_fraction=val_fraction, **settings)
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            prepare(spec, folder, data_dir, tokenizer, val_fraction=val_fraction, **settings)
+        except Failure:
+            for path in new:
+                with contextlib.suppress(OSError):  # not empty: finished work
+                    path.rmdir()
+            raise
     elif val_fraction not in (None, meta.get("val_fraction")):
         raise UsageError(
             f"--val_fraction {val_fraction}: {folder} is prepared already, and holds out another part "
@@ -152,6 +160,8 @@ def require_unchanged(name: str, folder: Path, data_dir: str | Path | None, meta
 
 def _outgrown(name: str, folder: Path, meta: dict[str, Any]) -> bool:
     """Whether files were added to those that were prepared, which are all as they were."""
+    if not (folder / RECORD).exists():
+        return False
     found = _changes(name, folder, meta)
     outgrown = bool(found.added) and not found.changed and not found.gone
     if outgrown:

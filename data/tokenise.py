@@ -5,7 +5,7 @@
 
 A journal lists the finished pieces; a killed preparation resumes after the last one and writes the same
 bytes.
-Memory: up to three blocks and a vocabulary for each worker, and 4 bytes per document while documents are held
+Memory: up to three blocks and a vocabulary for each worker, and 8 bytes per document while documents are held
 out. Disk: the token files and one part.
 """
 

@@ -129,6 +129,7 @@ def test_every_pattern_must_match(lab):
     (lab.folder / "b.jsonl").symlink_to("removed.jsonl")
     with pytest.raises(UsageError, match=r"no file matches .*/b\.jsonl"):
         lab.prepare()
+    assert not lab.data_dir.exists()  # refused commands leave no empty folders
 
 
 def test_the_ending_is_that_of_the_name_as_typed(lab):

@@ -51,14 +51,14 @@ def numbered(count, size):
     return [f"{number:06d} ".ljust(size, "x") for number in range(count)]
 
 
-def test_a_small_corpus_holds_out_five_percent_of_its_tokens(lab):
+def test_a_small_corpus_holds_out_a_tenth_of_its_tokens(lab):
     documents = numbered(2000, 29)
     corpus = lab.prepare(documents)
     held = texts(corpus, "val")
-    assert len(held) == 100 and sorted(held + texts(corpus, "train")) == documents
+    assert len(held) == 200 and sorted(held + texts(corpus, "train")) == documents
     order = np.random.default_rng(2357).permutation(2000)  # more in the order of the published rule
-    assert held == [documents[index] for index in sorted(order[:100])]
-    assert "100 documents" in corpus.meta["split"]
+    assert held == [documents[index] for index in sorted(order[:200])]
+    assert "200 documents" in corpus.meta["split"]
 
 
 def test_a_larger_one_holds_out_enough_tokens_or_the_published_fraction(lab):
@@ -72,7 +72,7 @@ def test_a_larger_one_holds_out_enough_tokens_or_the_published_fraction(lab):
 def test_a_single_document_is_cut(lab):
     corpus = lab.prepare([TEXT])
     train, val = texts(corpus, "train")[0], texts(corpus, "val")[0]
-    assert train + val == TEXT and len(val) == int(0.05 * (len(TEXT) + 1)) - 1
+    assert train + val == TEXT and len(val) == int(0.1 * (len(TEXT) + 1)) - 1
     assert corpus.meta["split"] == f"the {len(val) + 1:,} last tokens"
     train, val = (texts(lab.prepare([TEXT], val_fraction=0.25), split)[0] for split in ("train", "val"))
     assert train + val == TEXT and len(val) == int(0.25 * (len(TEXT) + 1)) - 1
@@ -130,8 +130,8 @@ def test_corpora_with_a_validation_set_of_their_own(tmp_path, corpus):
 
 
 def test_validation_that_is_too_short_names_the_flag(lab):
-    corpus = lab.prepare(numbered(20, 30))
-    with pytest.raises(Failure, match=r"val\.bin has 31 tokens, too few .* --val_fraction 0\.1"):
+    corpus = lab.prepare(numbered(10, 30))
+    with pytest.raises(Failure, match=r"val\.bin has 31 tokens, too few .* --val_fraction 0\.2"):
         open_corpus(lab.name, data_dir=lab.data_dir, tokenizer="bytes", sequence_length=64)
     assert corpus.windows("val", 16).count == 1
 
@@ -157,4 +157,4 @@ def test_a_preparation_that_is_resumed_in_its_assembly_holds_out_the_same(lab, m
         with pytest.raises(KeyboardInterrupt):
             lab.prepare()
     assert {split: texts(lab.prepare(), split) for split in ("train", "val")} == expected
-    assert len(expected["val"]) == 5
+    assert len(expected["val"]) == 10
