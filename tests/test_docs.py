@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "iridis" / "README
 PAGES = [page for page in PAGES if page.exists()]
 # Files that pages name and commands make.
 WRITTEN_BY_COMMANDS = {
-    "summary.json", "meta.json", "config.json", "tokenizer.json", "run.json", "env.local.sh",
+    "summary.json", "files.json", "meta.json", "config.json", "tokenizer.json", "run.json", "env.local.sh",
     "iridis/env.local.sh", "report.md", "job.sh",
 }  # fmt: skip
 PLACEHOLDERS = {"...": "", "<model>": "model", "<run>": "run", "<other>": "other", "<file>": "file.json"}
