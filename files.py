@@ -1,11 +1,13 @@
 """Atomic and durable writes, checksums, and folder names of corpora."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any, BinaryIO
 from errors import Failure
 
 TEMPORARY_SUFFIX = ".tmp"
+_MOST_JSON = 1 << 28  # bytes; a larger file would fill the memory
 FILES_PREFIX = "files:"  # of a --dataset that is a pattern of paths
 
 
@@ -69,6 +72,27 @@ def copy_atomically(source: Path, path: Path) -> None:
         raise Failure(f"cannot read {source}: {error.strerror or error}") from error
     with file:
         write_atomically(path, lambda target: shutil.copyfileobj(file, target, 1 << 24))
+
+
+def require_regular(path: Path) -> None:
+    """Raises OSError for pipes, sockets, devices and folders: reading one may never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises OSError where it cannot be read or is no regular file; ValueError where it is no JSON in UTF-8, is
+    nested too deeply, or has more than 256 MiB.
+    """
+    require_regular(path)
+    if path.stat().st_size > _MOST_JSON:
+        raise ValueError(f"{path} is larger than {_MOST_JSON >> 20} MiB")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
 
 
 def file_sha256(path: Path) -> str:

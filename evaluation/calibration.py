@@ -4,7 +4,6 @@ Shapes: R = n_repeat, N tokens of the sample.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from distributed import Precision
 from errors import Failure, UsageError
-from files import write_json
+from files import read_json, write_json
 from models.config import ModelConfig
 from models.language_model import LanguageModel
 from models.macs import macs_of_passes
@@ -182,10 +181,10 @@ class CalibrationFile:
         self.calibrations: list[Calibration] = []
         if self.path.exists():
             try:
-                content = json.loads(self.path.read_text(encoding="utf-8"))
+                content = read_json(self.path)
                 if content["routers_sha256"] == self._routers:
                     self.calibrations = [Calibration(**entry) for entry in content["calibrations"]]
-            except (ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise Failure(
                     f"{self.path} is not a file of thresholds; move it away, and it is made anew"
                 ) from error

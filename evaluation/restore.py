@@ -1,6 +1,5 @@
 """Restores a trained model from its checkpoint, or from an exported folder."""
 
-import json
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from data.batches import EvaluationBatches, contiguous_batches
 from data.tokenizers import Tokenizer, make_tokenizer, tokenizer_from_meta
 from distributed import Precision, choose_device, choose_precision, require_single_process
 from errors import Failure, UsageError
+from files import read_json
 from models import pretrained
 from models.language_model import LanguageModel
 from optim import checkpoint
@@ -125,8 +125,8 @@ def _summary_args(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     summary = path.parent / "summary.json"
     if summary.exists():
         try:
-            args = json.loads(summary.read_text(encoding="utf-8"))["args"]
-        except (ValueError, KeyError, TypeError) as error:
+            args = read_json(summary)["args"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{summary} is not the summary of a run: it has no args") from error
         # Folders of another machine do not exist on this one.
         return {name: value for name, value in args.items() if name != "data_dir"}

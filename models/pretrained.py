@@ -5,7 +5,6 @@ the fields of `ModelConfig` under "model", a description of the tokenizer and of
 the weights. Plain data only: reading such a folder runs no code.
 """
 
-import json
 import os
 import shutil
 from dataclasses import asdict
@@ -19,7 +18,16 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from errors import Failure, UsageError
-from files import TEMPORARY_SUFFIX, file_sha256, sync_folder, utf8_path, write_atomically, write_json
+from files import (
+    TEMPORARY_SUFFIX,
+    file_sha256,
+    read_json,
+    require_regular,
+    sync_folder,
+    utf8_path,
+    write_atomically,
+    write_json,
+)
 from models.config import ModelConfig
 from models.language_model import LanguageModel
 
@@ -67,7 +75,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not is_pretrained(folder):
         raise UsageError(f"{folder} is no exported model: it has no {CONFIG}")
     try:
-        about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        about = read_json(folder / CONFIG)
     except (OSError, ValueError) as error:
         raise Failure(f"{folder / CONFIG} is damaged ({type(error).__name__})") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
@@ -76,6 +84,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     path = folder / WEIGHTS
     try:
+        require_regular(path)
         if file_sha256(path) != about.get("sha256"):
             raise Failure(f"{path} is damaged, or of another model: its checksum is not that in {CONFIG}")
         with utf8_path(path) as readable:

@@ -6,7 +6,6 @@ Loading runs no code from them. This module does not import torch, as job script
 """
 
 import contextlib
-import json
 import logging
 import re
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errors import Failure, UsageError
-from files import TEMPORARY_SUFFIX
+from files import TEMPORARY_SUFFIX, read_json
 from optim.lock import FILE_NAME as LOCK
 
 if TYPE_CHECKING:
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"ckpt(?:_(\d+))?\.(?:pt|dcp)")
+# Of a checkpoint of this project, besides its tensors.
+_TYPES = dict.fromkeys(("model", "optimizer", "scaler", "interval", "tied", "args", "tokenizer"), dict)
+_TYPES |= {"step": int, "schedule_iterations": int, "seconds": float}
 FILE, FOLDER = ".pt", ".dcp"  # the suffixes of the two formats
 
 
@@ -58,8 +60,8 @@ def covered_by_summary(folder: Path, iterations: int) -> bool:
     if not path.exists():
         return False
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["iterations"] >= iterations
-    except (ValueError, KeyError, TypeError) as error:
+        return read_json(path)["iterations"] >= iterations
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{path} is not the summary of a run of this project; move it away, or give another --exp_name"
         ) from error
@@ -100,10 +102,21 @@ def load(path: Path) -> dict[str, Any]:
     if path.is_dir():
         from optim import checkpoint_folder
 
-        return checkpoint_folder.read(path)
-    from optim import checkpoint_file
+        content = checkpoint_folder.read(path)
+    else:
+        from optim import checkpoint_file
 
-    return checkpoint_file.read(path)
+        content = checkpoint_file.read(path)
+    if "format" in content:
+        _require_types(path, content)
+    return content
+
+
+def _require_types(path: Path, content: dict[str, Any]) -> None:
+    for name, kind in _TYPES.items():
+        value = content.get(name, kind())
+        if not (isinstance(value, dict) if kind is dict else isinstance(value, (int, kind)) and value >= 0):
+            raise Failure(f"{path} is damaged or no checkpoint: its {name} is a {type(value).__name__}")
 
 
 def find(path: Path) -> Path:

@@ -11,7 +11,9 @@ from typing import Any, BinaryIO
 import torch
 
 from errors import Failure
-from files import copy_atomically, write_atomically
+from files import copy_atomically, require_regular, write_atomically
+
+_MOST_VALUES, _DEEPEST = 1_000_000, 32  # of nested dicts and lists; a run's has some thousand, and 3
 
 
 def write(path: Path, content: dict[str, Any], staging: Path | None = None) -> None:
@@ -53,8 +55,11 @@ def read(path: Path) -> dict[str, Any]:
     try:
         check(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+        _require_plain(content, path.stat().st_size)
     except Failure:
         raise
+    except _Unfit as error:
+        raise Failure(f"{path} is no checkpoint: {error}") from None
     except Exception as error:  # torch reports damage in a dozen ways, without a remedy
         if "weights_only" in str(error) or "Unsupported" in str(error):
             reason = "holds more than tensors and plain data; nothing of it was run, and it is not read"
@@ -67,13 +72,54 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def check(path: Path) -> None:
-    """Raises Failure when a checksum (CRC-32 of every record) does not match."""
-    if not zipfile.is_zipfile(path):
-        return  # an old format, or no checkpoint: torch.load tells
+    """Raises Failure for anything but a regular file, for an archive that torch would not write (compressed,
+    with overlapping records), and when a checksum (CRC-32 of every record) does not match."""
     try:
+        require_regular(path)
+        if not zipfile.is_zipfile(path):
+            return  # an old format, or no checkpoint: torch.load tells
         with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            compressed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+            twice = len(records) != len({record.filename for record in records})
+            if compressed or twice or sum(record.file_size for record in records) > path.stat().st_size:
+                raise Failure(f"{path} is no checkpoint: torch does not write such archives")
             damaged = archive.testzip()
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except OSError as error:
+        raise Failure(f"{path} cannot be read: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise Failure(f"{path} is damaged or no checkpoint ({type(error).__name__})") from error
     if damaged is not None:
         raise Failure(f"{path} is damaged: the checksum of {damaged} does not match")
+
+
+class _Unfit(Exception):
+    """The content of a file is not that of a checkpoint."""
+
+
+def _require_plain(content: Any, size: int) -> None:
+    """Raises _Unfit for content that would take unbounded time or memory, now or when it is copied.
+
+    Args:
+        size: bytes of the file, which its tensors cannot exceed, unless they are views of one another.
+    """
+    seen: set[tuple] = set()
+    stack, left = [(content, 0)], _MOST_VALUES
+    while stack:
+        value, depth = stack.pop()
+        left -= 1
+        if left < 0 or depth > _DEEPEST:
+            raise _Unfit(f"it holds more than {_MOST_VALUES:,} values, or is nested too deeply")
+        if isinstance(value, torch.Tensor):
+            if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
+                raise _Unfit("a tensor in it is sparse, quantized or without values")
+            view = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+            if view not in seen:
+                seen.add(view)
+                size -= value.nbytes
+            if size < 0:
+                raise _Unfit("its tensors are larger than the file")
+        elif isinstance(value, dict):
+            stack += [(part, depth + 1) for part in value.values()]
+        elif isinstance(value, (list, tuple, set)):
+            stack += [(part, depth + 1) for part in value]

@@ -1,10 +1,12 @@
 """Checkpoints of FSDP: a folder of safetensors files, written by torch.distributed.checkpoint.
 
-Each rank writes its shards; state.json, written last, holds the plain data, and size and SHA-256 of every
-file. The folder is filled under a temporary name and renamed. torch's own metadata file is not used: it is a
-pickle, which could run code; the headers of the safetensors files describe the shards.
+Each rank writes its shards; state.json, written last, holds the plain data, size and SHA-256 of every file,
+and its own SHA-256. The folder is filled under a temporary name and renamed. torch's own metadata file is not
+used: it is a pickle, which could run code; the headers of the safetensors files describe the shards.
 """
 
+import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -17,14 +19,26 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from safetensors import safe_open
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from errors import Failure
-from files import TEMPORARY_SUFFIX, copy_atomically, file_sha256, sync_folder, utf8_path, write_json
+from files import (
+    TEMPORARY_SUFFIX,
+    copy_atomically,
+    file_sha256,
+    read_json,
+    require_regular,
+    sync_folder,
+    utf8_path,
+    write_json,
+)
 from optim.checkpoint_file import staging_name
 
 STATE = "state.json"
 _TENSORS = "*.safetensors"
+_SHARDING = "DCP_SHARDING_INFO"  # in a header of torch's: where each tensor's shard begins, by dimension
+_Shard = tuple[int, int, Any]  # first row of a tensor, number of rows, open file
 
 
 def write(path: Path, content: dict[str, Any], staging: Path | None, group: dist.ProcessGroup | None) -> None:
@@ -44,16 +58,12 @@ def write(path: Path, content: dict[str, Any], staging: Path | None, group: dist
     try:
         _on_all_ranks(group, main, lambda: _make_empty(temporary))
         _on_all_ranks(group, True, lambda: local.mkdir(parents=True, exist_ok=True))
-        writer = HuggingFaceStorageWriter(str(local), save_distributed=True)
-        with _quiet():
-            _on_all_ranks(
-                group, True,
-                lambda: dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None),
-            )  # fmt: skip
-        if staging is not None:
-            rank = 0 if group is None else dist.get_rank(group)
-            _on_all_ranks(group, True, lambda: _copy_own(local, temporary, rank))
-        _on_all_ranks(group, main, lambda: _complete(temporary, path, plain))
+        _on_all_ranks(group, True, lambda: _save_own(local, tensors, group))
+        rank = 0 if group is None else dist.get_rank(group)
+        # Each rank lists its own: on a network file system, rank 0 may not see them yet.
+        own = _on_all_ranks(group, True, lambda: _describe_own(local, temporary, rank))
+        files = {name: about for of_rank in own for name, about in of_rank.items()}
+        _on_all_ranks(group, main, lambda: _complete(temporary, path, plain, files))
     finally:
         if staging is not None:
             shutil.rmtree(local, ignore_errors=True)
@@ -61,32 +71,77 @@ def write(path: Path, content: dict[str, Any], staging: Path | None, group: dist
 
 def read(path: Path) -> dict[str, Any]:
     """The content, with full tensors on the CPU, whatever number of ranks wrote it. Raises Failure."""
-    check(path)
+    state = check(path)
     try:
-        plain = json.loads((path / STATE).read_text(encoding="utf-8"))["state"]
-        with _quiet(), utf8_path(path) as readable:
-            described = HuggingFaceStorageReader(str(readable)).read_metadata().state_dict_metadata
-            tensors = {
-                name: torch.empty(about.size, dtype=about.properties.dtype)
-                for name, about in described.items()
-            }
-            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(readable)), no_dist=True)
-        return _join(tensors, plain)
+        with utf8_path(path) as readable:
+            return _join(_read_tensors([readable / name for name in state["files"]]), state["state"])
     except Exception as error:
         raise Failure(f"{path} is damaged or no checkpoint ({type(error).__name__}: {error})") from error
 
 
-def check(path: Path) -> None:
-    """Raises Failure when a file is missing, or its size or checksum does not match."""
+def check(path: Path) -> dict[str, Any]:
+    """The content of state.json.
+
+    Raises Failure when it or a file is missing, when one has another size or checksum, and for shards that it
+    does not list.
+    """
     try:
-        files = json.loads((path / STATE).read_text(encoding="utf-8"))["files"]
+        state = read_json(path / STATE)
+        files = state["files"]
+        # Checkpoints of before this checksum have none.
+        if state.keys() - {"sha256"} != {"state", "files"} or (
+            state.get("sha256", _digest(state)) != _digest(state)
+        ):
+            raise Failure(f"{path} is damaged: the checksum of {STATE} does not match")
         for name, about in files.items():
             if Path(name).name != name or (path / name).stat().st_size != about["size"]:
                 raise Failure(f"{path} is damaged: {name} has another size")
+            require_regular(path / name)
             if file_sha256(path / name) != about["sha256"]:
                 raise Failure(f"{path} is damaged: the checksum of {name} does not match")
+        unlisted = {file.name for file in path.glob(_TENSORS)} - files.keys()
+        if unlisted:
+            raise Failure(f"{path} is damaged: {min(unlisted)} is not of this checkpoint")
+        return state
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Failure(f"{path} is damaged or no checkpoint ({type(error).__name__}: {error})") from error
+
+
+def _digest(state: dict[str, Any]) -> str:
+    """SHA-256 of the data in state.json, as they are after reading."""
+    return hashlib.sha256(json.dumps([state["state"], state["files"]]).encode()).hexdigest()
+
+
+def _read_tensors(paths: list[Path]) -> dict[str, torch.Tensor]:
+    """Full tensors by name, joined from the shards in these files. Raises ValueError where they have holes.
+
+    torch's reader would allocate any declared size, and leave uninitialised what no shard holds.
+    """
+    with contextlib.ExitStack() as stack:
+        shards: dict[str, list[_Shard]] = {}
+        for path in paths:
+            file = stack.enter_context(safe_open(path, "pt"))
+            offsets = json.loads((file.metadata() or {}).get(_SHARDING, "{}"))
+            for name in file.keys():  # noqa: SIM118  (the file is no dict)
+                rows, *_ = file.get_slice(name).get_shape() or [1]
+                first, *others = offsets.get(name, {}).get("saved_offsets") or [0]
+                if any(others):
+                    raise ValueError(f"{name} is split in a dimension that is not the first")
+                shards.setdefault(name, []).append((first, rows, file))
+        return {name: _join_shards(name, parts) for name, parts in shards.items()}
+
+
+def _join_shards(name: str, parts: list[_Shard]) -> torch.Tensor:
+    """The full tensor: FSDP's shards follow one another in the first dimension."""
+    parts, end = sorted(parts, key=lambda part: part[:2]), 0
+    for first, rows, _ in parts:
+        if first != end:
+            raise ValueError(f"a shard of {name} is missing, or there twice")
+        end += rows
+    tensors = [file.get_tensor(name) for _, _, file in parts]
+    if len({tensor.dtype for tensor in tensors}) > 1:
+        raise ValueError(f"the shards of {name} have several dtypes")
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def _split(content: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -131,18 +186,26 @@ def _make_empty(temporary: Path) -> None:
     temporary.mkdir(parents=True)
 
 
-def _copy_own(local: Path, temporary: Path, rank: int) -> None:
-    for source in local.glob(f"shard-{rank + 1:05d}-*"):
-        copy_atomically(source, temporary / source.name)
+def _save_own(local: Path, tensors: dict[str, torch.Tensor], group: dist.ProcessGroup | None) -> None:
+    writer = HuggingFaceStorageWriter(str(local), save_distributed=True)
+    with _quiet():
+        dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
 
 
-def _complete(temporary: Path, path: Path, plain: dict[str, Any]) -> None:
+def _describe_own(local: Path, temporary: Path, rank: int) -> dict[str, Any]:
+    """Size and checksum of the rank's files by name; they are copied where `local` is a staging folder."""
+    files = {}
+    for file in local.glob(f"shard-{rank + 1:05d}-*"):
+        files[file.name] = {"size": file.stat().st_size, "sha256": file_sha256(file)}
+        if local != temporary:
+            copy_atomically(file, temporary / file.name)
+    return files
+
+
+def _complete(temporary: Path, path: Path, plain: dict[str, Any], files: dict[str, Any]) -> None:
     """Write state.json and rename the folder; an old checkpoint of that name is deleted last."""
-    files = {
-        file.name: {"size": file.stat().st_size, "sha256": file_sha256(file)}
-        for file in sorted(temporary.glob(_TENSORS))
-    }
-    write_json(temporary / STATE, {"state": plain, "files": files})
+    state = {"state": plain, "files": files}
+    write_json(temporary / STATE, state | {"sha256": _digest(state)})
     sync_folder(temporary)
     old = path.with_name(f"{path.name}.old{TEMPORARY_SUFFIX}")
     if path.exists():
@@ -152,21 +215,25 @@ def _complete(temporary: Path, path: Path, plain: dict[str, Any]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _on_all_ranks(group: dist.ProcessGroup | None, mine: bool, work: Callable[[], Any]) -> None:
-    """Do `work` on the ranks where `mine`; raises Failure on all ranks if it failed on one."""
-    reason = None
+def _on_all_ranks(group: dist.ProcessGroup | None, mine: bool, work: Callable[[], Any]) -> list[Any]:
+    """Do `work` on the ranks where `mine`; returns its results by rank.
+
+    Raises Failure on all ranks if it failed on one.
+    """
+    result = reason = None
     if mine:
         try:
-            work()
+            result = work()
         except (OSError, Failure, dcp.CheckpointException, RuntimeError) as error:
             reason = _reason(error)
-    reasons = [reason]
+    outcomes: list[Any] = [(result, reason)]
     if group is not None:
-        reasons = [None] * dist.get_world_size(group)
-        dist.all_gather_object(reasons, reason, group)
-    for found in reasons:
+        outcomes = [None] * dist.get_world_size(group)
+        dist.all_gather_object(outcomes, (result, reason), group)
+    for _, found in outcomes:
         if found is not None:
             raise Failure(f"cannot write a checkpoint: {found}")
+    return [result for result, _ in outcomes]
 
 
 def _reason(error: BaseException) -> str:

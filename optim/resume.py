@@ -1,6 +1,5 @@
 """Whether a run has finished, the checkpoint it starts from, and the schedule of an extended run."""
 
-import json
 import logging
 from argparse import Namespace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 from config.base import all_flags
 from config.run_name import identity
 from errors import UsageError
+from files import read_json
 from models import ModelConfig
 from optim import checkpoint
 
@@ -24,7 +24,7 @@ def has_finished(args: Namespace, folder: Path) -> bool:
     if args.use_pretrained is None or not checkpoint.covered_by_summary(folder, args.iterations):
         return False  # None asks for a fresh start, which `find_start` refuses here
     path = folder / "summary.json"
-    differences = _differences(json.loads(path.read_text(encoding="utf-8")).get("args"), args)
+    differences = _differences(read_json(path).get("args"), args)
     if differences:
         raise UsageError(
             f"{path} is of a finished run with other flags ({', '.join(differences.values())}); "
@@ -106,6 +106,11 @@ def _compare(path: Path, saved: dict[str, Any], args: Namespace) -> None:
         raise UsageError(
             f"{path} is of another architecture ({', '.join(architecture)}); "
             "give the flags it was trained with, or another --exp_name"
+        )
+    if "opt" in differences:
+        raise UsageError(
+            f"{path} holds the state of another optimiser ({differences['opt']}); "
+            "give the one it was trained with, or another --exp_name"
         )
     if differences:
         logger.warning(f"{path} was trained with other flags: {', '.join(differences.values())}")

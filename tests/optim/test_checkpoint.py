@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import warnings
+import zipfile
 
 import pytest
 import torch
@@ -103,6 +105,72 @@ def test_what_is_no_checkpoint(tmp_path):
         checkpoint.find(tmp_path / "gone")
     with pytest.raises(UsageError, match="holds no checkpoint"):
         checkpoint.find(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "dcp"])
+def test_pipes_devices_and_links_in_place_of_files_are_named(tmp_path, suffix):
+    path = tmp_path / f"ckpt_3.{suffix}"
+    if suffix == "dcp":
+        path.mkdir()
+        path /= "state.json"
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path)):
+        make(path)
+        with pytest.raises(Failure, match=r"not a regular file|no such checkpoint|levels of symbolic links"):
+            checkpoint.load(tmp_path / f"ckpt_3.{suffix}")
+        path.unlink()
+
+
+def test_a_pipe_as_summary_is_named(tmp_path):
+    os.mkfifo(tmp_path / "summary.json")
+    with pytest.raises(UsageError, match="is not the summary of a run"):
+        checkpoint.covered_by_summary(tmp_path, 1)
+
+
+def expanding(depth):
+    """2^depth values in `depth` dicts."""
+    nested = {"a": 1}
+    for _ in range(depth):
+        nested = {"a": nested, "b": nested}
+    return nested
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"a": torch.zeros(1).expand(10**12)},
+        {"a": torch.empty(10**15, device="meta")},
+        {"a": torch.eye(3).to_sparse()},
+        {str(n): torch.zeros(300)[n:] for n in range(3)} | {"views": torch.zeros(1).expand(9999)},
+        expanding(30),
+    ],
+    ids=["view", "meta", "sparse", "views", "nested"],
+)
+def test_contents_that_would_take_all_memory_are_refused(tmp_path, model):
+    torch.save({"step": 3, "model": model}, tmp_path / "ckpt_3.pt")
+    with pytest.raises(Failure, match="is no checkpoint: "):
+        checkpoint.load(tmp_path / "ckpt_3.pt")
+
+
+@pytest.mark.parametrize("how", ["compressed", "twice"])
+def test_archives_that_torch_does_not_write_are_refused(tmp_path, how):
+    write(tmp_path / "good.pt", 3)
+    path = tmp_path / "ckpt_3.pt"
+    with zipfile.ZipFile(tmp_path / "good.pt") as good, zipfile.ZipFile(path, "w") as hostile:
+        kind = zipfile.ZIP_DEFLATED if how == "compressed" else zipfile.ZIP_STORED
+        for name in good.namelist():
+            for _ in range(1 + (how == "twice" and name.endswith("data/0"))):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)
+                    hostile.writestr(name, good.read(name), kind)
+    with pytest.raises(Failure, match="torch does not write such archives"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("damage", [{"step": "3"}, {"step": -1}, {"model": []}, {"args": None}], ids=str)
+def test_damaged_plain_data_is_named(tmp_path, damage):
+    checkpoint.write(tmp_path / "ckpt_3.pt", {"format": "cotformer-lab/1", "step": 3, "model": {}} | damage)
+    with pytest.raises(Failure, match=f"is damaged or no checkpoint: its {next(iter(damage))} "):
+        checkpoint.load(tmp_path / "ckpt_3.pt")
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path):

@@ -5,8 +5,10 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from errors import Failure
+from files import file_sha256
 from optim import checkpoint, checkpoint_file, checkpoint_folder
 from tests.optim.test_checkpoint import RunsACommand
 
@@ -83,6 +85,72 @@ def test_a_damaged_folder_is_named_and_the_one_before_taken(tmp_path, damage, ca
     said = capsys.readouterr().out
     assert said.count("warning: ") == said.count("\n") == 1 and "ckpt_4.dcp is damaged" in said
     assert broken.exists()
+
+
+def test_a_flipped_bit_in_the_plain_data_is_damage_or_changes_nothing(tmp_path):
+    path, first = tmp_path / "ckpt_3.dcp", content()
+    checkpoint.write(path, first)
+    state = path / "state.json"
+    intact = state.read_bytes()
+    for at in range(len(intact)):
+        flip(state, at)
+        try:
+            assert_equal(checkpoint.load(path), first)
+        except Failure as error:
+            assert "ckpt_3.dcp is damaged" in str(error)
+        state.write_bytes(intact)
+
+
+def test_a_folder_of_before_the_checksum_of_its_plain_data_is_read(tmp_path):
+    path, first = tmp_path / "ckpt_3.dcp", content()
+    checkpoint.write(path, first)
+    state = json.loads((path / "state.json").read_text())
+    del state["sha256"]
+    (path / "state.json").write_text(json.dumps(state))
+    assert_equal(checkpoint.load(path), first)
+
+
+def shards(path, *parts):
+    """A checkpoint whose tensor `model/a` consists of (first row, rows) in files of their own."""
+    checkpoint.write(path, content() | {"model": {}, "tied": {}, "optimizer": {}})
+    state = json.loads((path / "state.json").read_text())
+    for number, (first, values) in enumerate(parts):
+        file = path / f"shard-{number}.safetensors"
+        where = {"model/a": {"saved_offsets": [first] + [0] * (values.dim() - 1)}}
+        save_file({"model/a": values}, file, {"DCP_SHARDING_INFO": json.dumps(where)})
+        state["files"][file.name] = {"size": file.stat().st_size, "sha256": file_sha256(file)}
+    del state["sha256"]
+    (path / "state.json").write_text(json.dumps(state))
+
+
+def test_shards_are_joined_in_their_order(tmp_path):
+    a = torch.randn(5, 3)
+    shards(tmp_path / "ckpt_3.dcp", (4, a[4:]), (0, a[:2]), (2, a[2:4]))
+    assert torch.equal(checkpoint.load(tmp_path / "ckpt_3.dcp")["model"]["a"], a)
+
+
+@pytest.mark.parametrize("fault", ["hole", "first", "twice", "dtype", "columns", "huge"])
+def test_shards_with_holes_or_overlaps_are_damage(tmp_path, fault):
+    a, path = torch.randn(6, 3), tmp_path / "ckpt_3.dcp"
+    parts = {
+        "hole": [(0, a[:2]), (4, a[4:])],
+        "first": [(2, a[2:])],
+        "twice": [(0, a[:2]), (0, a[:2]), (2, a[2:])],
+        "dtype": [(0, a[:2]), (2, a[2:].double())],
+        "columns": [(0, a[:2]), (2, a[2:, :2].clone())],
+        "huge": [(0, a), (10**12, a)],
+    }
+    shards(path, *parts[fault])
+    with pytest.raises(Failure, match=r"ckpt_3.dcp is damaged"):
+        checkpoint.load(path)
+
+
+def test_a_shard_that_is_not_listed_is_named(tmp_path):
+    path = tmp_path / "ckpt_3.dcp"
+    checkpoint.write(path, content())
+    save_file({"model/a.weight": torch.zeros(5, 4)}, path / "shard-00000.safetensors")
+    with pytest.raises(Failure, match=r"shard-00000.safetensors is not of this checkpoint"):
+        checkpoint.load(path)
 
 
 @pytest.mark.parametrize("where", [".metadata", "state.json", "tensors"])

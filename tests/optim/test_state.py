@@ -1,5 +1,6 @@
 """Sums, seeds, optimisers, metrics: the small parts of the loop."""
 
+import copy
 import dataclasses
 import json
 
@@ -108,6 +109,98 @@ def test_a_checkpoint_of_another_network_is_refused():
         state.restore(content, CONFIG)
     with pytest.raises(Failure, match="no training checkpoint of this project"):
         state.restore({"model": {}}, CONFIG)
+
+
+def trained(opt="adamw"):
+    """A state after one step, its checkpoint, and its configuration."""
+    config = dataclasses.replace(CONFIG, opt=opt, iterations=10)
+    state = TrainState.fresh(network(), config, torch.amp.GradScaler("cpu", enabled=False))
+    ids = torch.randint(0, 20, (2, 8))
+    state.model(ids, ids)["loss"].backward()
+    state.optimizer.step()
+    state.step = 1
+    return state, copy.deepcopy(state.to_checkpoint()), config
+
+
+# A slot of the optimiser's state or a weight that the kernels of the next step would trust.
+UNFIT = {
+    "shape": lambda t: t.new_zeros(1),
+    "larger": lambda t: t.new_zeros(2 * t.shape[0], t.shape[1]),
+    "dtype": lambda t: t.double(),
+    "integers": lambda t: t.long(),
+    "strides": lambda t: t.t().contiguous().t(),
+    "expanded": lambda t: t[:, :1].expand(t.shape),
+    "not a tensor": lambda t: t.tolist(),
+}
+
+
+@pytest.mark.parametrize("place", ["model", "optimizer"])
+@pytest.mark.parametrize("unfit", UNFIT)
+def test_a_tensor_that_does_not_fit_its_weight_is_refused(place, unfit):
+    state, content, config = trained()
+    slots = content["model"] if place == "model" else content["optimizer"][0]
+    name = "transformer.h_mid.0.attn.c_attn.weight" if place == "model" else "exp_avg"
+    slots[name] = UNFIT[unfit](slots[name])
+    with pytest.raises(Failure, match=f"does not fit the flags of this run: {name}"):
+        state.restore(content, config)
+
+
+def test_tensors_in_the_same_memory_are_refused():
+    state, content, config = trained()
+    slots = content["optimizer"]
+    slots[1]["exp_avg"] = slots[1]["exp_avg_sq"]
+    with pytest.raises(Failure, match="exp_avg of weight 1 and exp_avg_sq of weight 1 share their memory"):
+        state.restore(content, config)
+    state, content, config = trained()
+    content["model"]["lm_head.weight"] = content["model"]["lm_head.weight"] + 1
+    with pytest.raises(Failure, match="tied, and differ"):
+        state.restore(content, config)
+
+
+@pytest.mark.parametrize("one", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("other", sorted(OPTIMIZERS))
+def test_the_state_of_another_optimiser_is_refused(one, other):
+    (state, _, config), (_, content, _) = trained(one), trained(other)
+    if one == other:
+        state.restore(content, config)
+    else:
+        with pytest.raises(Failure, match=f"and --opt {one} has"):
+            state.restore(content, config)
+
+
+@pytest.mark.parametrize("lost", ["a weight's", "all"])
+def test_missing_state_of_the_optimiser_is_noticed(lost):
+    state, content, config = trained()
+    if lost == "all":
+        content["optimizer"] = {}
+    else:
+        del content["optimizer"][1]
+    with pytest.raises(Failure, match=r"has no state of the optimiser|has the state of"):
+        state.restore(content, config)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"scale": float("nan")}, {"scale": "1"}, {"scale": -1.0}, {"_growth_tracker": torch.ones(1)}],
+    ids=str,
+)
+def test_a_gradient_scaler_that_does_not_fit_is_refused(damage):
+    state, content, config = trained()
+    state.scaler = torch.amp.GradScaler("cpu")
+    with pytest.raises(Failure, match=f"its gradient scaler has the {next(iter(damage))}"):
+        state.restore(content | {"scaler": state.scaler.state_dict() | damage}, config)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"interval": {"loss_sum": "1"}}, {"seconds": None}, {"step": None}], ids=str
+)
+def test_counters_that_are_missing_or_no_numbers_are_refused(damage):
+    state, content, config = trained()
+    content |= damage
+    for name in [name for name, value in damage.items() if value is None]:
+        del content[name]
+    with pytest.raises(Failure, match="does not fit the flags"):
+        state.restore(content, config)
 
 
 def lines(*steps):
