@@ -22,6 +22,7 @@ _NUMBERS = (
     "series", "setting", "length_factors", "macs_per_sequence", "perplexity", "perplexity_interval_95",
     "average_depth", "seconds_per_token",
 )  # fmt: skip
+_CHANGE = ("change_percent", "change_percent_interval_95")  # from the point of the most compute
 
 
 def draw(
@@ -65,7 +66,12 @@ def draw(
     add_legend(figure, legend, note=_note(sweeps))
     numbers: dict[str, Any] = {"sequence_length": length, "runs": {}}
     for label, content in sweeps.items():
-        numbers["runs"][label] = [{name: entry.get(name) for name in _NUMBERS} for entry in content["points"]]
+        full = max(content["points"], key=_macs)
+        numbers["runs"][label] = [
+            {name: entry.get(name) for name in _NUMBERS}
+            | dict(zip(_CHANGE, _change(entry, full), strict=True))
+            for entry in content["points"]
+        ]
     if published:
         names = ("label", "macs_per_sequence", "perplexity")
         numbers["paper"] = [dict(zip(names, anchor, strict=True)) for anchor in published]

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from files import write_atomically
-from plots.style import COLOURS, new_figure
+from plots.style import BLUE, GREEN, VERMILION, new_figure
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "images" / "looped-middle.svg"
-BLUE, ORANGE, GREEN = COLOURS[0], COLOURS[1], COLOURS[2]
 GREY = "#444444"
 PASSES = 3
 
@@ -40,12 +39,12 @@ def draw(path: Path = OUTPUT) -> None:
     for number in range(PASSES):
         x = left + number * step
         _box(axes, x, 4.4, width, 1.5, f"pass {number + 1}", BLUE, filled=True)
-        _box(axes, x, 0.7, width, 1.0, f"keys, values\nof pass {number + 1}", ORANGE)
+        _box(axes, x, 0.7, width, 1.0, f"keys, values\nof pass {number + 1}", VERMILION)
         _arrow(axes, (x - (0.7 if number == 0 else 1.4), 5.15), (x, 5.15))
-        _arrow(axes, (x + 0.55, 4.4), (x + 0.55, 1.7), ORANGE)
+        _arrow(axes, (x + 0.55, 4.4), (x + 0.55, 1.7), VERMILION)
         for earlier in range(number + 1):
             source = left + earlier * step + width - 0.35
-            _arrow(axes, (source, 1.7), (x + 1.0 + 0.45 * earlier, 4.4), ORANGE, style="--")
+            _arrow(axes, (source, 1.7), (x + 1.0 + 0.45 * earlier, 4.4), VERMILION, style="--")
         if number + 1 < PASSES:
             axes.plot([x + width, x + width + 0.55], [5.15, 5.15], color=GREY)
             axes.plot(x + width + 0.75, 5.15, marker="D", color=GREEN, markersize=11)
@@ -54,7 +53,7 @@ def draw(path: Path = OUTPUT) -> None:
             })  # fmt: skip
     _arrow(axes, (left + 2 * step + width, 5.15), (17.1, 5.15))
     axes.text(left + step / 2 + 2.0, 0.15, "written once (solid), read by this and all later passes (dashed)",
-              color=ORANGE, fontsize=10)  # fmt: skip
+              color=VERMILION, fontsize=10)  # fmt: skip
     axes.plot(0.5, 2.6, marker="D", color=GREEN, markersize=9)
     note = "router (adaptive models):\nwhich tokens take the\nnext pass; the others\nkeep their state"
     axes.text(0.8, 2.6, note, va="center", color=GREEN, fontsize=10)

@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from plots.style import COLOURS, WIDTH, add_legend, new_figure, save_with_numbers
+from plots.style import BLUE, GREEN, SKY, VERMILION, WIDTH, add_legend, new_figure, save_with_numbers
 
-VERDICTS = {"holds": COLOURS[2], "contradicted": COLOURS[1]}
+VERDICTS = {"holds": GREEN, "contradicted": VERMILION}
 
 
 def draw_perplexity(rows: Sequence[Any], path: Path) -> None:
@@ -29,19 +29,17 @@ def draw_perplexity(rows: Sequence[Any], path: Path) -> None:
     for y, row in enumerate(reversed(rows)):
         if row.interval is not None:
             shown += row.interval
-            ours.plot(row.interval, (y, y), color=COLOURS[5], linewidth=5, alpha=0.45, solid_capstyle="butt")
+            ours.plot(row.interval, (y, y), color=SKY, linewidth=5, alpha=0.45, solid_capstyle="butt")
         if row.ours is not None:
             shown.append(row.ours.value)
-            ours.errorbar(row.ours.value, y, xerr=row.ours.margin, fmt="o", color=COLOURS[0])
+            ours.errorbar(row.ours.value, y, xerr=row.ours.margin, fmt="o", color=BLUE)
         else:
             ours.annotate("missing", (0.02, y), xycoords=("axes fraction", "data"), fontsize=8, va="center")
         if row.published is not None:
-            theirs.errorbar(row.published, y, xerr=row.error, fmt="s", color=COLOURS[1])
-    ours.errorbar([], [], xerr=[], fmt="o", color=COLOURS[0], label="ours, 95 % over seeds")
-    ours.plot([], [], color=COLOURS[5], linewidth=5, alpha=0.45, label="95 % over evaluation batches")
-    theirs.errorbar(
-        [], [], xerr=[], fmt="s", color=COLOURS[1], label="the paper's, standard error over seeds"
-    )
+            theirs.errorbar(row.published, y, xerr=row.error, fmt="s", color=VERMILION)
+    ours.errorbar([], [], xerr=[], fmt="o", color=BLUE, label="ours, 95 % over seeds")
+    ours.plot([], [], color=SKY, linewidth=5, alpha=0.45, label="95 % over evaluation batches")
+    theirs.errorbar([], [], xerr=[], fmt="s", color=VERMILION, label="the paper's, standard error over seeds")
     if shown:
         ours.set_xscale("log")
         ours.set_xlim(0.97 * min(shown), 1.03 * max(shown))

@@ -11,8 +11,11 @@ from typing import Any
 from files import write_atomically, write_json
 
 # Okabe and Ito's palette without its yellow, which is too light for lines: colour-blind readers can tell the
-# colours apart. In grey they look alike, so a series also has a marker and a line style of its own.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# colours apart. The first four are far apart in grey as well; every series also has a marker and a line style
+# of its own.
+BLUE, ORANGE, BLACK, VERMILION = "#0072B2", "#E69F00", "#000000", "#D55E00"
+SKY, GREEN, PINK = "#56B4E9", "#009E73", "#CC79A7"
+COLOURS = (BLUE, ORANGE, BLACK, VERMILION, SKY, GREEN, PINK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
 

@@ -57,7 +57,7 @@ def test_curves_of_a_run_without_evaluations_or_with_an_infinite_perplexity(tmp_
 
 
 def figure2_points(**changes):
-    return [{**point, "seeds": 3, **changes} for point in json.loads((NANO / "figure2.json").read_text())]
+    return [point | changes for point in json.loads((NANO / "figure2.json").read_text())]
 
 
 @pytest.mark.parametrize("published, panels", [(False, 2), (True, 4)])
@@ -114,6 +114,7 @@ def test_figure_4_is_written_with_its_numbers(tmp_path):
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     numbers = json.loads(path.with_suffix(".json").read_text())
     assert len(numbers["runs"]["two"]) == 6 and numbers["sequence_length"] == 256
+    assert numbers["runs"]["two"][0]["change_percent"] == pytest.approx(5)
     assert numbers["paper"] == [{"label": "ADM", "macs_per_sequence": 5e9, "perplexity": 23.0}]
 
 

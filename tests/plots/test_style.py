@@ -1,5 +1,6 @@
 """What all figures share: looks, ticks, legends, formats and numbers."""
 
+import itertools
 import json
 
 from plots.style import (
@@ -26,7 +27,9 @@ def test_series_differ_in_colour_and_without_it():
     found = looks(56)
     assert len({(look["color"], look["marker"]) for look in found}) == 56
     assert len({look["marker"] for look in found[:8]}) == 8
-    assert all(lightness(colour) < 0.75 for colour in COLOURS)  # on white paper
+    grey = [lightness(colour) for colour in COLOURS]
+    assert max(grey) < 0.75  # on white paper
+    assert min(abs(one - other) for one, other in itertools.combinations(grey[:4], 2)) > 0.1
     ordered = [lightness(look["color"]) for look in ordered_looks(5)]
     assert ordered == sorted(ordered)
     assert ordered_looks(1)[0]["linewidth"] > ordered_looks(2)[1]["linewidth"]
