@@ -9,7 +9,8 @@ import config
 import models
 from data import Corpus, open_corpus_from_args
 from data.batches import EvaluationBatches, contiguous_batches
-from data.tokenizers import Tokenizer, make_tokenizer, tokenizer_from_meta
+from data.corpora import is_local
+from data.tokenizers import NAMES, Tokenizer, make_tokenizer, tokenizer_from_meta
 from distributed import Precision, choose_device, choose_precision, require_single_process
 from errors import Failure, UsageError
 from files import read_json
@@ -40,13 +41,16 @@ class Restored:
         return self.args.eval_seq_length or self.args.sequence_length
 
     def open_corpus(self) -> Corpus:
-        """Returns the corpus of the flags, prepared on first use.
+        """Returns the corpus of the flags, prepared on first use; local files in the model's tokens.
 
         Raises:
             UsageError: its tokens are not those of the model.
             Failure: it is damaged or cannot be prepared.
         """
-        corpus = open_corpus_from_args(self.args, self.sequence_length)
+        args, own = Namespace(**vars(self.args)), (self.tokenizer or {}).get("name")
+        if args.tokenizer is None and own in NAMES and is_local(args.dataset):
+            args.tokenizer = own
+        corpus = open_corpus_from_args(args, self.sequence_length)
         corpus.require_tokenizer(self.tokenizer, f"the model in {self.path}")
         return corpus
 
@@ -96,6 +100,9 @@ def restore(path: Path, given: dict[str, Any]) -> Restored:
     ours = content.get("format") == FORMAT
     args = config.complete(content["args"] if ours else _summary_args(path, given), given)
     model = models.make_model_from_args(args)
+    carried = path / pretrained.TOKENIZER  # of an exported model
+    if "tokenizer" not in given and carried.is_file():
+        args.tokenizer = str(carried)
     weights = content.get("model", content)  # a file may hold the weights alone
     _load_weights(model, models.import_original_state_dict(weights, args), path)
     precision = choose_precision(args.dtype, choose_device(args.device))

@@ -2,7 +2,8 @@
 
 model.safetensors holds each weight once, under its first name (the head is the embedding). config.json holds
 the fields of `ModelConfig` under "model", a description of the tokenizer and of the run, and the SHA-256 of
-the weights. Plain data only: reading such a folder runs no code.
+the weights. A tokenizer.json that the model was trained with is there too. Plain data only: reading such a
+folder runs no code.
 """
 
 import os
@@ -20,6 +21,7 @@ from torch import Tensor
 from errors import Failure, UsageError
 from files import (
     TEMPORARY_SUFFIX,
+    copy_atomically,
     file_sha256,
     read_json,
     require_regular,
@@ -32,7 +34,7 @@ from models.config import ModelConfig
 from models.language_model import LanguageModel
 
 FORMAT = "cotformer-lab/model/1"
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 
 
 def is_pretrained(path: Path) -> bool:
@@ -40,8 +42,8 @@ def is_pretrained(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-def save(folder: Path, model: LanguageModel, **about: Any) -> None:
-    """Write the folder atomically. about: plain data for config.json.
+def save(folder: Path, model: LanguageModel, tokenizer_file: Path | None = None, **about: Any) -> None:
+    """Write the folder atomically. about: plain data for config.json. tokenizer_file: copied into it.
 
     Raises UsageError if the folder exists, Failure when writing fails.
     """
@@ -59,6 +61,8 @@ def save(folder: Path, model: LanguageModel, **about: Any) -> None:
             **about,
         }
         write_json(temporary / CONFIG, content)
+        if tokenizer_file is not None:
+            copy_atomically(tokenizer_file, temporary / TOKENIZER)
         os.rename(temporary, folder)
         sync_folder(folder.parent)
     except OSError as error:
