@@ -18,7 +18,7 @@ def main() -> None:
     own, given = config.parse_with_run(None, add_flags, __doc__)
     from tqdm import tqdm
 
-    from evaluation.reports import describe, describe_task, summarise, summary_path
+    from evaluation.reports import check_place, describe, describe_task, result_path, summarise
     from evaluation.restore import restore
     from evaluation.routing import RouteFinder
     from files import write_json
@@ -26,6 +26,8 @@ def main() -> None:
     from optim.validation import Evaluation, evaluate
 
     run = restore(Path(own.checkpoint), given)
+    path = result_path("eval_summary", run, own.output_dir)
+    kept = check_place(path, own.output_dir, printed=True)
     corpus = run.open_corpus()
     print(f"{run.describe()}, on {run.args.dataset}")
     route = RouteFinder(run).from_flags()
@@ -56,12 +58,12 @@ def main() -> None:
     }
     if others:
         about["splits"] = {split: summarise(other) for split, other in others.items()}
-    path = summary_path(run.path, own.output_dir)
-    write_json(path, summarise(result, **about))
     print(describe(result))
     for split, other in others.items():
-        print(describe_task(split, other))
-    print(f"written: {path}")
+        print(describe_task(split, other), flush=True)
+    if kept:
+        write_json(path, summarise(result, **about))
+        print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -101,6 +101,20 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def why_unwritable(folder: Path) -> str | None:
+    """Why no file could be written into a folder, which need not exist yet; None if one could.
+
+    Nothing is left behind.
+    """
+    try:
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
 def is_utf8(text: str) -> bool:
     """Whether a text from the command line or the file system was UTF-8 there: it has no lone surrogates."""
     return text == text.encode(errors="replace").decode()

@@ -59,12 +59,19 @@ def main() -> None:
     from lm_eval.utils import make_table
 
     from evaluation.harness import Harness
+    from evaluation.reports import check_place, result_path
     from evaluation.restore import restore
     from evaluation.routing import RouteFinder
 
     # Likelihoods need causal routing: see Harness.
     run = restore(Path(own.checkpoint), {**given, "routing": "threshold"})
     manager, tasks = load_tasks(own.tasks, own.include_path)
+    run.replaced.pop("routing", None)  # as every time
+    path = result_path(
+        "lm_eval", run, own.output_dir,
+        budget=own.budget, limit=own.limit, num_fewshot=own.num_fewshot,
+    )  # fmt: skip
+    kept = check_place(path, own.output_dir, printed=True)
     print(run.describe())
     route = RouteFinder(run).for_generation(own.budget)
     if route.about:
@@ -86,13 +93,15 @@ def main() -> None:
         limit=own.limit,
         log_samples=False,
     )
-    path = write_results(results, run, route, harness, own.limit, own.output_dir)
     print(make_table(results))
     if results.get("groups"):
         print(make_table(results, "groups"))
     for note, count in harness.notes.items():
         print(f"note: {count} {note}")
-    print(f"{harness.average_passes:.2f} of {run.model.config.repeats} passes per token; written: {path}")
+    print(f"{harness.average_passes:.2f} of {run.model.config.repeats} passes per token", flush=True)
+    if kept:
+        write_results(path, results, run, route, harness, own.limit)
+        print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -43,21 +43,24 @@ def add_flags(parser: argparse.ArgumentParser, name: str) -> None:
 
 @dataclass(frozen=True)
 class Analysis:
-    """A restored model, the text that it is run on, and the folder of the results."""
+    """A restored model, its text, and the folder of the results (None: the checkpoint's)."""
 
     name: str
     run: "Restored"
     corpus: "Corpus"
     split: str
-    folder: Path
+    output_dir: Path | None
 
     @property
     def batches(self) -> "EvaluationBatches":
         return self.run.batches(self.split, self.corpus)
 
     def path(self, ending: str) -> Path:
-        """<folder>/<name>_<checkpoint><ending>."""
-        return self.folder / f"{self.name}_{self.run.path.stem}{ending}"
+        """<folder>/<name>_<checkpoint><ending>, with the split and flags that differ from the run's."""
+        from evaluation.reports import result_path
+
+        split = None if self.split == "val" else self.split
+        return result_path(self.name, self.run, self.output_dir, ending, split=split)
 
     def about(self, **more: Any) -> dict[str, Any]:
         """The first entries of a .json: checkpoint, data and arithmetic, then `more`."""
@@ -94,6 +97,7 @@ def begin(
     Raises:
         UsageError: the command does not support the model.
     """
+    from evaluation.reports import check_place
     from evaluation.restore import restore
 
     folder = own.output_dir
@@ -102,8 +106,10 @@ def begin(
     run = restore(Path(own.checkpoint), given)
     require_possible(run, command or f"analysis.{name}", supports, attentions)
     corpus = run.open_corpus()
+    analysis = Analysis(name, run, corpus, own.split, folder)
+    check_place(analysis.path(""), folder)
     print(f"{run.describe()}, on {own.split} of {run.args.dataset}")
-    return Analysis(name, run, corpus, own.split, folder or run.path.parent)
+    return analysis
 
 
 def require_possible(

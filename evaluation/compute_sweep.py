@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from data.batches import EvaluationBatches
 from errors import Failure, UsageError
 from evaluation.calibration import capacities_at, threshold_for
-from evaluation.reports import summarise
+from evaluation.reports import check_place, summarise
 from evaluation.restore import Restored
 from evaluation.router_weights import extract, identity, read_weights, require_routers, weights_path
 from evaluation.routing import RouteFinder, by_topk
@@ -148,6 +148,7 @@ def measure(run: Restored, output_dir: Path | None, budgets: Sequence[float] = (
     require_routers(run)
     about = {"checkpoint": run.path.name, "batch_size": run.args.batch_size, **identity(run, "val")}
     path = (output_dir or run.path.parent) / f"ppl_per_mac_{run.path.stem}.json"
+    check_place(path, output_dir)
     file = SweepFile(path, about)
     cascaded = _cascaded_scores(run, output_dir)
     more = [1.0 - threshold_for(run.model.config, cascaded, run.sequence_length, part) for part in budgets]
@@ -173,10 +174,12 @@ def measure(run: Restored, output_dir: Path | None, budgets: Sequence[float] = (
 
 def _cascaded_scores(run: Restored, output_dir: Path | None) -> np.ndarray:
     """Returns the lowest scores so far (N, R - 1) of the validation set, extracted where they are missing."""
+    # Another sample size of the same tokens serves as well.
+    whole = weights_path(replace(run, replaced={}), output_dir)
     path = weights_path(run, output_dir)
+    path = path if path.exists() else whole
     if path.exists():
         arrays, summary = read_weights(path)
-        # Another sample size of the same tokens serves as well.
         wanted = {name: value for name, value in identity(run, "val").items() if name != "sample_size"}
         for name, value in wanted.items():
             if summary.get(name) != value:

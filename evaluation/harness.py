@@ -151,8 +151,9 @@ class Harness(TemplateLM):
         first, so that running out of memory happens at once.
         """
         by_input = defaultdict(list)
-        for index, (tokens, _) in enumerate(windows):
-            by_input[tuple(tokens[:-1])].append(index)
+        for index, (tokens, count) in enumerate(windows):
+            if count:  # a continuation without tokens is certain: the context's last token may include it
+                by_input[tuple(tokens[:-1])].append(index)
         inputs = sorted(by_input, key=lambda tokens: (-len(tokens), tokens))
         scores = [(0.0, True)] * len(windows)
         bar = _bar(len(inputs), "log-likelihoods", disable_tqdm)
@@ -167,8 +168,6 @@ class Harness(TemplateLM):
 
     def _score_one(self, logits: Tensor, tokens: list[int]) -> tuple[float, bool]:
         """Score tokens by the logits (count, V) that predict them."""
-        if not len(logits):  # the context's last token includes the continuation
-            return 0.0, True
         expected = torch.tensor(tokens, device=logits.device)
         found = logits.float().log_softmax(-1).gather(1, expected[:, None]).double().sum().item()
         # The vocabulary may be padded with ids that no tokeniser knows; they are never generated.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Entries of the harness's results that the .json repeats.
 KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
+OF_TASKS = ("average_passes", "notes")  # of the tasks of one call
 
 
 def require_harness() -> None:
@@ -92,19 +93,20 @@ def _first_line(error: BaseException) -> str:
 
 
 def write_results(
+    path: Path,
     results: dict[str, Any],
     run: "Restored",
     route: "Route",
     harness: "Harness",
     limit: int | None,
-    output_dir: Path | None,
-) -> Path:
-    """Write lm_eval_<checkpoint>.json; returns its path.
+) -> None:
+    """Write lm_eval_<checkpoint>.json.
+
+    Results of other tasks in the file stay, if they are of the same model and settings.
 
     Args:
         results: what `lm_eval.simple_evaluate` returned.
         limit: questions of each task; None: all.
-        output_dir: None: next to the checkpoint.
     """
     import lm_eval
     from lm_eval.utils import handle_non_serializable
@@ -123,9 +125,19 @@ def write_results(
         "notes": harness.notes,
         **{name: results[name] for name in KEPT if name in results},
     }
-    path = (output_dir or run.path.parent) / f"lm_eval_{run.path.stem}.json"
-    write_json(path, json.loads(json.dumps(content, default=handle_non_serializable)))
-    return path
+    new = json.loads(json.dumps(content, default=handle_non_serializable))
+    old = _results_of(path, new)
+    write_json(path, new | {name: old[name] | new.get(name, {}) for name in KEPT if name in old})
+
+
+def _results_of(path: Path, like: dict[str, Any]) -> dict[str, Any]:
+    """The content of an earlier file of the same model and settings; empty without one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        same = all(found.get(name) == like[name] for name in like if name not in (*KEPT, *OF_TASKS))
+        return found if same and all(isinstance(found[name], dict) for name in KEPT if name in found) else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 if __name__ == "__main__":

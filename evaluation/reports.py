@@ -1,9 +1,21 @@
-"""Reports of evaluations: eval_summary_<checkpoint>.json, and lines for the terminal."""
+"""Reports of evaluations: names and places of their files, eval_summary_<checkpoint>.json, lines to print."""
 
+import hashlib
+import logging
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from errors import UsageError, stdout_is_result
+from files import folder_name, why_unwritable
 from optim.validation import Evaluation
+
+if TYPE_CHECKING:
+    from evaluation.restore import Restored
+
+logger = logging.getLogger(__name__)
+
+_LONGEST = 120  # characters about an evaluation in a file's name
 
 
 def summarise(result: Evaluation, **about: Any) -> dict[str, Any]:
@@ -32,9 +44,48 @@ def summarise(result: Evaluation, **about: Any) -> dict[str, Any]:
     }
 
 
-def summary_path(checkpoint: Path, output_dir: Path | None) -> Path:
-    """Returns eval_summary_<checkpoint>.json, next to the checkpoint or in output_dir."""
-    return (output_dir or checkpoint.parent) / f"eval_summary_{checkpoint.stem}.json"
+def result_path(
+    kind: str, run: "Restored", output_dir: Path | None, ending: str = ".json", **own: Any
+) -> Path:
+    """Returns the path of a result, next to the checkpoint or in output_dir.
+
+    It is <kind>_<checkpoint><ending> for a full evaluation of the run as it was trained. Others never replace
+    that, as their flags are in their names: eval_summary_ckpt_eval_sample_size=10.json.
+
+    Args:
+        own: flags of the script that change the result; None: not given.
+    """
+    given = {**run.replaced, **{name: value for name, value in own.items() if value is not None}}
+    parts = [f"_{name}={_in_name(name, value)}" for name, value in given.items()]
+    about = re.sub(r"[^\w.,=+-]+", "-", "".join(parts), flags=re.ASCII)
+    if len(about) > _LONGEST:
+        about = f"{about[:_LONGEST]}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
+    return (output_dir or run.path.parent) / f"{kind}_{run.path.stem}{about}{ending}"
+
+
+def _in_name(name: str, value: Any) -> str:
+    if name == "dataset":
+        return folder_name(value)
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def check_place(path: Path, output_dir: Path | None, printed: bool = False) -> bool:
+    """Check, before an evaluation, that its result can be written. Returns whether it will be.
+
+    Args:
+        output_dir: the flag that was given.
+        printed: the script also prints the result: without an output_dir that is enough, and it is said.
+
+    Raises UsageError otherwise.
+    """
+    reason = why_unwritable(path.parent)
+    if reason is None:
+        return True
+    if output_dir is not None or not printed:
+        raise UsageError(f"{path} cannot be written ({reason}); give another --output_dir")
+    logger.warning(f"{path} cannot be written ({reason}): the result is only printed; --output_dir keeps it")
+    stdout_is_result()
+    return False
 
 
 def describe(result: Evaluation) -> str:

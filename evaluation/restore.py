@@ -1,12 +1,13 @@
 """Restores a trained model from its checkpoint, or from an exported folder."""
 
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import config
 import models
+from config.base import all_flags
 from data import Corpus, open_corpus_from_args
 from data.batches import EvaluationBatches, contiguous_batches
 from data.corpora import is_local
@@ -14,8 +15,11 @@ from data.tokenizers import NAMES, Tokenizer, make_tokenizer, tokenizer_from_met
 from distributed import Precision, choose_device, choose_precision, require_single_process
 from errors import Failure, UsageError
 from files import read_json
+from flags import Identity
 from models import pretrained
+from models.config import MODEL_FLAGS
 from models.language_model import LanguageModel
+from models.variants import find_variant
 from optim import checkpoint
 from optim.state import FORMAT
 
@@ -26,6 +30,7 @@ class Restored:
 
     args: the flags of its training, overridden by the flags given now. tokenizer: describes its tokeniser;
     None for checkpoints of the released code. step: updates made; None if the file does not hold it.
+    replaced: the flags given now that evaluate something else than the run's own flags do.
     """
 
     path: Path
@@ -34,6 +39,7 @@ class Restored:
     precision: Precision
     tokenizer: dict[str, Any] | None
     step: int | None
+    replaced: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sequence_length(self) -> int:
@@ -98,7 +104,8 @@ def restore(path: Path, given: dict[str, Any]) -> Restored:
     require_single_process()
     path, content = _read(path)
     ours = content.get("format") == FORMAT
-    args = config.complete(content["args"] if ours else _summary_args(path, given), given)
+    own_args = content["args"] if ours else _summary_args(path, given)
+    args = config.complete(own_args, given)
     model = models.make_model_from_args(args)
     carried = path / pretrained.TOKENIZER  # of an exported model
     if "tokenizer" not in given and carried.is_file():
@@ -113,7 +120,31 @@ def restore(path: Path, given: dict[str, Any]) -> Restored:
         precision=precision,
         tokenizer=content.get("tokenizer") if ours else None,
         step=content.get("step", content.get("itr")),
+        replaced=_replaced(own_args, args, given),
     )
+
+
+def _replaced(own_args: dict[str, Any], args: Namespace, given: dict[str, Any]) -> dict[str, Any]:
+    """The flags given now, with other values than the run's, that change what is evaluated.
+
+    Not those of how it is computed (device, batch size, arithmetic). Without flags of the run, those given
+    describe it, and only settings of evaluations replace anything.
+    """
+    found = {}
+    network = {one.name for one in MODEL_FLAGS if one.identity is not Identity.NEVER or one.read_by}
+    features = (None, *find_variant(args.model).features)
+    for one in all_flags():
+        if one.name not in given or one.read_by not in features:
+            continue
+        if one.name in network or one.name in ("dataset", "eval_seq_length", "eval_sample_size"):
+            value = getattr(args, one.name)
+            default = one.default if one.identity is Identity.NEVER and one.name != "dataset" else value
+            own = own_args.get(one.name, default)
+            if one.name == "model":
+                own = find_variant(own).name
+            if value != own:
+                found[one.name] = value
+    return found
 
 
 def _read(path: Path) -> tuple[Path, dict[str, Any]]:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from errors import Failure, UsageError
 from evaluation.calibration import cascade, router_scores, routers_digest
+from evaluation.reports import check_place, result_path
 from evaluation.restore import Restored
 from files import write_atomically, write_json
 from tables import aligned_table
@@ -51,9 +52,9 @@ def position_cascade(scores: np.ndarray) -> np.ndarray:
     return torch.stack(rows, -1).numpy()
 
 
-def weights_path(run: Restored, output_dir: Path | None) -> Path:
-    """Returns router_weights_<checkpoint>.npz, next to the checkpoint or in output_dir."""
-    return (output_dir or run.path.parent) / f"router_weights_{run.path.stem}.npz"
+def weights_path(run: Restored, output_dir: Path | None, split: str = "val") -> Path:
+    """Returns router_weights_<checkpoint>.npz, see `reports.result_path`."""
+    return result_path("router_weights", run, output_dir, ".npz", split=None if split == "val" else split)
 
 
 def require_routers(run: Restored) -> None:
@@ -90,13 +91,14 @@ def extract(run: Restored, split: str, output_dir: Path | None) -> tuple[Path, d
         The path of the .npz, and the content of the .json next to it.
 
     Raises:
-        UsageError: the model has no routers.
-        Failure: a file cannot be written.
+        UsageError: the model has no routers, or the folder cannot be written.
+        Failure: writing fails.
     """
     require_routers(run)
     batches = run.batches(split)
     n_tokens, count = batches.windows * run.sequence_length, run.model.config.n_repeat - 1
-    path = weights_path(run, output_dir)
+    path = weights_path(run, output_dir, split)
+    check_place(path, output_dir)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="router_weights_") as folder:

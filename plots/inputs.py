@@ -103,6 +103,8 @@ def check_numbers(output: Path, inputs: Sequence[Path]) -> None:
 def find_results(path: Path, pattern: str, script: str) -> list[Path]:
     """Returns the file itself, or all results of that name in a run's folder.
 
+    Those of full evaluations, if there are any: the names of others hold flags (`reports.result_path`).
+
     Args:
         pattern: of the names, for example ppl_per_mac_*.json.
         script: writes such files.
@@ -115,7 +117,7 @@ def find_results(path: Path, pattern: str, script: str) -> list[Path]:
     found = sorted(path.glob(pattern))
     if not found:
         raise UsageError(f"{path} holds no {pattern}; python {script} --checkpoint {path} writes one")
-    return found
+    return [file for file in found if "=" not in file.name] or found
 
 
 def find_result(path: Path, pattern: str, script: str) -> Path:

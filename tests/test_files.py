@@ -1,12 +1,13 @@
-"""JSON and paths that hold bytes which are no UTF-8."""
+"""JSON and paths that hold bytes which are no UTF-8; folders that cannot be written."""
 
 import json
 import os
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save
 
-from files import encode_json, is_utf8, utf8_path, write_json
+from files import encode_json, is_utf8, utf8_path, why_unwritable, write_json
 
 LATIN = os.fsdecode(b"caf\xe9")
 
@@ -30,3 +31,10 @@ def test_libraries_that_take_utf8_paths_only(tmp_path):
     assert not link.exists() and path.exists()
     with utf8_path(tmp_path) as same:
         assert same == tmp_path
+
+
+def test_where_files_could_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    assert why_unwritable(tmp_path / "new" / "folder") is None and not (tmp_path / "new").exists()
+    assert why_unwritable(tmp_path / "file") == "Not a directory"
+    assert why_unwritable(Path("/proc/self")) is not None

@@ -5,6 +5,7 @@ Most tests are skipped if lm-evaluation-harness is not installed (requirements-l
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -252,7 +253,7 @@ class Command:
 
     def run(self, flags):
         done = self.scripts.run("run_lm_eval.py", f"{self.flags} {flags}", process=True, **self.env)
-        return done.stdout, json.loads((self.folder / "lm_eval_ckpt.json").read_text())
+        return done.stdout, json.loads(Path(done.stdout.rpartition("written: ")[2].strip()).read_text())
 
     def refuse(self, flags, code, *parts):
         said = self.scripts.run(

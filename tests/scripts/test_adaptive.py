@@ -29,8 +29,8 @@ def at(scripts, model=ADM):
     return f"--checkpoint {scripts.folder(model)}"
 
 
-def summary(scripts):
-    return json.loads((scripts.folder(ADM) / "eval_summary_ckpt.json").read_text())
+def summary(scripts, about=""):
+    return json.loads((scripts.folder(ADM) / f"eval_summary_ckpt{about}.json").read_text())
 
 
 @pytest.mark.parametrize("model", ["adaptive_but", "stick_breaking", "pondernet"])
@@ -71,22 +71,27 @@ def test_evaluation_reports_how_it_routed(adm):
     full = summary(adm)
     assert full["routing"] == "topk" and full["average_depth"] == 7 and full["tokens_per_pass"] == [16.0] * 3
     done = adm.run("eval.py", f"{at(adm)} --eval_length_factor 0.5 0.25")
-    assert summary(adm)["tokens_per_pass"] == [16.0, 8.0, 4.0]
-    assert summary(adm)["macs_per_sequence"]["paper"] < full["macs_per_sequence"]["paper"]
+    half = "_eval_length_factor=0.5,0.25"
+    assert summary(adm) == full  # the name says how another one was routed
+    assert summary(adm, half)["tokens_per_pass"] == [16.0, 8.0, 4.0]
+    assert summary(adm, half)["macs_per_sequence"]["paper"] < full["macs_per_sequence"]["paper"]
 
     done = adm.run("eval.py", f"{at(adm)} --eval_length_factor 0.5 0.25 --routing threshold")
     assert "threshold routing (causal)" in done.stdout and "finding thresholds" in done.stdout
-    causal = summary(adm)
+    half += "_routing=threshold"
+    causal = summary(adm, half)
     assert causal["routing"] == "threshold" and len(causal["thresholds"]) == 2
     assert causal["calibration"]["reached"] == pytest.approx([0.5, 0.25], abs=0.01)
     assert causal["tokens_per_pass"][1] == pytest.approx(8, abs=1.5)
     # The second time the thresholds are known.
     done = adm.run("eval.py", f"{at(adm)} --eval_length_factor 0.5 0.25 --routing threshold")
-    assert "finding thresholds" not in done.stdout and summary(adm)["loss"] == causal["loss"]
+    assert "finding thresholds" not in done.stdout and summary(adm, half)["loss"] == causal["loss"]
     # They may also be given.
     given = " ".join(map(str, causal["thresholds"]))
     adm.run("eval.py", f"{at(adm)} --routing threshold --routing_threshold {given}")
-    assert summary(adm)["loss"] == causal["loss"]
+    numbers = ",".join(given.split())
+    about = f"_routing=threshold_routing_threshold={numbers}"
+    assert summary(adm, about)["loss"] == causal["loss"]
 
 
 def test_calibrate(adm):
@@ -178,7 +183,8 @@ def test_the_sweep_of_figure_4_resumes_after_a_kill(adm, tmp_path):
         assert point["perplexity_interval_95"][0] < point["perplexity"] < point["perplexity_interval_95"][1]
     # A fixed depth is what eval.py measures with the same capacities.
     adm.run("eval.py", f"{at(adm)} --eval_sample_size 1600 --eval_length_factor 1 0")
-    assert summary(adm)["loss"] == pytest.approx(fixed[1]["loss"], rel=1e-9)
+    about = "_eval_length_factor=1.0,0.0_eval_sample_size=1600"
+    assert summary(adm, about)["loss"] == pytest.approx(fixed[1]["loss"], rel=1e-9)
     # A complete sweep is not repeated; one of other text is refused.
     assert "25 of 25 points" in adm.run("get_ppl_per_mac.py", flags).stdout
     adm.refuse("get_ppl_per_mac.py", flags.replace("1600", "800"), 2, "holds points with sample_size 1600")

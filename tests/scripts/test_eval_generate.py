@@ -50,10 +50,22 @@ def test_flags_given_override_those_of_the_run(trained, tmp_path):
         f"--checkpoint {folder / 'ckpt_8.pt'} --eval_seq_length 40 --eval_sample_size 400 --batch_size 3 "
         f"--output_dir {tmp_path / 'out'}",
     )
-    result = summary(tmp_path / "out", "ckpt_8")
+    result = summary(tmp_path / "out", "ckpt_8_eval_seq_length=40_eval_sample_size=400")
     assert (result["sequence_length"], result["batch_size"], result["step"]) == (40, 3, 8)
     assert (result["tokens"], result["batches"]) == (400, 4)
     assert not (folder / "eval_summary_ckpt_8.json").exists()
+
+
+def test_names_say_what_was_evaluated(trained):
+    """The full evaluation's summary stays. Flags that are the run's, or say how to compute, are not named."""
+    folder = trained.folder()
+    trained.run("eval.py", f"--checkpoint {folder} --dataset shakespeare-char --batch_size 3 --device cpu")
+    full = summary(folder)
+    trained.run("eval.py", f"--checkpoint {folder} --eval_sample_size 10")
+    trained.run("eval.py", f"--checkpoint {folder} --sequence_length 8 --dataset counting", 2)
+    assert summary(folder) == full and summary(folder, "ckpt_eval_sample_size=10")["tokens"] == 16
+    names = [path.name for path in folder.glob("eval_summary*")]
+    assert len(names) == 2
 
 
 def test_the_most_advanced_checkpoint_of_a_folder_is_taken(trained):
