@@ -81,3 +81,8 @@ def test_results_are_a_file_or_those_of_a_folder(tmp_path):
     with pytest.raises(UsageError, match="holds 2 files sweep_"):
         find_result(tmp_path, "sweep_*.json", "sweep.py")
     assert find_result(tmp_path / "other.json", "sweep_*.json", "sweep.py") == tmp_path / "other.json"
+    for name in found:
+        name.unlink()
+    for name in ("sweep_ckpt_eval_sample_size=10.json", "sweep_ckpt.json"):
+        (tmp_path / name).touch()
+        assert find_result(tmp_path, "sweep_*.json", "sweep.py").name == name  # the full evaluation's, if any
