@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data.corpora import HubDataset
-from data.local_files import LocalFiles, distinct, folder_files
+from data.local_files import LocalFiles, distinct, documents, folder_files
 from data.sources import FORMATS, DamagedFile, Join, Piece, Source, SourceFile, text_blocks
 from data.tokenise import Preparation, refuse_fraction, tokenise
 from errors import Failure
@@ -43,7 +43,7 @@ def source_files(folder: Path) -> list[SourceFile]:
     same one.
     """
     found = {
-        split: sorted(path for path in (folder / split).rglob("*") if path.name.endswith(FORMATS))
+        split: sorted(path for path in documents(folder / split) if path.name.endswith(FORMATS))
         for split in ("train", "val")
     }
     if any(found.values()):

@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from data.token_files import SPLITS, reading
 from errors import Failure, UsageError
 from files import FILES_PREFIX, file_sha256, write_json
 
+logger = logging.getLogger(__name__)
+
+_LARGE = 1 << 30  # bytes: reading them takes seconds
 RECORD = "files.json"  # next to the token files: an entry of `_describe` for each file they were made of
 
 
@@ -66,7 +70,7 @@ def _expand(pattern: str) -> list[str]:
     if not os.path.lexists(pattern):
         pattern = os.path.expanduser(pattern.strip())
     if os.path.isdir(pattern):
-        return _documents(pattern)
+        return [str(path) for path in documents(Path(pattern))]
     if os.path.lexists(pattern):
         return [pattern]
     parts = pattern.split("/")
@@ -80,19 +84,22 @@ def _expand(pattern: str) -> list[str]:
     return [path for path in found if not os.path.isdir(path)]
 
 
-def _documents(folder: str) -> list[str]:
-    """Documents and shards in a folder and the folders in it, links too; hidden ones are left out."""
+def documents(folder: Path) -> list[Path]:
+    """Documents and shards in a folder and the folders in it, of links too; none if there is no such folder.
+
+    Hidden ones are left out. Raises Failure for a folder that cannot be read.
+    """
 
     def refuse(error: OSError) -> None:
         raise Failure(f"cannot read {error.filename}: {error.strerror}")
 
     found, seen = [], set()
-    for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+    for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True) if folder.exists() else ():
         stat = os.stat(here)
         known = (stat.st_dev, stat.st_ino) in seen  # a link may lead back
         seen.add((stat.st_dev, stat.st_ino))
         folders[:] = [] if known else sorted(name for name in folders if not name.startswith("."))
-        found += [os.path.join(here, name) for name in names if not known and _is_document(name)]
+        found += [Path(here, name) for name in names if not known and _is_document(name)]
     return found
 
 
@@ -157,6 +164,8 @@ def _describe(file: SourceFile, known: dict[str, Any] | None = None) -> dict[str
     if known is not None and known["stat"] == stat:
         checksum = known["sha256"]
     else:
+        if known is not None and stat[0] > _LARGE:
+            logger.info(f"{file.name} was touched: comparing it with the one that was prepared ...")
         with reading(file.path):
             checksum = file_sha256(file.path)
     return {"name": file.key or file.name, "stat": stat, "sha256": checksum}

@@ -53,7 +53,7 @@ def prepare_unless_done(
     elif val_fraction not in (None, meta.get("val_fraction")):
         raise UsageError(
             f"--val_fraction {val_fraction}: {folder} is prepared already, and holds out another part "
-            f"({meta.get('split', 'unknown')}); delete that folder to prepare it again"
+            f"({meta.get('split', 'unknown')}); delete its {META} and token files to prepare it again"
         )
 
 

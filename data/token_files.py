@@ -170,7 +170,9 @@ def open_tokens(path: Path, meta: dict[str, Any], sequence_length: int, in_ram: 
                 f"{_remedy(path)}"
             )
         chosen_here = path.stem == "val" and meta.get("split", "").endswith((SPLIT_RULE, "last tokens"))
-        more = ", or hold out more: delete its folder, and give prepare_data.py --val_fraction 0.2"
+        more = (
+            f", or hold out more: delete {META} and token files, and give prepare_data.py --val_fraction 0.2"
+        )
         require_sequence(path, count, sequence_length, more if chosen_here else "")
         tokens = np.memmap(path, dtype=dtype, mode="r")
     # Scanning a large file at each start would take long: meta.json is trusted. Damage since then is found
