@@ -55,6 +55,11 @@ class Corpus(ABC):
         """Further splits to evaluate: the out-of-distribution ones of generated corpora."""
         return ()
 
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the training tokens; "" if it is unknown."""
+        return self.meta.get("splits", {}).get("train", {}).get("sha256", "")
+
     def load_tokenizer(self) -> Tokenizer:
         """Make its tokeniser. Raises Failure if the vocabulary is not available."""
         return tokenizer_from_meta(self.meta["tokenizer"], self.folder / "tokenizer.json")

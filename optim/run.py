@@ -221,6 +221,8 @@ class Run:
         state, iterations = self.state, self.config.iterations
         state.restore(content, self.config, self.parallel.shard_like)
         self.corpus.require_tokenizer(content["tokenizer"], f"the model in {path}")
+        if self.corpus.checksum and content.get("data", "") not in ("", self.corpus.checksum):
+            logger.warning(f"{self.corpus.folder} holds other training tokens than {path} was trained on")
         logger.info(f"resuming from {path} at step {state.step}")
         own_final = checkpoint.is_final(path) and path.parent == self.folder
         # Of this run's final checkpoint, the summary alone may be missing.
@@ -278,6 +280,7 @@ class Run:
         return self.state.to_checkpoint() | {
             "args": vars(self.args),
             "tokenizer": self.corpus.meta["tokenizer"],
+            "data": self.corpus.checksum,
             "versions": versions(),
         }
 

@@ -152,6 +152,16 @@ def test_other_flags_on_resuming(scripts):
     assert scripts.lines()[-1]["lr"] == 5e-3
 
 
+def test_a_run_that_resumes_on_other_tokens_says_so(scripts, data_dir):
+    text = data_dir / "shakespeare-char" / "input.txt"
+    scripts.train("--exp_name one")
+    assert "other training tokens" not in scripts.train("--exp_name one --iterations 14").stdout
+    text.write_text(text.read_text()[:-200])
+    (text.parent / "meta.json").unlink()
+    said = scripts.train("--exp_name one --iterations 16").stdout
+    assert f"warning: {text.parent} holds other training tokens than " in said and "ckpt" in said
+
+
 def test_a_finished_run_under_the_same_name_with_other_flags(scripts):
     """Its numbers are not those of other flags; flags that do not change them may differ."""
     scripts.train("--exp_name one")
