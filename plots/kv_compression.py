@@ -54,7 +54,7 @@ def _spectra(content: dict[str, Any], spectra: dict[str, Sequence[float]]) -> An
     figure, grid = new_figure(rows, 3, figsize=(WIDTH, 0.6 + 2.6 * rows), sharey="row")
     for column, name in enumerate(_SHOWN):
         weight = {"keys": "$W_K$", "values": "$W_V$", "joint": "$[W_K; W_V]$"}[name]
-        grid[0, column].set_title(weight)
+        grid[0, column].set_title(weight, parse_math=True)
         grid[1, column].set_title(f"{_SHOWN[name]} on text" + (", last repeat" if inner else ""))
         for look, layer in zip(ordered_looks(len(layers)), layers, strict=True):
             _spectrum(grid[0, column], spectra[f"weights/{layer}/{name}"], label=layer, **look)

@@ -85,7 +85,6 @@ def _types(content: dict[str, Any]) -> Any:
         axes.set_yticks(
             places,
             [f"{entry['label']}  {entry['tokens']:,}" for entry in entries],
-            parse_math=False,  # a dollar is a dollar
             fontsize="small",
         )
         axes.invert_yaxis()

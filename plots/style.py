@@ -24,6 +24,7 @@ _SETTINGS = {
     "font.size": 9.0,
     "axes.titlesize": "medium",
     "axes.formatter.useoffset": False,  # 2.4715 rather than 0.0005, with +2.471 in a corner
+    "text.parse_math": False,  # a dollar of a label or a token is a dollar
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.alpha": 0.3,
@@ -88,7 +89,7 @@ def add_legend(figure: Any, *axes: Any, note: str = "") -> None:
     columns = max(1, letters // (8 + max(map(len, named), default=1)))
     legend = figure.legend(
         named.values(),
-        named,
+        [textwrap.fill(label, letters - 8) for label in named],
         loc="outside upper center",
         ncols=min(columns, max(1, len(named))),
         title=textwrap.fill(note, letters) or None,
@@ -105,11 +106,16 @@ def save(figure: Any, *paths: Path) -> None:
         Failure: a file cannot be written.
     """
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullLocator
 
+    both = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+    for axis in both:
+        if isinstance(axis.get_major_locator(), LogLocator):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_locator(NullLocator())  # Matplotlib's own overlap
     figure.get_layout_engine().execute(figure)  # sizes of the panels, which have room for so many ticks
-    for axes in figure.axes:
-        _tick(axes.xaxis)
-        _tick(axes.yaxis)
+    for axis in both:
+        _tick(axis)
     for path in paths:
         write_atomically(path, partial(figure.savefig, format=path.suffix[1:], dpi=150))
     pyplot.close(figure)
@@ -118,9 +124,9 @@ def save(figure: Any, *paths: Path) -> None:
 def _tick(axis: Any) -> None:
     """Few round numbers on a logarithmic axis, however much or little it spans, and none that overlap.
 
-    Matplotlib's own ticks are powers of ten, of which there may be none; its minor ones overlap.
+    Matplotlib's own ticks are powers of ten, of which there may be none.
     """
-    from matplotlib.ticker import AutoLocator, FixedLocator, LogLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import AutoLocator, FixedLocator, LogLocator, MaxNLocator
 
     locator = axis.get_major_locator()
     if isinstance(locator, AutoLocator) and axis.axis_name == "x":
@@ -144,8 +150,6 @@ def _tick(axis: Any) -> None:
         even = MaxNLocator(min(room, 6), steps=(1, 2, 2.5, 5, 10)).tick_values(low, high)
         ticks = [tick for tick in even if low <= tick <= high]
     axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_locator(NullLocator())
 
 
 def save_both_formats(figure: Any, stem: Path) -> list[str]:

@@ -79,6 +79,7 @@ def test_legends_are_above_the_panels_and_list_each_label_once(tmp_path, drawn):
     for axes in panels:
         for number in range(9):
             axes.plot([1], label=f"a model with a name of some length, seed {number}")
+    panels[0].plot([1], label="a run for $5 with \\x and $ in its name, and many more words than fit " * 3)
     add_legend(figure, *panels, note="bars: 95 % interval over evaluation batches " * 5)
     save(figure, tmp_path / "a.svg")
     assert unreadable(drawn[0]) == []
