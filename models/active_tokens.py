@@ -26,7 +26,7 @@ class InputGrid(NamedTuple):
     batch: int
     length: int
     positions: Tensor
-    rotation: tuple[Tensor, Tensor] | None
+    rotation: tuple[Tensor, ...] | None
 
 
 class ActiveTokens:

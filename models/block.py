@@ -1,4 +1,4 @@
-"""The pre-norm transformer block that every variant is built from.
+"""The pre-norm transformer block that every variant is built from, and all blocks of a model.
 
 Shapes: *tokens.shape as in `models.active_tokens`, C = n_embd.
 """
@@ -63,3 +63,37 @@ class Block(nn.Module):
             source = KeySource(self.ln_1(source.x), source.tokens)
         x = x + self.attn(self.ln_1(x), tokens, keys[0], source)
         return x + self.mlp(self.ln_2(x)) if tokens.count else x  # without tokens only keys were to be cached
+
+
+class Transformer(nn.ModuleDict):
+    """The blocks of a model with its token embedding and norms, by their names in published checkpoints."""
+
+    wte: nn.Embedding
+    h_begin: nn.ModuleList
+    h_mid: nn.ModuleList
+    h: nn.ModuleList  # instead of h_mid, in a transformer without repeats
+    ln_mid: nn.Module
+    h_end: nn.ModuleList
+    ln_f: nn.Module
+    mod: nn.ModuleList  # routers, in variants that route
+
+    def __init__(self, config: ModelConfig) -> None:
+        n_begin, n_mid, n_end = config.layers
+        middle = "h_mid" if config.variant.repeats else "h"
+        super().__init__({
+            "wte": nn.Embedding(config.vocab_size, config.n_embd),
+            "h_begin": _blocks(config, n_begin),
+            middle: _blocks(config, n_mid),
+            "ln_mid": layer_norm(config) if config.has_ln_mid else nn.Identity(),
+            "h_end": _blocks(config, n_end),
+            "ln_f": layer_norm(config),
+        })  # fmt: skip
+
+    @property
+    def middle(self) -> nn.ModuleList:
+        """The blocks that are repeated."""
+        return self.h_mid if "h_mid" in self else self.h
+
+
+def _blocks(config: ModelConfig, count: int) -> nn.ModuleList:
+    return nn.ModuleList(Block(config) for _ in range(count))

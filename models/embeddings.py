@@ -39,7 +39,7 @@ class Rotary(nn.Module):
 POSITIONS = {"rotary": Rotary, "none": NoPositions}
 
 
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+def rotate(x: Tensor, rotation: tuple[Tensor, ...] | None) -> Tensor:
     """Rotate queries or keys x (..., H, D) by their positions; unchanged where rotation is None.
 
     rotation: cosines and sines that broadcast to (..., D/2), the same for every head. Computed in float32 at
@@ -78,7 +78,10 @@ class LearnedDepthEmbedding(nn.Module):
         return self.embs.weight[passes_left]
 
 
-DEPTH_EMBEDDINGS = {"linear_learned": LinearDepthEmbedding, "learned": LearnedDepthEmbedding}
+DEPTH_EMBEDDINGS: dict[str | None, type[nn.Module]] = {
+    "linear_learned": LinearDepthEmbedding,
+    "learned": LearnedDepthEmbedding,
+}
 
 
 class PauseTokens(nn.Module):

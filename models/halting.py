@@ -6,6 +6,7 @@ C = n_embd, R = n_repeat, V = vocab_size.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,9 @@ from models.losses import (
 )
 from models.repeaters import Middle, RepeaterOutput
 
+if TYPE_CHECKING:
+    from models.language_model import LanguageModel
+
 
 class HaltingGate(nn.Module):
     """C -> C, GELU, -> 2: log-probabilities of continuing and of halting after a pass."""
@@ -40,7 +44,8 @@ class HaltingGate(nn.Module):
         """x (..., C) -> log P(continue), log P(halt), each (...), in float32 at least."""
         logits = self._gate(x)
         work = torch.promote_types(logits.dtype, torch.float32)
-        return F.log_softmax(logits, -1, dtype=work).unbind(-1)
+        log_continue, log_halt = F.log_softmax(logits, -1, dtype=work).unbind(-1)
+        return log_continue, log_halt
 
 
 class StickBreaking:
@@ -57,6 +62,7 @@ class StickBreaking:
     def __call__(
         self, x: Tensor, tokens: ActiveTokens, middle: Middle, cache: PassKeys | KVCache
     ) -> RepeaterOutput:
+        assert middle.halting_gate is not None  # the variant has one
         active = tokens
         flat = x.flatten(0, -2)  # (N, C)
         never = flat.new_ones(len(flat), dtype=torch.promote_types(x.dtype, torch.float32))  # P(not halted)
@@ -173,7 +179,7 @@ class ExpectedHead:
 
     def __call__(
         self,
-        model: nn.Module,
+        model: "LanguageModel",
         exits: Sequence[Tensor],
         targets: Tensor | None,
         training: bool,
@@ -185,10 +191,11 @@ class ExpectedHead:
         passes = torch.tensordot(numbers, p.detach(), 1).mean()
         exits = [model.transformer.ln_f(x) for x in exits]
         logits = predictions = None
-        if self._chunked and not get_logits:
+        if targets is not None and self._chunked and not get_logits:
+            total = None
             if get_predictions:
                 total, predictions = _expected(p, exits, model.lm_head, targets)
-            if torch.is_grad_enabled() or not get_predictions:
+            if total is None or torch.is_grad_enabled():
                 # One call for all exits: one gradient of the weight instead of one per exit.
                 x = torch.cat([x.flatten(0, -2) for x in exits])
                 every = targets.flatten().repeat(len(exits))
@@ -200,17 +207,18 @@ class ExpectedHead:
                 predictions = logits.argmax(-1) if get_predictions else None
             if targets is None:
                 return Scores(logits, None, None, passes, predictions)
-            total = sum(
+            costs = (
                 part * cross_entropy(logits.flatten(0, -2), targets.flatten(), "none").view_as(part)
                 for part, logits in zip(p, by_pass, strict=True)
-            ).sum()
+            )
+            total = sum(costs, p.new_zeros(())).sum()
         expected = total / (targets != IGNORED).sum()
         loss = expected
         if training:
             loss = loss + self._weight * ponder_divergence(p, self._lambda_p).mean()
         return Scores(logits, loss, expected, passes, predictions)
 
-    def _halting(self, model: nn.Module, exits: Sequence[Tensor], training: bool) -> Tensor:
+    def _halting(self, model: "LanguageModel", exits: Sequence[Tensor], training: bool) -> Tensor:
         """The probability of each exit: p (R, B, T), in float32 at least."""
         heads = zip(model.to_halt_logits, exits[:-1], strict=True)
         lambdas = [exact(head(x)).squeeze(-1).sigmoid() for head, x in heads]
@@ -229,7 +237,7 @@ def _expected(p: Tensor, exits: Sequence[Tensor], head: nn.Linear, targets: Tens
     flat, each, total, parts = [x.flatten(0, -2) for x in exits], targets.flatten(), p.new_zeros(()), []
     step = chunk_tokens(head.out_features, p.device, product_dtype(flat[0], head.weight))
     for start in range(0, len(each), step):
-        part, mixture = slice(start, start + step), 0.0
+        part, mixture = slice(start, start + step), p.new_zeros(())
         for chance, x in zip(p.flatten(1)[:, part], flat, strict=True):
             logs = exact(head(x[part])).log_softmax(-1)
             nats = F.nll_loss(logs, each[part], ignore_index=IGNORED, reduction="none")

@@ -244,7 +244,8 @@ def recomputed(
         function: updates each of the layers once, with keys of key_tokens for query_tokens; depends on
             nothing that changes later. Dropout draws the same numbers again.
     """
-    seen = [one.cache.earlier(one, key_tokens, query_tokens) for one in layers]
+    caches: list[Any] = [one.cache for one in layers]  # PassKeys: what persists is never recomputed
+    seen = [cache.earlier(one, key_tokens, query_tokens) for cache, one in zip(caches, layers, strict=True)]
 
     def pure(*args: Any) -> tuple[Tensor, list[list[Tensor]]]:
         recordings = [_Recording(each) for each in seen]
@@ -252,8 +253,8 @@ def recomputed(
         return function(stand_ins, *args), [record.new for record in recordings]
 
     result, new = checkpoint(pure, *args, use_reentrant=False)
-    for one, tensors in zip(layers, new, strict=True):
-        one.cache.append(one, tensors, key_tokens)
+    for cache, one, tensors in zip(caches, layers, new, strict=True):
+        cache.append(one, tensors, key_tokens)
     return result
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.active_tokens import ActiveTokens, InputGrid
-from models.block import Block, layer_norm
+from models.block import Transformer
 from models.capacities import check_factors, draw_factors, tokens_per_pass
 from models.config import ModelConfig
 from models.embeddings import DEPTH_EMBEDDINGS, POSITIONS, PauseTokens
@@ -20,9 +20,9 @@ from models.halting import ExpectedHead, HaltingGate, StickBreaking
 from models.kv_cache import KVCache, LayerKeys, PassKeys
 from models.losses import LastPassHead
 from models.mixture_of_repeats import MixtureOfRepeats, RoutedUniversal, Router, Routing, Threshold, TopK
-from models.repeaters import AfterPass, CrossRepeat, Middle, Once, RepeaterOutput, Universal
+from models.repeaters import AfterPass, CrossRepeat, Middle, Once, Repeater, RepeaterOutput, Universal
 
-REPEATERS = {
+REPEATERS: dict[str, Callable[[], Repeater]] = {
     "once": Once,
     "universal": Universal,
     "cross_repeat": CrossRepeat,
@@ -45,27 +45,14 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         variant = config.variant
-        n_begin, n_mid, n_end = config.layers
-        # Released checkpoints call the blocks of a transformer without repeats just "h".
-        self._middle_name = "h_mid" if variant.repeats else "h"
-
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(config.vocab_size, config.n_embd),
-                "h_begin": _blocks(config, n_begin),
-                self._middle_name: _blocks(config, n_mid),
-                "ln_mid": layer_norm(config) if config.has_ln_mid else nn.Identity(),
-                "h_end": _blocks(config, n_end),
-                "ln_f": layer_norm(config),
-            }
-        )
+        self.transformer = Transformer(config)
         self.depth_emb = (
             DEPTH_EMBEDDINGS[config.depth_embedding](config) if config.has_depth_embedding else None
         )
         self.pause_emb = PauseTokens(config) if variant.pauses else None
         self.positions = POSITIONS[config.positional_encoder](config.rotary_size)
         if variant.routed:
-            self.transformer["mod"] = nn.ModuleList(Router(config) for _ in range(config.n_repeat - 1))
+            self.transformer.mod = nn.ModuleList(Router(config) for _ in range(config.n_repeat - 1))
         self.depth_predictor = HaltingGate(config) if variant.has_halting_gate else None
         # The last pass takes the rest of the halting probability, so it has no head of its own.
         self.to_halt_logits = nn.ModuleList(nn.Linear(config.n_embd, 1) for _ in range(config.exits - 1))
@@ -210,12 +197,12 @@ class LanguageModel(nn.Module):
     def _middle(self, routing: Routing | None) -> Middle:
         """The parts that the repeater works with."""
         return Middle(
-            blocks=self.transformer[self._middle_name],
+            blocks=self.transformer.middle,
             n_repeat=self.config.n_repeat,
             ln_mid=self.transformer.ln_mid,
             after_pass=self.after_pass,
             depth_embedding=self.depth_emb,
-            routers=None if routing is None else self.transformer["mod"],
+            routers=[] if routing is None else list(self.transformer.mod),
             routing=routing,
             halting_gate=self.depth_predictor,
             halt_threshold=self.config.halt_threshold,
@@ -261,7 +248,9 @@ class LanguageModel(nn.Module):
             return config.training_length_factor or []
         return draw_factors(config.depth_random_method, torch.rand(config.n_repeat - 1).tolist())
 
-    def _depth(self, tokens: ActiveTokens, middle: RepeaterOutput, passes: Tensor | None) -> dict[str, Any]:
+    def _depth(
+        self, tokens: ActiveTokens, middle: RepeaterOutput, passes: Tensor | float | None
+    ) -> dict[str, Any]:
         """average_depth and tokens_per_pass of `forward`. passes: their average number; None: as counted."""
         counts = [count / self.positions_per_token / tokens.grid.batch for count in middle.counts]
         if passes is None:
@@ -272,11 +261,11 @@ class LanguageModel(nn.Module):
             "tokens_per_pass": counts + [0.0] * (self.repeats - len(counts)),
         }
 
-    def blocks_that_run_once(self) -> list[Block]:
+    def blocks_that_run_once(self) -> list[nn.Module]:
         """The blocks that every forward pass calls exactly once, whatever the model and the text."""
         once = [*self.transformer.h_begin]
         if not self.config.variant.repeats:
-            once += self.transformer[self._middle_name]
+            once += self.transformer.middle
         if not self.config.variant.predicts_every_pass:
             once += self.transformer.h_end
         return once
@@ -290,7 +279,3 @@ class LanguageModel(nn.Module):
     def parameter_count(self) -> int:
         """Number of weights; the head shares the embedding's, which are counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-
-def _blocks(config: ModelConfig, count: int) -> nn.ModuleList:
-    return nn.ModuleList(Block(config) for _ in range(count))

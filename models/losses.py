@@ -10,14 +10,17 @@ Shapes: B batch, T tokens, N of them in any arrangement, C = n_embd, V = vocab_s
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from models.language_model import LanguageModel
 
 IGNORED = -1  # a target that no loss counts
 
@@ -126,13 +129,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 )
                 if not torch.compiler.is_compiling():
                     buffer = logits if buffer is None else buffer
-                grad_logits = logits if needs_x or needs_weight else None
-                best = predictions[part] if predict else None
-                each[part] = _scored(logits, target[part], work, best, grad_logits)
+                best = None if predictions is None else predictions[part]
+                with_gradients = needs_x or needs_weight
+                each[part] = _scored(logits, target[part], work, best, logits if with_gradients else None)
+                grad_logits = logits  # overwritten
                 # Token weights multiply rows of x or of its gradient, C numbers each, instead of V logits.
-                if needs_x:
+                if grad_x is not None:
                     grad_x[part] = (grad_logits @ head) * scale[part, None]
-                if needs_weight:
+                if grad_weight is not None:
                     _add_product(grad_weight, grad_logits, x[part] * scale[part, None])
         each = torch.where(counted, each, 0.0)
         ctx.save_for_backward(grad_x, grad_weight, each)
@@ -160,7 +164,8 @@ def _scored(
     may be `logits` itself.
     """
     each = logits.new_empty(len(logits), dtype=work)
-    for part in _parts(*logits.shape, logits.device):
+    count, width = logits.shape
+    for part in _parts(count, width, logits.device):
         these, at = logits[part], target[part]
         p = these.softmax(-1, dtype=work)
         if predictions is None:
@@ -187,7 +192,8 @@ def _add_product(total: Tensor, grad_logits: Tensor, x: Tensor) -> None:
     if form == total.dtype:
         total.addmm_(grad_logits.to(form).T, x)
         return
-    for part in _parts(*total.shape, total.device):
+    count, width = total.shape
+    for part in _parts(count, width, total.device):
         total[part] += torch.mm(grad_logits[:, part].T, x).to(total.dtype)
 
 
@@ -215,7 +221,7 @@ class LastPassHead:
 
     def __call__(
         self,
-        model: nn.Module,
+        model: "LanguageModel",
         exits: Sequence[Tensor],
         targets: Tensor | None,
         training: bool,
@@ -224,7 +230,7 @@ class LastPassHead:
     ) -> Scores:
         (x,) = exits
         x = model.transformer.ln_f(x)
-        if self._chunked and not get_logits:
+        if targets is not None and self._chunked and not get_logits:
             total, _, predictions = linear_cross_entropy(
                 x.flatten(0, -2), model.lm_head.weight, targets.flatten(), predict=get_predictions
             )

@@ -138,7 +138,7 @@ class _Count:
     def __init__(self, config: ModelConfig, tokens: list[Fraction], true: bool) -> None:
         self.config, self.tokens, self.true = config, tokens, true
         self.length = tokens[0]
-        self.parts = dict.fromkeys(PARTS, Fraction(0))
+        self.parts: dict[str, Fraction | float] = dict.fromkeys(PARTS, Fraction(0))
 
     def blocks(
         self, layers: int, present: Fraction, keys: Sequence[Fraction], with_keys: Fraction | None = None
@@ -153,7 +153,7 @@ class _Count:
         pairs = sum(self._pairs(present, count) if self.true else present * count for count in keys)
         self.parts["attention"] += layers * costs.pair * pairs
 
-    def _pairs(self, queries: Fraction, keys: Fraction) -> Fraction:
+    def _pairs(self, queries: Fraction, keys: Fraction) -> Fraction | float:
         """Pairs of a query and a key it sees: its own position always, of the others in proportion."""
         length, window = self.length, self.config.attention_window_length or self.length
         window = min(window, length)

@@ -82,6 +82,7 @@ class MixtureOfRepeats:
     def __call__(
         self, x: Tensor, tokens: ActiveTokens, middle: Middle, cache: PassKeys | KVCache
     ) -> RepeaterOutput:
+        assert middle.routing is not None  # the variant routes
         active, score = tokens, None
         by_pass, scores = [], []
         for repeat in range(1, middle.n_repeat + 1):
@@ -111,6 +112,7 @@ class RoutedUniversal:
     def __call__(
         self, x: Tensor, tokens: ActiveTokens, middle: Middle, cache: PassKeys | KVCache
     ) -> RepeaterOutput:
+        assert middle.routing is not None  # the variant routes
         active, score = tokens, None
         passes, scores = [], []
         for repeat in range(1, middle.n_repeat + 1):
@@ -168,7 +170,7 @@ def _with_all_routers(x: Tensor, middle: Middle, n_passes: int) -> Tensor:
     idle = middle.routers[n_passes - 1 :]
     if not idle or not torch.is_grad_enabled():
         return x
-    return x + 0.0 * sum(router.mod_router.weight.sum() for router in idle)
+    return x + 0.0 * sum(weight.sum() for router in idle for weight in router.parameters())
 
 
 def _mixed(entering: Tensor, passed: Tensor, score: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ Shapes: *tokens.shape as in `models.active_tokens`, C = n_embd, R = n_repeat.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from models.active_tokens import ActiveTokens
 from models.kv_cache import KVCache, LayerKeys, PassKeys, recomputation_pays, recomputed
 
+if TYPE_CHECKING:
+    from models.mixture_of_repeats import Routing
+
 
 @dataclass(frozen=True)
 class Middle:
-    """The parts that a repeater works with; None where a variant has none (ln_mid: the identity).
+    """The parts that a repeater works with; None where a variant has none (ln_mid: the identity; no routers).
 
     training: whether the model is in training mode. checkpointed: whether the backward pass recomputes
     passes.
@@ -31,8 +34,8 @@ class Middle:
     ln_mid: nn.Module
     after_pass: "AfterPass"
     depth_embedding: nn.Module | None
-    routers: nn.ModuleList | None
-    routing: Any  # models.mixture_of_repeats.Routing
+    routers: Sequence[nn.Module]
+    routing: "Routing | None"
     halting_gate: nn.Module | None
     halt_threshold: float
     training: bool
