@@ -82,20 +82,19 @@ class Processes:
 
     def max(self, value: int) -> int:
         """The largest value of all ranks."""
+        return self._reduce(value, dist.ReduceOp.MAX)
+
+    def sum(self, value: int) -> int:
+        """The sum over all ranks."""
+        return self._reduce(value, dist.ReduceOp.SUM)
+
+    def _reduce(self, value: int, operation: dist.ReduceOp.RedOpType) -> int:
         if self.size == 1:
             return value
         if self.failure_watch is not None:
             self.failure_watch.heartbeat()
         number = torch.tensor([value])
-        dist.all_reduce(number, dist.ReduceOp.MAX, self._group)
-        return int(number.item())
-
-    def sum(self, value: int) -> int:
-        """The sum over all ranks."""
-        if self.size == 1:
-            return value
-        number = torch.tensor([value])
-        dist.all_reduce(number, dist.ReduceOp.SUM, self._group)
+        dist.all_reduce(number, operation, self._group)
         return int(number.item())
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
