@@ -90,8 +90,7 @@ class Journal:
             kept = []  # some of the parts have been deleted
         logger.info(f"the source has changed: {len(kept)} of {len(finished)} finished files are kept")
         self._file.truncate(0)
-        for line in [identity, *kept]:
-            self.append(line)
+        self._write([identity, *kept])
         self.lines = kept
 
     def _lock(self) -> None:
@@ -116,9 +115,12 @@ class Journal:
 
     def append(self, line: dict[str, Any]) -> None:
         """Add a line; it is on disk when this returns."""
-        self._file.write(json.dumps(line).encode() + b"\n")
-        sync(self._file)
+        self._write([line])
         self.lines.append(line)
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
+        self._file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+        sync(self._file)
 
     def close(self) -> None:
         self._file.close()

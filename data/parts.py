@@ -77,6 +77,8 @@ def require_both_splits(finished: list[dict[str, Any]], folder: Path, fewest: in
         empty = [s for s in SPLITS if not sum(x["documents"] for x in finished if x["split"] == s)]
         if empty:
             raise Failure(f"the source of {folder} has no documents for {' and '.join(empty)}")
+    elif 0 < documents == sum(line["tokens"] for line in finished):  # the end-of-text tokens alone
+        raise Failure(f"the documents of {folder} are empty: their source has no text")
     elif documents < fewest:
         raise Failure(
             f"the source of {folder} has {documents} document{'' if documents else 's'}; training and "

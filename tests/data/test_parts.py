@@ -109,6 +109,12 @@ def test_halves_of_a_part(tmp_path, cut):
         assert counts[split] == counted
 
 
+def test_empty_documents(lab):
+    for documents in ([""], ["", ""]):
+        with pytest.raises(Failure, match="are empty: their source has no text"):
+            lab.prepare(documents)
+
+
 def test_val_fraction(lab):
     documents = numbered(200, 30)
     corpus = lab.prepare(documents, val_fraction=0.25)
