@@ -8,11 +8,14 @@ Shapes: B windows, T tokens; x (n,) a sample's input, y (n,) its answers.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from errors import Failure
+
+if TYPE_CHECKING:
+    from data.batches import Batch
 
 TRAINING_SAMPLES = 1 << 20  # per epoch
 TEST_SAMPLES = 1024  # in every other split
@@ -145,7 +148,7 @@ class TaskWindows:
         self._task, self._split = task, split
         self._seed = [*task.name.encode(), *split.encode()]
 
-    def gather(self, indices: np.ndarray):
+    def gather(self, indices: np.ndarray) -> "Batch":
         import torch
 
         inputs = torch.zeros(len(indices), self.length, dtype=torch.long)

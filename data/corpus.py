@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from data.tokenizers import (
 )
 from errors import Failure, UsageError
 
+if TYPE_CHECKING:
+    from data.batches import Windows
+
 
 class Corpus(ABC):
     """An open corpus. name: as registered. folder: of its files. meta: the content of its meta.json."""
@@ -30,7 +33,7 @@ class Corpus(ABC):
     meta: dict[str, Any]
 
     @abstractmethod
-    def windows(self, split: str, sequence_length: int, vocab_size: int | None = None):
+    def windows(self, split: str, sequence_length: int, vocab_size: int | None = None) -> "Windows":
         """The `data.batches.Windows` of a split. vocab_size: if given, every batch is checked against it.
 
         Raises Failure if the split is too short for one window.
@@ -92,7 +95,7 @@ class TokenCorpus(Corpus):
     def size(self, split: str) -> int:
         return sum(map(len, self._splits[split]))
 
-    def windows(self, split: str, sequence_length: int, vocab_size: int | None = None):
+    def windows(self, split: str, sequence_length: int, vocab_size: int | None = None) -> "Windows":
         from data.batches import TokenWindows  # which imports torch
 
         return TokenWindows(self._splits[split], sequence_length, vocab_size)
@@ -118,7 +121,7 @@ class MixedCorpus(Corpus):
     def size(self, split: str) -> int:
         return sum(part.size(split) for part in self._parts)
 
-    def windows(self, split: str, sequence_length: int, vocab_size: int | None = None):
+    def windows(self, split: str, sequence_length: int, vocab_size: int | None = None) -> "Windows":
         from data.batches import MixedWindows
 
         windows = [part.windows(split, sequence_length, vocab_size) for part in self._parts]
@@ -140,7 +143,7 @@ class TaskCorpus(Corpus):
     def size(self, split: str) -> int:
         return self._task.samples(split) * self._task.max_length(split)
 
-    def windows(self, split: str, sequence_length: int, vocab_size: int | None = None):
+    def windows(self, split: str, sequence_length: int, vocab_size: int | None = None) -> "Windows":
         return task_windows(self._task, split, sequence_length)
 
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class HuggingFaceTokenizer:
     In texts that are decoded, special tokens are left out, but the end of a text is a new line.
     """
 
-    name: ClassVar[str] = HF_TOKENIZER
+    name = HF_TOKENIZER
 
     def __init__(self, path: Path) -> None:
         import tokenizers
@@ -47,7 +47,7 @@ class HuggingFaceTokenizer:
         ends = [vocabulary[token] for token in END_OF_TEXT if token in vocabulary]
         if not ends:
             raise UsageError(f"{path} has no token for the end of a text: none of {', '.join(END_OF_TEXT)}")
-        self.end_of_text = ends[0]
+        self.end_of_text: int | None = ends[0]
         added = self._tokenizer.get_added_tokens_decoder()
         # The bytes of tokens whose bytes do not depend on those before them.
         self._bytes = {token: b"" for token, about in added.items() if about.special}

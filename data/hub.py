@@ -23,7 +23,7 @@ def prepare(dataset: HubDataset, job: Preparation) -> int:
     if any(file.split for file in local_files) or (not local_files and "all" not in dataset.splits):
         refuse_fraction(job.corpus, job.val_fraction)
     join = articles if dataset.rows_are_lines else None
-    about = {"corpus": job.corpus, "licence": dataset.licence}
+    about: dict[str, Any] = {"corpus": job.corpus, "licence": dataset.licence}
     if local_files:
         source: Source = LocalFiles(local_files, dataset.column, join)
         about["source"] = {"folder": "source", **source.identity}

@@ -56,7 +56,8 @@ class Journal:
             raise Failure(
                 f"cannot lock {folder / JOURNAL}: {error.strerror}; choose a --data_dir with file locks"
             ) from error
-        first, *self.lines = self._read() or [None]
+        lines = self._read()
+        first, self.lines = (lines[0] if lines else None), lines[1:]
         if first is None and not removed:
             self.append(identity)
             self.lines.clear()
@@ -132,15 +133,15 @@ class Journal:
 
 
 def _open_journal(folder: Path) -> BinaryIO:
-    for last_attempt in (False, True):
+    for _ in range(2):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             return open(folder / JOURNAL, "a+b")
-        except FileNotFoundError:  # another process has just finished and removed the folder
-            if last_attempt:
-                raise Failure(f"{folder} disappears as soon as it is made") from None
+        except FileNotFoundError:
+            continue  # another process has just finished and removed the folder
         except OSError as error:
             raise Failure(f"cannot write {folder}: {error.strerror}; choose another --data_dir") from error
+    raise Failure(f"{folder} disappears as soon as it is made")
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:

@@ -9,6 +9,7 @@ import sysconfig
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def prepare(job: Preparation) -> int:
         "val": [text for index, text in enumerate(texts) if index in validation],
     }
     end = np.array([tokenizer.end_of_text], dtype=tokenizer.dtype)
-    meta = {
+    meta: dict[str, Any] = {
         "corpus": "pydoc",
         "tokenizer": tokenizer.to_meta(),
         "end_of_text": tokenizer.end_of_text,

@@ -140,7 +140,7 @@ class FileSource:
 
     def __init__(self, files: list[SourceFile], column: str = "text", join: Join | None = None) -> None:
         self._files, self._column, self._join = files, column, join
-        self.size = sum(file.size for file in files)
+        self.size: int | None = sum(file.size for file in files)
         self.read = 0
         listed = "".join(f"{file.key or file.name}\0{file.size}\0{file.split}\n" for file in files)
         self.identity: dict[str, Any] = {

@@ -42,10 +42,10 @@ class Tokenizer(Protocol):
 class ByteTokenizer:
     """A token is a byte of UTF-8. Needs no vocabulary file, hence no network."""
 
-    name: ClassVar[str] = "bytes"
-    vocab_size: ClassVar[int] = 257
-    dtype: ClassVar[np.dtype] = id_dtype(257)
-    end_of_text: ClassVar[int] = 256
+    name = "bytes"
+    vocab_size = 257
+    dtype = id_dtype(257)
+    end_of_text: int | None = 256
 
     def encode(self, text: str) -> np.ndarray:
         # surrogateescape: a prompt from the shell may hold bytes that are no UTF-8.
@@ -70,6 +70,7 @@ class TiktokenTokenizer:
         import tiktoken
 
         self.name = name
+        self.end_of_text: int | None
         self.vocab_size, self.end_of_text = self.SIZES[name]
         self.dtype = id_dtype(self.vocab_size)
         try:
@@ -105,8 +106,8 @@ class TiktokenTokenizer:
 class CharTokenizer:
     """A token is a character of the corpus, in the order of code points, as in nanoGPT's shakespeare_char."""
 
-    name: ClassVar[str] = "char"
-    end_of_text: ClassVar[None] = None
+    name = "char"
+    end_of_text: int | None = None
 
     def __init__(self, characters: str) -> None:
         self.characters = characters
@@ -132,8 +133,8 @@ class CharTokenizer:
 class WordTokenizer:
     """A token is a word of a short list, for generated corpora. Words are separated by spaces."""
 
-    name: ClassVar[str] = "words"
-    end_of_text: ClassVar[None] = None
+    name = "words"
+    end_of_text: int | None = None
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = tuple(words)

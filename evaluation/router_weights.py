@@ -177,7 +177,7 @@ def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def describe(summary: dict[str, Any]) -> str:
     """Returns a table of the statistics."""
-    rows = [("", "router", "mean", "median", "95 %", "under 0.01")]
+    rows: list[tuple[str, ...]] = [("", "router", "mean", "median", "95 %", "under 0.01")]
     for kind, routers in summary["statistics"].items():
         for number, entry in enumerate(routers, start=1):
             numbers = (entry["mean"], entry["quantiles"]["0.5"], entry["quantiles"]["0.95"])
