@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.sources import FORMATS, FileSource, Join, SourceFile
-from data.token_files import SPLITS, reading
+from data.token_files import META, SPLITS, reading
 from errors import Failure, UsageError
 from files import FILES_PREFIX, file_sha256, write_json
 
@@ -221,3 +221,11 @@ def changes(files: list[SourceFile], folder: Path) -> Changes | None:
         gone=[name for name in known if name not in new],
         added=[name for name in new if name not in known],
     )
+
+
+def record_older(files: list[SourceFile], folder: Path) -> None:
+    """Record the files that an earlier version prepared, if no file has changed since."""
+    with contextlib.suppress(Failure):  # the folder may be read-only
+        prepared = _stat(folder / META)[1]
+        if all(max(_stat(file.path)[1:3]) < prepared for file in files):
+            write_json(folder / RECORD, [_describe(file) for file in files])

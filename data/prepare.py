@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.corpora import DEFAULT_FOLDER, CorpusSpec, is_local, require_tokenizer
-from data.local_files import RECORD, Changes, LocalFiles, changes, folder_files, listed, match
+from data.local_files import RECORD, Changes, LocalFiles, changes, folder_files, listed, match, record_older
 from data.sources import FileSource, SourceFile
 from data.token_files import META, SPLITS, read_meta
 from data.tokenise import Preparation, tokenise
@@ -126,8 +126,11 @@ def _changes(name: str, folder: Path, meta: dict[str, Any]) -> Changes:
         return Changes()
     files = _files(found.paths)
     known = changes(files, folder)
-    if known is not None or FileSource(files).identity == meta.get("source"):
-        return known or Changes()
+    if known is not None:
+        return known
+    if FileSource(files).identity == meta.get("source"):
+        record_older(files, folder)
+        return Changes()
     # Earlier versions kept no record of contents, and read a file once for each of its names.
     names = sorted([*found.paths, *found.repeated], key=str)
     if FileSource(_files(names)).identity != meta.get("source"):

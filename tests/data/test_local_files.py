@@ -209,8 +209,24 @@ def test_a_copy_with_the_same_content_is_the_same(lab):
     (corpus.folder / RECORD).write_text("[{}]")
     with pytest.raises(Failure, match=r"files\.json is damaged .*; delete .* to prepare the corpus again"):
         lab.open()
-    (corpus.folder / RECORD).unlink()  # as earlier versions prepared it
-    lab.open()
+
+
+def test_a_corpus_of_an_earlier_version_without_checksums(lab):
+    """Its files are recorded if they are older than it; names and sizes tell otherwise."""
+    path = write(lab.folder / "a.jsonl")
+    record = lab.prepare().folder / RECORD
+    now = record.stat().st_mtime
+    for age, old, new in ((-100, "about", "a#out"), (100, "things", "th#ngs")):
+        record.unlink()
+        os.utime(record.with_name(META), (now - age, now - age))
+        lab.open()
+        assert record.exists() == (age < 0)
+        replace_silently(path, old, new)
+        if age < 0:
+            with pytest.raises(Failure, match=rf"{CHANGED} \(changed: {path}\)"):
+                lab.open()
+        else:
+            lab.open()
     write(path, DOCUMENTS[:10])
     with pytest.raises(Failure, match=rf"{CHANGED} \(changed: names or sizes\)"):
         lab.open()
