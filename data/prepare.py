@@ -15,7 +15,7 @@ from data.token_files import META, SPLITS, read_meta
 from data.tokenise import Preparation, tokenise
 from data.tokenizers import keep_file
 from errors import Failure, UsageError
-from files import file_sha256
+from files import FILES_PREFIX, file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +108,13 @@ def _prepare_files(job: Preparation) -> int:
         )
     if found.repeated:
         logger.info(f"each file is read once; left out are further names: {listed(found.repeated)}")
+    folder = Path(job.corpus.removeprefix(FILES_PREFIX))
+    if folder.is_dir():
+        read = {path.resolve() for path in found.paths}
+        others = [path for path in sorted(folder.rglob("[!.]*")) if path.is_file()]
+        others = [path for path in others if path.resolve() not in read]
+        if others:
+            logger.info(f"left out of {folder}, by their endings: {listed(others)}")
     source = LocalFiles(_files(found.paths))
     return tokenise(source, job, {"corpus": job.corpus, "source": source.identity}, least=LEAST_VALIDATION)
 

@@ -88,11 +88,14 @@ def test_a_home_folder(lab, monkeypatch):
     assert match("files:~/*.jsonl").paths == [path]
 
 
-def test_a_folder_is_all_documents_in_it(lab):
+def test_a_folder_is_all_documents_in_it(lab, caplog):
+    caplog.set_level("INFO")
     for name in ("b.jsonl", "deep/er/a.txt", ".hidden/c.jsonl", "README.md", "train.bin"):
         write(lab.folder / name)
     assert lab.names("") == ["b.jsonl", "deep/er/a.txt"]
     assert count(lab.prepare("")) == 21
+    (left_out,) = [message for message in caplog.messages if "left out" in message]
+    assert left_out.endswith("raw/README.md, " + str(lab.folder / "train.bin"))
     write(lab.folder / "empty" / "notes.md")
     with pytest.raises(UsageError, match="no file matches; give a file, a folder or a pattern"):
         lab.prepare("empty")
