@@ -33,7 +33,7 @@ def test_libraries_that_take_utf8_paths_only(tmp_path):
         assert same == tmp_path
 
 
-def test_where_files_could_be_written(tmp_path):
+def test_unwritable_folders_are_known_before_writing(tmp_path):
     (tmp_path / "file").touch()
     assert why_unwritable(tmp_path / "new" / "folder") is None and not (tmp_path / "new").exists()
     assert why_unwritable(tmp_path / "file") == "Not a directory"

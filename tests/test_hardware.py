@@ -12,7 +12,7 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def test_of_this_machine():
+def test_free_memory_of_this_machine():
     free = free_main_memory()
     assert free is None or free > 2**20
 
@@ -52,5 +52,5 @@ def test_a_container_sees_its_own_limit_at_the_top(tmp_path):
     assert free_main_memory(tmp_path) == 600
 
 
-def test_another_system(tmp_path):
+def test_free_memory_is_unknown_on_other_systems(tmp_path):
     assert free_main_memory(tmp_path) is None

@@ -5,7 +5,7 @@ from tables import aligned_table, latex_table, markdown_table
 ROWS = [("", "loss", "note"), ("a_b", "1 +- 2", "95 %"), ("long name", "3", "")]
 
 
-def test_aligned():
+def test_columns_are_aligned():
     lines = [
         "             loss  note",
         "a_b        1 +- 2  95 %",

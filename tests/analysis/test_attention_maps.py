@@ -130,7 +130,7 @@ def test_damaged_files_are_named(tmp_path, damage):
         read_attention(path)
 
 
-def test_what_is_not_there_is_refused():
+def test_missing_layers_and_heads_are_refused():
     assert choose_heads([0, 2], None) == [0, 2]
     config = ModelConfig(model="but", n_layer=3, n_layer_end=1)
     assert (choose_layer(config, None), choose_layer(config, 0)) == (1, 0)

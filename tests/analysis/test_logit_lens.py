@@ -26,7 +26,7 @@ def loss_of(model, **routing):
 
 
 @pytest.mark.parametrize("name", SHALLOWER)
-def test_each_repeat_is_what_a_model_of_so_many_repeats_predicts(name):
+def test_each_repeat_predicts_as_a_model_with_that_many_repeats(name):
     deep = make(name)
     depths = logit_lens(deep, batches(), None, layers=True)
     for repeat in (1, 2, 3):
@@ -55,7 +55,7 @@ def test_without_the_end_blocks():
     assert list(layers)[:3] == ["begin 0", "middle 0, repeat 1", "middle 1, repeat 1"]
 
 
-def test_measures():
+def test_loss_accuracy_and_divergence_by_hand():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]]).double()
     final = torch.tensor([[2.0, 0.0], [1.0, 0.0]]).double()
     found = measure(logits, final, torch.tensor([0, -1]))

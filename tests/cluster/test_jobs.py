@@ -84,7 +84,7 @@ def test_two_submissions_at_the_same_moment(on_slurm):
     assert len({run["folder"] for run in recorded}) == 2
 
 
-def test_what_slurm_refuses_leaves_nothing_behind(on_slurm):
+def test_jobs_that_slurm_refuses_leave_nothing_behind(on_slurm):
     refuse = on_slurm.refuse
     submit = "bash iridis/lncot-train/job.sh"
     refuse(f"{submit} --account physics", 2, "Slurm refuses this job", "Account physics is not known")
@@ -192,7 +192,7 @@ def test_a_chain(on_slurm):
     assert_same_as_uncut(on_slurm)
 
 
-def test_what_has_gone_when_the_job_starts(on_slurm):
+def test_missing_environment_or_data_when_the_job_starts(on_slurm):
     """The environment, then the data: one sentence in the log, and the job is not requeued."""
     venv = on_slurm.scratch / "venv"
     venv.symlink_to(sys.prefix)

@@ -21,7 +21,7 @@ def test_every_row_is_what_main_takes(experiment):
     assert config.notes(args) == []  # no flag of a row is one that its model does not read
 
 
-def test_what_is_given_beside_a_row_wins_wherever_it_stands():
+def test_flags_override_the_experiment_wherever_they_stand():
     row = ["--experiment", "table2/ln-cotformer"]
     assert config.parse_args(row).lr == PROTOCOL["lr"]
     assert config.parse_args([*row, "--lr", "3e-4"]).lr == 3e-4

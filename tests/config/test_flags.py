@@ -128,7 +128,7 @@ def test_names_agree_with_what_is_registered():
         ("--distributed_backend None", "distributed_backend", None),
     ],
 )  # fmt: skip
-def test_values(flags, name, value):
+def test_values_of_flags(flags, name, value):
     assert getattr(parse(flags), name) == value
 
 

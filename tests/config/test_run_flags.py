@@ -36,7 +36,7 @@ def test_a_run_of_the_released_code_is_taken():
     assert args.batch_size == 9 and not hasattr(args, "pos_jump_freq")
 
 
-def test_what_a_run_was_comes_back_unchanged():
+def test_flags_of_a_run_are_restored_unchanged():
     flags = "--model ln_cotformer --n_repeat 3 --lr 3e-4 --dtype float32 --bias --depth_embedding learned"
     args = config.parse_args([*flags.split(), "--eval_length_factor", "0.7", "0.1", "--wandb"])
     assert config.complete(vars(args), {}) == args

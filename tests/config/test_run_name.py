@@ -112,7 +112,7 @@ def test_names_are_short_readable_and_safe():
     assert name("--exp_name chosen") == "chosen"
 
 
-def test_folder():
+def test_folder_of_a_run():
     args = config.parse_args("--model but --dataset owt2 --results_base_folder out --exp_name e".split())
     assert config.experiment_dir(args).as_posix() == "out/owt2/but_full_depth/e"
 

@@ -95,7 +95,7 @@ def test_a_sample_is_a_function_of_its_index():
     assert open_corpus("phop").windows("val", 69).gather(np.array([5]))[0].tolist() != val.tolist()
 
 
-def test_what_does_not_fit():
+def test_a_sequence_too_short_for_the_task_is_refused():
     with pytest.raises(Failure, match="takes up to 51 tokens; give --sequence_length 51"):
         open_corpus("counting").windows("train", 32)
     assert open_corpus("counting").windows("shifted_ood", 64).length == 201

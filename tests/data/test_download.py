@@ -106,7 +106,7 @@ def gets(server):
     return [(path, wanted) for method, path, wanted in server.asked if method == "GET"]
 
 
-def test_a_whole_file(server, tmp_path, fetch):
+def test_a_complete_download(server, tmp_path, fetch):
     said = fetch("file")
     assert any(SHA256 in line for line in said)
     about = json.loads((tmp_path / "file.tar.json").read_text())

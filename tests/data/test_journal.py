@@ -43,7 +43,7 @@ def test_the_result_of_another_one_is_refused(tmp_path):
     assert isinstance(error, UsageError) and "another source" in str(error)
 
 
-def test_what_cannot_be_a_folder(tmp_path):
+def test_a_file_in_place_of_the_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Failure, match="choose another --data_dir"):
         Journal(tmp_path / "file" / "parts", {})

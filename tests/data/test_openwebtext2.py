@@ -139,7 +139,7 @@ def test_killed_anywhere_a_second_run_writes_the_same_bytes(tmp_path):
 
 @pytest.mark.process
 @pytest.mark.parametrize("finished", [0, 3])  # files: at 0 the workers are only starting
-def test_ctrl_c_ends_it_with_a_sentence_and_the_next_run_goes_on(tmp_path, finished):
+def test_ctrl_c_prints_a_sentence_and_the_next_run_resumes(tmp_path, finished):
     """In the process group, as a terminal sends it: the workers leave the last word to their parent."""
     members = monthly(texts(100) * 36, 24)
     archive(tmp_path, members)
@@ -163,7 +163,7 @@ def test_ctrl_c_ends_it_with_a_sentence_and_the_next_run_goes_on(tmp_path, finis
 
 @pytest.mark.process
 @pytest.mark.parametrize("limit", [100_000, 2_000_000])  # bytes: of a part, of train.bin
-def test_a_file_system_that_takes_no_more(tmp_path, limit):
+def test_a_full_file_system(tmp_path, limit):
     members = monthly(texts(100) * 6, 8)
     archive(tmp_path, members)
     archive(tmp_path / "undisturbed", members)

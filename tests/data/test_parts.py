@@ -88,7 +88,7 @@ def test_a_document_longer_than_all_others_is_cut(lab):
 
 
 @pytest.mark.parametrize("cut", range(9))
-def test_halves_of_a_part(tmp_path, cut):
+def test_parts_that_split_a_document(tmp_path, cut):
     """Against the plain concatenation, at every token: within documents and between them."""
     tokenizer, documents = ByteTokenizer(), ["ab", "", "cdé"]
     encoded = [np.append(tokenizer.encode(text), tokenizer.end_of_text) for text in documents]

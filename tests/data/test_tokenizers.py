@@ -47,7 +47,7 @@ def test_round_trip(tokenizer):
     assert decode(tokenizer, ids) == MIXED
 
 
-def test_made_again_from_its_description(tokenizer):
+def test_restored_from_its_description(tokenizer):
     again = tokenizer_from_meta(tokenizer.to_meta())
     assert again.encode(MIXED).tolist() == tokenizer.encode(MIXED).tolist()
     assert again.vocab_size == tokenizer.vocab_size
@@ -301,7 +301,7 @@ def test_cl100k(monkeypatch, tmp_path):
         assert ours.vocab_size == ours._encoding.n_vocab and ours.end_of_text == ours._encoding.eot_token
 
 
-def test_the_note_on_padding():
+def test_note_on_a_padded_vocabulary():
     gpt2 = {"tokenizer": {"name": "gpt2", "vocab_size": 50257}}
     assert vocabulary_note(gpt2, 50304) is None
     assert "50257 is no multiple of 64" in vocabulary_note(gpt2, 50257)

@@ -16,7 +16,7 @@ from errors import UsageError
 from tests.faults.team import Team, assert_close
 
 
-def test_shares_cover_a_step_once():
+def test_rank_slices_cover_a_step_once():
     for batch_size, acc_steps, size in ((8, 4, 1), (8, 4, 2), (8, 4, 4), (8, 4, 8), (6, 3, 2), (4, 6, 4)):
         seen = []
         for rank in range(size):
@@ -80,7 +80,7 @@ def test_the_same_losses_as_one_process(alone, tmp_path, model, size, backend):
 
 @pytest.mark.process
 @pytest.mark.parametrize("backend", ["gloo", "fsdp"])
-def test_processes_that_part_the_sequences_of_a_micro_batch(alone, tmp_path, backend):
+def test_same_losses_when_ranks_split_a_micro_batch(alone, tmp_path, backend):
     """acc_steps 3 on 2 ranks: each computes half of every micro-batch, with the capacities of all of it."""
     flags = "--acc_steps 3 --grad_clip 0.5"
     team = Team(tmp_path / "exps", "adm", 2, backend)
@@ -89,7 +89,7 @@ def test_processes_that_part_the_sequences_of_a_micro_batch(alone, tmp_path, bac
 
 
 @pytest.mark.process
-def test_a_task_whose_answers_fall_unevenly(tmp_path):
+def test_targets_spread_unevenly_over_ranks(tmp_path):
     """A step's loss and gradient are the same however its sequences are cut into micro-batches and split."""
     flags = "--dataset counting --vocab_size 256 --sequence_length 64 --iterations 6 --log_freq 1"
     runs = []
@@ -127,7 +127,7 @@ def test_dropout_differs_between_ranks_that_split_a_micro_batch(tmp_path):
 
 
 @pytest.mark.process
-def test_wrong_flags_are_told_of_once(tmp_path):
+def test_wrong_flags_are_reported_once(tmp_path):
     team = Team(tmp_path / "exps", "base", 2, torchrun=True)
     for flags, sentence in (
         ("--batch_size 3 --acc_steps 3", "cannot be split across 2 processes"),

@@ -230,7 +230,7 @@ def test_a_lock_of_another_machine(tmp_path, monkeypatch, caplog):
     assert not tmp_path.exists()  # nothing came of that run
 
 
-def test_a_disk_that_takes_no_more(straight, tmp_path):
+def test_a_full_disk(straight, tmp_path):
     """The run continues with warnings; there is room again later, and nothing is missing at the end."""
     team = Team(tmp_path / "exps", "adm")
     process = team.start(FAULT="slow")
@@ -244,7 +244,7 @@ def test_a_disk_that_takes_no_more(straight, tmp_path):
     assert_same(team, straight("adm"))
 
 
-def test_a_disk_that_takes_no_more_at_the_end_is_a_failure(tmp_path):
+def test_a_full_disk_at_the_end_is_a_failure(tmp_path):
     team = Team(tmp_path / "exps", "adm")
     process = team.start()
     until(process, "step 12/")
@@ -316,7 +316,7 @@ def test_what_is_kept_is_not_decided_by_a_damaged_file(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
-def test_torchrun_is_ended_by_a_signal_that_it_does_not_hand_on(straight, tmp_path, number):
+def test_torchrun_killed_by_a_signal_that_it_does_not_forward(straight, tmp_path, number):
     """Its processes notice, and end as if they had got SIGTERM themselves."""
     team = Team(tmp_path / "exps", "adm", 2, "gloo", torchrun=True)
     process = team.start("--iterations 100000 --save_checkpoint_freq 100000")
@@ -329,7 +329,7 @@ def test_torchrun_is_ended_by_a_signal_that_it_does_not_hand_on(straight, tmp_pa
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_save_that_was_begun_before_a_failure_is_finished(tmp_path, size):
+def test_a_save_in_progress_is_finished_after_a_failure(tmp_path, size):
     """The disk is slow, and the loss is NaN one step after the checkpoint."""
     team = Team(tmp_path / "exps", "base", size)
     said = team.run("--save_checkpoint_freq 10", code=1, FAULT="nan:0:10")

@@ -82,7 +82,7 @@ def kept(kind, training=True, **fields):
 
 
 @pytest.mark.parametrize(("attention", "of_block", "of_repeat"), [("plain", 5, 7), ("fast", 4.2, 5)])
-def test_less_is_kept(attention, of_block, of_repeat):
+def test_saved_activations_per_block_and_pass(attention, of_block, of_repeat):
     """Of a block in a pass remain keys and values (2 C), and its input, where it is not the pass's: of more
     than 20 C, or a little less where attention copies no keys of earlier passes, but keeps its masks, which
     are large next to a width of 16."""
@@ -92,7 +92,7 @@ def test_less_is_kept(attention, of_block, of_repeat):
     assert none > of_repeat * repeat
 
 
-def test_calls(monkeypatch):
+def test_how_often_blocks_run(monkeypatch):
     """The middle's blocks run twice with either; those around it only with `block`; none in evaluation."""
     from models.block import MLP
 

@@ -156,7 +156,7 @@ def test_a_halted_token_takes_no_place_in_the_cache():
     assert sizes == {0.0: (1 + 2 * 3 + 1) * layer, 2.0: (1 + 2 + 1) * layer}
 
 
-def test_what_a_cache_takes_is_known_beforehand(name):
+def test_size_of_a_cache_is_known_in_advance(name):
     network = build(name)
     cache = network.new_cache(2)
     with torch.no_grad():

@@ -246,7 +246,7 @@ def test_weight_decay_groups(case):
     assert others == renamed(case, case.expected["weight_decay_groups"]["no_decay"])
 
 
-def test_optimizer_walk(case):
+def test_six_optimizer_steps(case):
     """Six steps of AdamW under the cosine schedule on one batch: losses, rates, norms, final weights."""
     if case.is_ponder:
         pytest.skip("the released loss is not PonderNet's")

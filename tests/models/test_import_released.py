@@ -25,7 +25,7 @@ def test_our_own_weights_pass_through():
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
-def test_prefixes_go(prefix):
+def test_prefixes_are_removed(prefix):
     ours = weights()
     prefixed = {prefix + name: value for name, value in ours.items()}
     assert equal(models.import_original_state_dict(prefixed, ARGS), ours)

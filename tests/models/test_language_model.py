@@ -44,7 +44,7 @@ def test_every_alias_builds_the_same_network():
         assert all(map(torch.equal, full.state_dict().values(), short.state_dict().values()))
 
 
-def test_what_comes_back(name):
+def test_output_without_and_with_targets(name):
     network = build(name)
     idx = torch.randint(0, 40, (2, 8))
     quiet = network(idx)

@@ -140,7 +140,7 @@ def test_under_autocast(dtype, recwarn):
     assert not [str(warning.message) for warning in recwarn]
 
 
-def test_what_a_cache_keeps():
+def test_cache_bytes_per_token():
     """The published sizes: (192 + 32) numbers where 2 * 768 were."""
     sizes = {"n_layer": 24, "n_layer_begin": 2, "n_layer_end": 1, "n_repeat": 5}
     ours, theirs = (models.ModelConfig(model=name, **sizes) for name in ("mla", "ln_cotformer"))
@@ -151,7 +151,7 @@ def test_what_a_cache_keeps():
 
 
 @pytest.mark.parametrize("model", ["base", "but", "adm", "adaptive_but", "stick_breaking"])
-def test_it_goes_with_every_repeater(model, monkeypatch):
+def test_every_repeater_takes_latent_attention(model, monkeypatch):
     """A row of the table is all it takes: the cached text is that of full recomputation."""
     row = find_variant(model)
     row = dataclasses.replace(

@@ -57,7 +57,7 @@ def dispatched(network, **routing):
 
 @pytest.mark.parametrize("layers", [RESERVED, {"n_layer_begin": 0, "n_layer_end": 0}], ids=str)
 @pytest.mark.parametrize("model", NAMES)
-def test_the_form_counts_what_is_dispatched(model, layers):
+def test_the_formula_counts_the_products_that_are_dispatched(model, layers):
     """At full depth the paper's convention is exactly what runs, for every model."""
     given = args(model, **layers, halt_threshold=0.999)
     network = models.make_model_from_args(given).eval()

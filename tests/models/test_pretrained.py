@@ -60,7 +60,7 @@ def test_bit_for_bit(config, tmp_path):
     assert torch.equal(*logits)
 
 
-def test_what_is_in_the_folder(folder):
+def test_files_and_names_of_an_export(folder):
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.json"}
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     weights = load_file(folder / "model.safetensors")

@@ -54,7 +54,7 @@ def test_an_existing_repeater_can_be_used(restored):
         (Variant("my_model", "mine", "Mine", "twice"), None, "twice of my_model is unknown; give its class"),
     ],
 )
-def test_names_that_cannot_be(restored, variant, repeater, sentence):
+def test_names_that_are_refused(restored, variant, repeater, sentence):
     before = list(VARIANTS), dict(REPEATERS)
     with pytest.raises(UsageError, match=sentence):
         models.register_variant(variant, repeater)

@@ -34,7 +34,7 @@ def test_round_trip_and_no_temporary_files(tmp_path):
     assert os.listdir(path.parent) == ["ckpt_5.pt"]
 
 
-def test_order(tmp_path):
+def test_newest_checkpoint_first(tmp_path):
     assert checkpoint.newest(tmp_path) is None
     for step in (100, 1000, 20):
         write(tmp_path / checkpoint.name_of(step), step)
@@ -95,7 +95,7 @@ def test_a_hostile_checkpoint_is_refused_and_nothing_runs(tmp_path, how):
     assert not victim.exists()
 
 
-def test_what_is_no_checkpoint(tmp_path):
+def test_other_files_are_no_checkpoints(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(Failure, match="holds a list, not a checkpoint"):
         checkpoint.load(tmp_path / "list.pt")

@@ -64,7 +64,7 @@ def test_activations_are_those_of_a_step(model, kept):
     assert 0.8 < estimated / allocated.peak < 1.4
 
 
-def test_parts():
+def test_parts_of_the_memory_estimate():
     def parts(flags):
         args = config.parse_args([*SIZES.split(), *flags.split()])
         return estimate_memory(args, choose_precision("torch.float32", CPU))

@@ -53,7 +53,7 @@ def test_against_the_closed_form(scheduler):
     assert expected[-1] == pytest.approx(0.2e-3)  # the published runs' end, at the default factor
 
 
-def test_none_is_constant():
+def test_scheduler_none_is_constant():
     assert set(rates(dataclasses.replace(CONFIG, scheduler="none"))) == {1e-3}
 
 
@@ -66,7 +66,7 @@ def test_paper_numbers():
 
 
 @pytest.mark.parametrize("scheduler", ["cos", "linear", "none"])
-def test_going_on_at_a_step_equals_having_walked_there(scheduler):
+def test_resuming_at_a_step_gives_the_same_rates(scheduler):
     config = dataclasses.replace(CONFIG, scheduler=scheduler)
     straight = rates(config)
     for step in (0, 1, 39, 40, 41, 150, 199):

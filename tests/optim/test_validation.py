@@ -30,7 +30,7 @@ def test_one_batch_has_no_interval():
     assert result.loss_standard_error is result.loss_interval is result.perplexity_interval is None
 
 
-def test_a_hopeless_loss_has_infinite_perplexity():
+def test_a_huge_loss_has_infinite_perplexity():
     assert to_perplexity(1e4) == math.inf
 
 

@@ -134,7 +134,7 @@ def test_students_quantiles():
         assert found.margin / found.standard_error == pytest.approx(expected, abs=6e-4)
 
 
-def test_verdicts():
+def test_verdicts_on_claims():
     def losses(shift, seeds=3, of="text", noise=0.001):
         generator = random.Random(f"{shift} {noise}")
         return {

@@ -149,7 +149,7 @@ def test_output_without_a_terminal_is_plain_lines(scripts):
     assert "computed in float32" in done.stdout
 
 
-def test_wandb_offline_goes_on_in_one_run(scripts):
+def test_a_resumed_run_continues_its_wandb_run(scripts):
     env = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     scripts.train("--wandb --exp_name logged", **env)
     scripts.train("--wandb --exp_name logged --iterations 16", **env)

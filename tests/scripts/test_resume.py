@@ -186,7 +186,7 @@ def test_intermediary_checkpoints_are_removed_when_asked(scripts):
 
 
 @pytest.mark.process
-def test_interrupting_says_how_to_go_on(scripts):
+def test_an_interrupted_run_says_how_to_resume(scripts):
     flags = "--iterations 100000 --eval_freq 50000 --log_freq 5 --save_checkpoint_freq 10"
     process = scripts.start("main.py", scripts.train_flags(flags))
     for line in process.stdout:
