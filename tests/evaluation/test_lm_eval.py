@@ -143,6 +143,13 @@ def test_texts_longer_than_the_context_are_cut_into_windows(lab):
     assert sum(harness.notes.values()) == 1
 
 
+def test_a_continuation_without_tokens_is_certain(lab):
+    """Also alone in its batch, where its input is empty too."""
+    harness = make(lab, "base", batch_size=1)
+    found = harness.loglikelihood(instances(lab, ("a", ""), ("ab", ""), ("ab", "c")), disable_tqdm=True)
+    assert found[:2] == [(0.0, True)] * 2 and found[2][0] < 0
+
+
 def test_no_tokens_to_score_or_to_begin_with(lab):
     harness = make(lab, "base")
     assert harness._loglikelihood_tokens([(None, [1, 2], [])], disable_tqdm=True) == [(0.0, True)]
@@ -305,6 +312,10 @@ def test_the_command(lab, command):
     assert "threshold routing (causal)" in said and cheap["calibration"]["budget"] == 0.7
     assert cheap["average_passes"] < 2.9 and cheap["n-samples"]["lab_choice"]["effective"] == 4
     assert cheap["n-shot"]["lab_choice"] == 1
+    # That is another evaluation, with a file of its own; other tasks of the same one are added to its file.
+    assert json.loads((command.folder / "lm_eval_ckpt.json").read_text()) == full
+    _, again = command.run("--tasks lab_choice")
+    assert again["results"] == full["results"] and again["versions"] == full["versions"]
 
 
 @pytest.mark.process
