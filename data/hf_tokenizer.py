@@ -11,7 +11,7 @@ import numpy as np
 
 from data.token_files import HF_TOKENIZER, id_dtype
 from errors import Failure, UsageError
-from files import file_sha256
+from files import file_sha256, require_regular
 
 # Names that models use for the token after a document, most common first.
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
@@ -102,6 +102,7 @@ class HuggingFaceTokenizer:
 
 def _read(path: Path) -> bytes:
     try:
+        require_regular(path)
         return path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read the tokeniser {path}: {error.strerror}") from error

@@ -15,7 +15,7 @@ import numpy as np
 
 from data.token_files import HF_TOKENIZER, id_dtype
 from errors import Failure, UsageError
-from files import copy_atomically, file_sha256
+from files import copy_atomically, file_sha256, require_regular
 
 
 class Tokenizer(Protocol):
@@ -198,6 +198,7 @@ def keep_file(path: Path, folder: Path) -> Path:
     """
     copy = folder / HF_TOKENIZER
     with contextlib.suppress(OSError):
+        require_regular(copy)
         if file_sha256(copy) == file_sha256(path):
             return copy
     copy_atomically(path, copy)

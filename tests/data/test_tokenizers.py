@@ -229,6 +229,10 @@ def test_files_that_are_no_tokeniser(tmp_path):
     path.write_text("{}")
     with pytest.raises(UsageError, match=r"is no valid tokenizer\.json"):
         make_tokenizer(str(path))
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match=r"cannot read the tokeniser .*: not a regular file"):
+        make_tokenizer(str(path))
 
 
 def test_wide_ids_on_disk(tmp_path):
