@@ -202,6 +202,7 @@ class Stop:
         self._processes, self._max_steps = processes, max_steps
         self._end = None if max_minutes is None else began + max_minutes * _MINUTE
         self._signal = 0  # the latest
+        self._failure: str | None = None
         self._handlers: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Stop":
@@ -214,8 +215,17 @@ class Stop:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
+    def fail(self, sentence: str) -> None:
+        """Let `requested` raise a Failure; another thread may call this."""
+        self._failure = sentence
+
     def requested(self, step: int | None = None) -> bool:
-        """Whether the run stops, at `step` or now. All ranks ask at the same places."""
+        """Whether the run stops, at `step` or now. All ranks ask at the same places.
+
+        Raises Failure after `fail`.
+        """
+        if self._failure is not None:
+            raise Failure(self._failure)
         if self.reason is None and step is not None and step - self.first_step == self._max_steps:
             self.reason = f"--max_steps_this_run {self._max_steps}"
         if self.reason is None:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from errors import Failure, UsageError
 from files import TEMPORARY_SUFFIX, read_json
-from optim.lock import FILE_NAME as LOCK
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -166,8 +165,7 @@ def rename_final(path: Path, step: int) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of saves that were killed."""
     for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-        if not path.name.startswith(LOCK):  # of a process that is trying to lock this folder
-            delete(path)
+        delete(path)
 
 
 def remove_intermediary(folder: Path) -> None:

@@ -54,16 +54,18 @@ def run_training(args: Namespace) -> int:
         describe(args, folder, choose_precision(args.dtype, device), processes)
         if args.dry_run:
             return 0
-        lock = RunLock(folder) if processes.is_main else None
+        stop = Stop(processes, args.max_time, began, args.max_steps_this_run)
+        lock = RunLock(folder, stop.fail) if processes.is_main else None
         processes.barrier()
         try:
             run = Run(args, folder, processes, device)
-            with Stop(processes, args.max_time, began, args.max_steps_this_run) as stop:
+            with stop:
                 try:
-                    finished = run.train(stop)
+                    finished = run.train(stop, lock)
                 except KeyboardInterrupt:
                     raise KeyboardInterrupt(_last_checkpoint(folder)) from None
-            if finished and processes.is_main:
+            if finished and lock is not None:
+                lock.require()
                 run.finish()
             processes.barrier()  # no rank exits before the summary is written
         finally:
@@ -113,8 +115,10 @@ class Run:
         self._describe()
         self.validation = Validation(args, self.config, self.corpus, self.precision, self.parallel)
 
-    def train(self, stop: Stop) -> bool:
+    def train(self, stop: Stop, lock: RunLock | None) -> bool:
         """Train to the last iteration, evaluate on the full validation set, save ckpt.pt.
+
+        lock: the main rank's, which must still hold the folder before each write.
 
         Returns False if `stop` was requested before; the state has been saved then.
         """
@@ -133,7 +137,8 @@ class Run:
         saved_step = -1
 
         def log(metrics: dict[str, Any]) -> None:
-            if main:
+            if lock is not None:
+                lock.require()
                 self._try(lambda: metrics_file.append(metrics))
                 wandb.log(metrics)
                 progress.log(metrics)
@@ -141,6 +146,8 @@ class Run:
         def save(final: bool = False) -> None:
             nonlocal saved_step
             synced = True
+            if lock is not None:
+                lock.require()
             if main and final:
                 metrics_file.sync()
             elif main:

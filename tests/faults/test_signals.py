@@ -212,6 +212,19 @@ def test_two_runs_in_one_folder(tmp_path):
     assert f"process {process.pid} on {socket.gethostname()} has ended and left its lock" in said
 
 
+def test_a_run_whose_folder_another_has_taken_ends(tmp_path):
+    """As it does when it goes on after a minute in which it stood still: it writes nothing more."""
+    team = Team(tmp_path / "exps", "base")
+    process = team.start("--iterations 100000 --save_checkpoint_freq 100000")
+    until(process, "step 3/")
+    lock = team.run_folder() / FILE_NAME
+    other = json.loads(lock.read_text()) | {"host": "elsewhere", "pid": 7}
+    lock.write_text(json.dumps(other))
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "was taken over by process 7 on elsewhere" in said, said
+    assert checkpoint.in_folder(team.run_folder()) == [] and json.loads(lock.read_text()) == other
+
+
 def test_a_lock_of_another_machine(tmp_path, monkeypatch, caplog):
     """It is alive if its time moves; a minute without, and it is stale, whatever the clocks say."""
     monkeypatch.setattr("optim.lock.STALE_SECONDS", 2.0)
