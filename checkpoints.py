@@ -1,14 +1,14 @@
 """Lists, verifies and converts the checkpoints of runs: `python checkpoints.py list|verify|convert ...`."""
 
-import argparse
 from pathlib import Path
 
+from config.parser import Parser
 from errors import Failure, UsageError, run_script, stdout_is_result
 from optim import checkpoint
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="checkpoints.py", description=__doc__)
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, about in (
         ("list", "the checkpoints of a run's folder, with their steps and sizes"),
@@ -20,7 +20,7 @@ def main() -> None:
     command = commands.add_parser("convert", help=about, description=about)
     command.add_argument("source", type=Path, help="a checkpoint, or a run's folder: its most advanced one")
     command.add_argument("target", type=Path, help="the checkpoint to write; its suffix sets the format")
-    args = parser.parse_args()
+    args = parser.parse(None)
     if args.command == "list":
         stdout_is_result()
         list_checkpoints(args.paths)

@@ -174,7 +174,7 @@ class _StdoutHandler(logging.Handler):
     """Prints to the sys.stdout of the moment."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR or os.environ.get("RANK", "0") == "0"
+        return record.levelno >= logging.ERROR or (os.environ.get("RANK") or "0") == "0"
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
@@ -194,6 +194,6 @@ _HANDLER = _StdoutHandler()
 
 def _print_error(sentence: str, exit_code: int) -> int:
     # All the processes that torchrun starts read the same flags: one reports what is wrong with them.
-    if os.environ.get("RANK", "0") == "0":
+    if (os.environ.get("RANK") or "0") == "0":
         print(sentence, file=sys.stderr, flush=True)
     return exit_code

@@ -49,6 +49,19 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], durable: bool
             temporary.unlink()
 
 
+@contextlib.contextmanager
+def removed_if_empty(folder: Path) -> Iterator[None]:
+    """After an error inside, remove the folder and its parents if they are new and empty."""
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        yield
+    except BaseException:
+        for one in new:
+            with contextlib.suppress(OSError):
+                one.rmdir()
+        raise
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON, atomically and durably. Raises Failure."""
     encoded = encode_json(content, indent=2)

@@ -71,7 +71,7 @@ def main() -> None:
         stdout_is_result()
     from evaluation.restore import restore
     from evaluation.routing import RouteFinder
-    from evaluation.text import TextCost, ansi, ansi_legend, html_page, stream_texts
+    from evaluation.text import TextCost, ansi, ansi_legend, html_page, stream_texts, takes_colours
     from files import write_atomically
 
     prompts = own.prompt or [""]
@@ -100,6 +100,12 @@ def main() -> None:
         **route.settings,
     )
     n_repeat, in_terminal = model.config.repeats, own.show_depth == "terminal"
+    if in_terminal and not takes_colours(sys.stdout):
+        own.show_depth, in_terminal = None, False
+        note(
+            "note: no colours, as stdout is no terminal or NO_COLOR is set; FORCE_COLOR=1 writes them, and "
+            "--show_depth FILE.html a page"
+        )
     texts: list[list[tuple[str, int]]] = [[] for _ in prompts]
     if in_terminal:
         print(ansi_legend(n_repeat))

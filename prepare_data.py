@@ -10,8 +10,9 @@ import os
 import sys
 from pathlib import Path
 
+from config.base import DATASETS
 from config.parser import Parser
-from errors import UsageError, run_script
+from errors import UsageError, run_script, unknown
 
 DATA_DIR_HELP = "folder of all corpora (default: data/datasets)"
 TOKENIZER_HELP = "gpt2, cl100k_base, bytes, or the path of a tokenizer.json"
@@ -105,7 +106,7 @@ def prepare(words: list[str]) -> None:
 
 
 def openwebtext2(words: list[str]) -> None:
-    args = openwebtext2_parser().parse_args(words)
+    args = openwebtext2_parser().parse(words)
     from data import openwebtext2 as corpus
     from data import prepare_corpus
     from data.corpora import corpus_folder
@@ -170,6 +171,10 @@ def main() -> None:
     steps = {"openwebtext2": openwebtext2, "owt2": openwebtext2, "shards": shards}
     if words and words[0] in steps:
         steps[words[0]](words[1:])
+    elif words and words[0] in DATASETS:
+        raise UsageError(f"{words[0]!r} belongs to no flag; did you mean --dataset {words[0]}?")
+    elif words and not words[0].startswith("-"):
+        raise UsageError(unknown(f"{words[0]!r} is unknown", words[0], [*steps, "--dataset"]))
     else:
         prepare(words)
 

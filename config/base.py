@@ -166,9 +166,7 @@ class DistributedFlags:
     distributed_timeout: float = _distributed(
         10.0, "minutes that processes wait for one another before all exit", bound=POSITIVE
     )
-    config_format: str = _distributed(
-        "base", "base, the only one there is", choices=("base",), from_run=False, hidden=True
-    )
+    config_format: str = unused_flag("base", group="Distributed training", choices=("base",), from_run=False)
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,9 @@ BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
 
 def find_experiment(name: str) -> Experiment:
     """The row of that name. Raises UsageError, with the nearest name, where there is none."""
+    rows = [one for one in BY_NAME if one.startswith(f"{name.rstrip('/')}/")]
+    if rows:
+        raise UsageError(f"--experiment {name} has {len(rows)} experiments; choose one: {', '.join(rows)}")
     if name not in BY_NAME:
         raise UsageError(unknown(f"--experiment {name}: unknown experiment", name, BY_NAME))
     return BY_NAME[name]

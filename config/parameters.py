@@ -22,7 +22,8 @@ def page() -> str:
     parts = [HEAD]
     shown = [one for one in all_flags() if not one.hidden]
     for group, flags in groupby(shown, key=lambda one: one.group):
-        parts.append(f"\n## {group}\n\n| flag | default | meaning | read by |\n| --- | --- | --- | --- |\n")
+        parts.append(f"\n## {group}\n\n| flag | default | values | meaning | read by |\n")
+        parts.append(f"{'| --- ' * 5}|\n")
         parts += [_line(one) for one in flags]
     unused = [f"`--{one.name}`" for one in all_flags() if one.hidden]
     parts.append(f"\n## Without effect\n\nAccepted so that old commands keep working: {', '.join(unused)}.\n")
@@ -37,7 +38,16 @@ def _line(one: Flag) -> str:
     meaning = one.help.replace("|", "\\|")
     if readers is not None and len(readers) <= 2:
         meaning = meaning.removeprefix(f"{models}: ")
-    return f"| `--{one.name}`{mark} | `{default}` | {meaning} | {models} |\n"
+    return f"| `--{one.name}`{mark} | `{default}` | {_values(one)} | {meaning} | {models} |\n"
+
+
+def _values(one: Flag) -> str:
+    """The choices, or the bound; nothing where the meaning says what is allowed."""
+    if one.choices:
+        return ", ".join(f"`{choice}`" for choice in one.choices)
+    if one.bound:
+        return one.bound.rule.replace("must not be", "not").removeprefix("must be ").removeprefix("is ")
+    return "" if one.annotation is not bool else "no value" if one.is_switch else "`true`, `false`"
 
 
 def main() -> None:

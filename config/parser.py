@@ -13,7 +13,7 @@ from config.base import all_flags
 from config.checks import check_values
 from config.experiments import find_experiment
 from config.scales import SCALES, scaled
-from errors import UsageError, stdout_is_result
+from errors import UsageError, stdout_is_result, unknown
 from flags import Flag, choice, integer, nullable, number
 from models.config import ModelConfig
 from models.variants import find_variant
@@ -74,6 +74,17 @@ class Parser(ArgumentParser):
     def parse(self, argv: Sequence[str] | None) -> Namespace:
         """Like parse_args, but a misspelt flag is answered with the nearest one."""
         words = list(sys.argv[1:] if argv is None else argv)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                if not words or words[0].startswith("-"):
+                    return self.parse_args(words)
+                try:
+                    self._check_value(action, words[0])
+                except argparse.ArgumentError as error:
+                    self.error(str(error))
+                args = action.choices[words[0]].parse(words[1:])
+                setattr(args, action.dest, words[0])
+                return args
         for word in words:
             # Before argparse looks: to it, a required flag that is misspelt is one that is missing.
             if word.startswith("-") and " " not in word and not self._is_known(word):
@@ -82,6 +93,12 @@ class Parser(ArgumentParser):
         if unknown:
             self._refuse(unknown[0])
         return args
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """argparse's check of `choices`, with the nearest one."""
+        if action.choices is not None and value not in action.choices:
+            names = [str(choice) for choice in action.choices]
+            raise argparse.ArgumentError(action, unknown(f"{value!r} is unknown", str(value), names))
 
     def _is_known(self, word: str) -> bool:
         name = word.split("=")[0]
@@ -104,7 +121,7 @@ class _Help(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         without = action.default is None or action.default is False or action.default is argparse.SUPPRESS
-        if not action.option_strings or without:
+        if not action.option_strings or without or "default:" in (action.help or ""):
             return action.help
         return f"{action.help} (default: %(default)s)"
 
@@ -169,9 +186,15 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
 
 
 def parse_with_run(
-    argv: Sequence[str] | None, add_own_flags: Callable[[ArgumentParser], None], description: str | None
+    argv: Sequence[str] | None,
+    add_own_flags: Callable[[ArgumentParser], None],
+    description: str | None,
+    hidden: bool = True,
 ) -> tuple[Namespace, dict[str, Any]]:
     """Parse the flags of a script that works on a trained run.
+
+    Args:
+        hidden: whether --help leaves out the flags of main.py.
 
     Returns:
         The script's own flags, and those flags of main.py that were given, to replace the run's: for
@@ -179,11 +202,12 @@ def parse_with_run(
     """
     parser = Parser(
         description=description,
-        epilog="Flags of main.py may be given too and replace those of the run; --help-all lists them.",
+        epilog="Flags of main.py may be given too and replace those of the run"
+        f"{'; --help-all lists them' if hidden else ''}.",
     )
     add_own_flags(parser)
     base = all_flags()
-    parser.add_flags(base, hidden=True)
+    parser.add_flags(base, hidden)
     names = {one.name for one in base}
     for action in parser._actions:
         if action.dest in names:

@@ -1,6 +1,5 @@
 """Preparing a corpus: its token files, once, by the module that knows its source."""
 
-import contextlib
 import logging
 import time
 from dataclasses import replace
@@ -15,7 +14,7 @@ from data.token_files import META, SPLITS, read_meta
 from data.tokenise import Preparation, tokenise
 from data.tokenizers import keep_file
 from errors import Failure, UsageError
-from files import FILES_PREFIX, file_sha256
+from files import FILES_PREFIX, file_sha256, removed_if_empty
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +41,8 @@ def prepare_unless_done(
         (folder / META).unlink(missing_ok=True)
         meta = None
     if meta is None:
-        new = [path for path in (folder, *folder.parents) if not path.exists()]
-        try:
+        with removed_if_empty(folder):
             prepare(spec, folder, data_dir, tokenizer, val_fraction=val_fraction, **settings)
-        except Failure:
-            for path in new:
-                with contextlib.suppress(OSError):  # not empty: finished work
-                    path.rmdir()
-            raise
     elif val_fraction not in (None, meta.get("val_fraction")):
         raise UsageError(
             f"--val_fraction {val_fraction}: {folder} is prepared already, and holds out another part "

@@ -216,6 +216,8 @@ def _remedy(path: Path) -> str:
 
 def require_sequence(path: Path, count: int, sequence_length: int, remedy: str = "") -> None:
     """Raises Failure for a file that is too short for one window. remedy: what else could be done."""
+    if count < 2:
+        raise Failure(f"{path} has {count} tokens; a sequence needs 2 at least: give more text{remedy}")
     if count < sequence_length + 1:
         raise Failure(
             f"{path} has {count:,} tokens, too few for a sequence of {sequence_length} and its targets; "

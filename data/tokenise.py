@@ -192,7 +192,7 @@ def _write_parts(
     except BrokenProcessPool as error:
         raise Failure(
             "a worker process was killed, perhaps for lack of memory; the same command resumes after the "
-            "last finished file, and fewer --workers need less memory"
+            "last finished file, and prepare_data.py with fewer --workers needs less memory"
         ) from error
     finally:
         if part is not None:
@@ -233,7 +233,9 @@ def _in_order(pieces: Iterator[Piece], pool: Executor, ahead: int) -> Iterator[t
 
 
 def _refusal(what: str) -> Failure:
-    return Failure(f"{what}; give --on_error skip to leave such records and files out, counted and named")
+    return Failure(
+        f"{what}; prepare_data.py --on_error skip leaves such records and files out, counted and named"
+    )
 
 
 def _skipped(finished: list[dict[str, Any]]) -> dict[str, Any]:

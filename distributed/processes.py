@@ -51,8 +51,8 @@ class Processes:
 
         Raises Failure when the processes do not connect.
         """
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = environment_number("RANK", 0)
+        self.size = environment_number("WORLD_SIZE", 1)
         self.is_main = self.rank == 0
         self.failure_watch: FailureWatch | None = None
         self._timeout_minutes = timeout_minutes
@@ -245,13 +245,24 @@ class Stop:
 
 def local_rank() -> int:
     """The rank of this process among those of its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return environment_number("LOCAL_RANK", 0)
+
+
+def environment_number(name: str, default: int) -> int:
+    """A number that torchrun puts into the environment; an empty one is one that is not set.
+
+    Raises UsageError for anything else that is no number.
+    """
+    text = os.environ.get(name) or str(default)
+    if not text.isdecimal():
+        raise UsageError(f"the environment has {name}={text!r}, which is no number; unset it")
+    return int(text)
 
 
 def require_single_process() -> None:
     """Raises UsageError when torchrun started several processes."""
-    size = os.environ.get("WORLD_SIZE", "1")
-    if size != "1":
+    size = environment_number("WORLD_SIZE", 1)
+    if size != 1:
         raise UsageError(
             f"torchrun started {size} processes, but this script runs in one: run it with python"
         )

@@ -147,6 +147,12 @@ def _replaced(own_args: dict[str, Any], args: Namespace, given: dict[str, Any]) 
     return found
 
 
+def run_flags(path: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The flags that a checkpoint or an exported model was trained with. given, raises: as for `restore`."""
+    path, content = _read(path)
+    return content["args"] if content.get("format") == FORMAT else _summary_args(path, given)
+
+
 def _read(path: Path) -> tuple[Path, dict[str, Any]]:
     """Returns the checkpoint's path and content; an exported model's in the form of a checkpoint."""
     if not pretrained.is_pretrained(path):

@@ -1,11 +1,12 @@
 """Text from a model: streamed continuations of prompts, the cost of each token, and colours that show it."""
 
 import html
+import os
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -113,6 +114,16 @@ def ansi(piece: str, passes: int, n_repeat: int) -> str:
     rgb = colour(passes, n_repeat)
     start = f"\x1b[{97 if _is_dark(rgb) else 30};48;2;{rgb[0]};{rgb[1]};{rgb[2]}m"
     return "\n".join(f"{start}{line}\x1b[0m" if line else "" for line in piece.split("\n"))
+
+
+def takes_colours(stream: TextIO) -> bool:
+    """Returns whether to write colours to a stream: to a terminal, unless NO_COLOR or FORCE_COLOR is set.
+
+    Set to the empty string, they count as not set (no-color.org).
+    """
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (stream.isatty() and os.environ.get("TERM") != "dumb")
 
 
 def ansi_legend(n_repeat: int) -> str:

@@ -190,7 +190,9 @@ def _say(sentence: str) -> None:
 
 def main() -> None:
     """The command line, used by iridis/lib.sh."""
-    parser = argparse.ArgumentParser(prog="python -m iridis.record", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m iridis.record", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("event", choices=("submit", "begin", "end"))
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--job", default="")

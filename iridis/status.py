@@ -112,7 +112,9 @@ def _last_lines(path: Path, size: int = 65536) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="bash iridis/status.sh", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="bash iridis/status.sh", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("packages", nargs="*", help="default: all")
     names = parser.parse_args().packages
     known = {package.name: package for package in packages()}

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from models.language_model import LanguageModel
 
+LEAST_TEMPERATURE = 1e-30  # logits divided by less would leave float32's range
+
 
 def next_token_probabilities(
     logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
@@ -27,7 +29,7 @@ def next_token_probabilities(
     logits = logits.float()
     if temperature == 0:
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
-    logits = logits / temperature
+    logits = logits / max(temperature, LEAST_TEMPERATURE)
     if top_k is not None and top_k < logits.shape[-1]:
         kth = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)

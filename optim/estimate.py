@@ -8,7 +8,6 @@ included), S visible keys.
 """
 
 import logging
-import os
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from config import notes
 from config.training import TrainConfig
 from distributed import Precision, Processes
 from distributed.parallel import RankSlice
+from distributed.processes import environment_number
 from errors import UsageError
 from hardware import cpu_multiplies_bfloat16, free_memory
 from models.config import ModelConfig
@@ -33,7 +33,7 @@ SLOTS = {"adamw": 2, "sgd": 1, "adafactor": 0}  # optimiser states as large as t
 # The interpreter with torch and its libraries; a CUDA context with its kernels.
 PROCESS = {"cpu": 400_000_000, "cuda": 600_000_000}
 # `distributed.device.keep_heap` keeps freed memory, in pieces: measured, 1.1 to 1.6 times what is in use.
-HEAP = 1.35
+HEAP = {"none": 1.35, "repeat": 1.6, "block": 1.6}
 QUERIES_OF_A_BLOCK = 256  # of `attention_op`'s blocks on CPUs
 
 
@@ -55,7 +55,7 @@ def estimate_memory(
     activations = _activations(config, batch, precision, args.compile)
     if precision.dtype.itemsize < WIDE:
         activations += weights * precision.dtype.itemsize / WIDE  # autocast's copies of weights
-    heap = HEAP if on_cpu else 1.0
+    heap = HEAP[config.activation_checkpointing] if on_cpu else 1.0
     step = {
         "gradients": shard + gathered,
         "activations": round(heap * activations),
@@ -212,7 +212,7 @@ def _free(precision: Precision) -> int | None:
     free = free_memory(precision.device)
     if free is None or precision.device.type == "cuda":
         return free
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return free // environment_number("LOCAL_WORLD_SIZE", 1)
 
 
 def _advice(args: Namespace, precision: Precision, processes: Processes, free: int) -> str:
@@ -276,4 +276,4 @@ def _short(number: float) -> str:
     for least, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
         if least <= number < 1000 * least:
             return f"{number / least:.3g} {word}"
-    return f"{number:.0f}" if number < 1e6 else f"{number:.2g}"
+    return f"{number:,.0f}" if number < 1e6 else f"{number:.2g}"

@@ -1,5 +1,6 @@
 """A training run from its flags to its summary: what main.py calls."""
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -20,6 +21,7 @@ from distributed.device import compile_training
 from distributed.parallel import RankSlice, choose_parallel
 from distributed.processes import Stop
 from errors import Failure, UsageError
+from files import removed_if_empty
 from optim import checkpoint
 from optim.estimate import describe
 from optim.lock import RunLock
@@ -55,9 +57,11 @@ def run_training(args: Namespace) -> int:
         if args.dry_run:
             return 0
         stop = Stop(processes, args.max_time, began, args.max_steps_this_run)
-        lock = RunLock(folder, stop.fail) if processes.is_main else None
-        processes.barrier()
-        try:
+        with removed_if_empty(folder), contextlib.ExitStack() as on_exit:
+            lock = RunLock(folder, stop.fail) if processes.is_main else None
+            if lock is not None:
+                on_exit.callback(lock.release)
+            processes.barrier()
             run = Run(args, folder, processes, device)
             with stop:
                 try:
@@ -68,9 +72,6 @@ def run_training(args: Namespace) -> int:
                 lock.require()
                 run.finish()
             processes.barrier()  # no rank exits before the summary is written
-        finally:
-            if lock is not None:
-                lock.release()
     return 0 if finished else args.exit_code_unfinished
 
 
@@ -233,11 +234,8 @@ class Run:
         logger.info(f"resuming from {path} at step {state.step}")
         own_final = checkpoint.is_final(path) and path.parent == self.folder
         # Of this run's final checkpoint, the summary alone may be missing.
-        if (
-            state.step >= iterations
-            and not state.interval.steps
-            and not (own_final and state.step == iterations)
-        ):
+        has_all_steps = state.step >= iterations and not state.interval.steps
+        if has_all_steps and not (own_final and state.step == iterations):
             raise UsageError(
                 f"{path} has {state.step} steps already, and --iterations {iterations} asks for no more; "
                 "ask for more, or give another --exp_name"

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import textwrap
 from collections.abc import Iterable
 from functools import partial
@@ -10,6 +11,8 @@ from typing import Any
 
 from files import write_atomically, write_json
 
+# Figures are written to files; matplotlib refuses to be imported with an unknown name in the environment.
+os.environ["MPLBACKEND"] = "Agg"
 # Okabe and Ito's palette without its yellow, which is too light for lines: colour-blind readers can tell the
 # colours apart. The first four are far apart in grey as well; every series also has a marker and a line style
 # of its own.
@@ -65,9 +68,6 @@ def mac_unit(macs: Iterable[float]) -> tuple[float, str]:
 
 def new_figure(rows: int, columns: int, **settings: Any) -> tuple[Any, Any]:
     """Returns matplotlib's figure and axes; needs no screen. settings: arguments of `pyplot.subplots`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     pyplot.rcParams.update(_SETTINGS)

@@ -139,9 +139,13 @@ def choose_experiments(patterns: Sequence[str]) -> list[str]:
         if not found and pattern.startswith(NOT_TRAINED):
             raise UsageError(f"{pattern}: nothing is trained for {NOT_TRAINED}; python plot_fig3.py draws it")
         if not found:
-            raise UsageError(unknown(f"there is no experiment {pattern}", pattern, names))
+            raise UsageError(unknown(f"there is no experiment {pattern}", pattern, [*_tables(names), *names]))
         chosen += found
     return list(dict.fromkeys(chosen))
+
+
+def _tables(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(name.partition("/")[0] for name in names))
 
 
 def make_plan(

@@ -127,6 +127,15 @@ def data_dir(tmp_path):
     return folder.parent
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Captured output may hold bytes that are no UTF-8, which workers cannot send."""
+    report = yield
+    sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    report.sections = sections
+    return report
+
+
 class Scripts:
     """Runs the root scripts as a user would, on the data and in the results folder of one test."""
 

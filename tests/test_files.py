@@ -4,10 +4,12 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from files import encode_json, is_utf8, utf8_path, why_unwritable, write_json
+from errors import Failure
+from files import encode_json, is_utf8, removed_if_empty, utf8_path, why_unwritable, write_json
 
 LATIN = os.fsdecode(b"caf\xe9")
 
@@ -38,3 +40,20 @@ def test_unwritable_folders_are_known_before_writing(tmp_path):
     assert why_unwritable(tmp_path / "new" / "folder") is None and not (tmp_path / "new").exists()
     assert why_unwritable(tmp_path / "file") == "Not a directory"
     assert why_unwritable(Path("/proc/self")) is not None
+
+
+def test_folders_of_a_refused_command_are_removed(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "old" / "a" / "b"
+    old.mkdir()
+    with pytest.raises(Failure), removed_if_empty(new):
+        new.mkdir(parents=True)
+        raise Failure("refused")
+    assert old.is_dir() and not list(old.iterdir())
+    with pytest.raises(Failure), removed_if_empty(new):
+        write_json(new.parent / "kept.json", {})
+        new.mkdir()
+        raise Failure("refused")
+    assert [path.name for path in new.parent.iterdir()] == ["kept.json"]
+    with removed_if_empty(new):
+        new.mkdir()
+    assert new.is_dir()

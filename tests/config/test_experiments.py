@@ -73,6 +73,13 @@ def test_a_scale_is_of_an_experiment():
         config.parse_args(["--scale", "nano"])
 
 
+def test_a_table_is_not_one_experiment():
+    with pytest.raises(
+        UsageError, match=r"table2 has 4 experiments; choose one: table2/standard-48, .*/ln-co"
+    ):
+        config.parse_args(["--experiment", "table2"])
+
+
 def test_an_unknown_row():
     with pytest.raises(UsageError, match="did you mean table2/ln-cotformer"):
         config.parse_args(["--experiment", "table2/lncotformer"])

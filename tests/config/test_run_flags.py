@@ -5,6 +5,7 @@ import argparse
 import pytest
 
 import config
+from config.parser import Parser
 from config.run_name import identity
 from errors import UsageError
 
@@ -96,6 +97,48 @@ def test_a_scripts_own_flags_are_answered_like_the_others(words, part):
     with pytest.raises(UsageError) as refusal:
         config.parse_with_run(words.split(), add_own, None)
     assert part in str(refusal.value)
+
+
+def test_a_default_is_said_once():
+    parser = Parser()
+    parser.add_argument("--bins", type=int, default=200, help="how many (default: 200)")
+    parser.add_argument("--types", type=int, default=15, help="how many")
+    text = parser.format_help()
+    assert text.count("default: 200") == text.count("default: 15") == 1
+
+
+def commanded() -> Parser:
+    parser = Parser(prog="tool.py")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in ("list", "convert"):
+        command = commands.add_parser(name)
+        command.add_argument("paths", nargs="+")
+        command.add_argument("--format", choices=("text", "latex"), default="text")
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("", "required: COMMAND"),
+        ("lst a", "COMMAND: 'lst' is unknown; did you mean list? choose from list, convert"),
+        ("list", "required: paths"),
+        (
+            "list a --fromat text",
+            "unknown flag --fromat; did you mean --format? `python tool.py list --help`",
+        ),
+        ("list a --format latx", "--format: 'latx' is unknown; did you mean latex? choose from text, latex"),
+    ],
+)
+def test_commands_of_a_script_are_answered_like_flags(words, part):
+    with pytest.raises(UsageError) as refusal:
+        commanded().parse(words.split())
+    assert part in str(refusal.value)
+
+
+def test_a_command_with_its_flags():
+    args = commanded().parse("convert a --format latex b".split())
+    assert vars(args) == {"command": "convert", "paths": ["a", "b"], "format": "latex"}
 
 
 def test_a_value_may_begin_with_a_dash_and_hold_spaces():

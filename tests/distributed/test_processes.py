@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from distributed.parallel import RankSlice, choose_parallel
-from distributed.processes import Processes, Stop
+from distributed.processes import Processes, Stop, environment_number, require_single_process
 from errors import UsageError
 from tests.faults.team import Team, assert_close
 
@@ -25,6 +25,15 @@ def test_rank_slices_cover_a_step_once():
             seen += [(share.first_micro_batch + m, row) for m in range(share.acc_steps) for row in rows]
             assert share.part == rows[0] // len(rows)
         assert sorted(seen) == [(m, row) for m in range(acc_steps) for row in range(batch_size)]
+
+
+def test_numbers_of_the_environment(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "")
+    require_single_process()
+    assert environment_number("WORLD_SIZE", 1) == 1
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(UsageError, match="WORLD_SIZE='two', which is no number"):
+        require_single_process()
 
 
 def test_an_uneven_split_is_refused():

@@ -172,6 +172,13 @@ def test_a_cache_is_not_written_beyond_its_end():
         network(torch.zeros(1, 1, dtype=torch.long), cache=cache)
 
 
+@pytest.mark.parametrize("temperature", [1e-20, 1e-42, 5e-324])
+def test_a_tiny_temperature_is_greedy(temperature):
+    logits = torch.tensor([[3.0, -2.0, 3.5], [-40.0, 12.0, 0.0]])
+    expected = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    assert torch.equal(next_token_probabilities(logits, temperature), expected)
+
+
 def test_a_seed_means_one_text():
     network = build("cotformer")
     assert torch.equal(text(network, [[0]], seed=5), text(network, [[0]], seed=5))

@@ -1,6 +1,7 @@
 """Counts of arithmetic: against the published counts, against real dispatches, against enumeration."""
 
 import json
+import re
 import types
 from pathlib import Path
 
@@ -175,4 +176,20 @@ def test_table_from_the_command_line(scripts, command):
     assert f"{expected:,}" in said and "effective layers" in said
     said = scripts.run(command, f"{flags.replace('adm', 'mla')} --dtype float32").stdout
     assert "96,768" in said and "663,552" in said and "cache, float32" in said
+    assert "note: the cache keeps" not in said
     scripts.refuse(command, "--model amd", 2, "did you mean adm?")
+
+
+def test_table_of_a_checkpoint(trained):
+    made = trained("--model mla --n_repeat 3")
+    run = made.folder("mla_ln_cotformer")
+    said = made.run("count_macs.py", f"--checkpoint {run}").stdout
+    assert "2x3 -> 0 layers, n_embd 16, one sequence of 16 tokens" in said
+    parameters = json.loads((run / "summary.json").read_text())["parameters"]
+    assert re.search(rf"unique +{parameters:,}\n", said)
+    assert "note: the cache keeps 224 numbers of a token and layer" in said
+    assert (
+        "one sequence of 8 tokens"
+        in made.run("count_macs.py", f"--checkpoint {run} --sequence_length 8").stdout
+    )
+    made.refuse("count_macs.py", "--checkpoint nowhere", 2, "nowhere: there is no such file or folder")

@@ -2,6 +2,11 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
+
+import pytest
 
 from plots.style import (
     COLOURS,
@@ -14,7 +19,16 @@ from plots.style import (
     save_both_formats,
     save_with_numbers,
 )
+from tests.conftest import ROOT
 from tests.plots.legibility import texts, unreadable
+
+
+@pytest.mark.process
+def test_the_backend_of_the_environment_does_not_matter():
+    code = "from plots.style import new_figure; new_figure(1, 1)"
+    subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "MPLBACKEND": "nonsense"}, cwd=ROOT, check=True
+    )
 
 
 def lightness(colour):

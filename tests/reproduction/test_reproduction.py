@@ -76,6 +76,8 @@ def test_experiments_by_their_beginnings():
     for row in ("figure3", "figure3/but-12x5"):
         with pytest.raises(UsageError, match="nothing is trained for figure3"):
             choose_experiments([row])
+    with pytest.raises(UsageError, match=r"did you mean table2\?"):
+        choose_experiments(["tabel2"])
     with pytest.raises(UsageError, match="did you mean table1/but-12x2"):
         choose_experiments(["table1/but_12x2"])
 
@@ -263,8 +265,8 @@ def test_wrong_input(scripts):
     refuse = scripts.refuse
     refuse("reproduce.py", "run table9", 2, "there is no experiment table9")
     refuse("reproduce.py", "run --jobs 0", 2, "--jobs 0")
-    refuse("reproduce.py", "train", 2, "invalid choice")
-    refuse("reproduce.py", "report --scale nan", 2, "invalid choice")
+    refuse("reproduce.py", "reprot", 2, "command: 'reprot' is unknown; did you mean report? choose from list")
+    refuse("reproduce.py", "report --scale nan", 2, "--scale: 'nan' is unknown; did you mean nano?")
 
 
 def test_figure_3_counts(scripts):

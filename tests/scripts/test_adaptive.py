@@ -115,10 +115,13 @@ def test_generate_within_a_budget(adm, tmp_path):
     assert 1 <= passes < 3
     text = page.read_text()
     assert text.startswith("<!doctype html>") and 'class="p1"' in text and "line" in text
-    coloured = adm.run("generate.py", f"{flags} --budget 0.6 --show_depth").stdout
+    coloured = adm.run("generate.py", f"{flags} --budget 0.6 --show_depth", FORCE_COLOR="1").stdout
     assert "\x1b[30;48;2;" in coloured
     shown = re.sub(r"\x1b\[[\d;]*m", "", coloured).split("\n", 1)[1]
     assert shown == less.stdout
+    for environment in ({}, {"FORCE_COLOR": "1", "NO_COLOR": "1"}):  # no terminal; not wanted
+        plain = adm.run("generate.py", f"{flags} --budget 0.6 --show_depth", **environment)
+        assert plain.stdout == less.stdout and "note: no colours" in plain.stderr
     thresholds = adm.run("generate.py", f"{flags} --budget 2 2").stderr
     assert "1.00 of 3 passes and 3.0 blocks" in thresholds
 
@@ -213,7 +216,7 @@ def test_the_sweep_of_figure_4_resumes_after_a_kill(adm, tmp_path):
         ("calibrate.py", "--eval_length_factor None", 2, "give the capacities that thresholds must meet"),
         ("calibrate.py", "--eval_length_factor 1 0", 2, "capacities of 0 and 1 need no calibration"),
         ("get_ppl_per_mac.py", "--budget 0", 2, "above 0 and at most 1"),
-        ("get_router_weights.py", "--split test", 2, "invalid choice: 'test'"),
+        ("get_router_weights.py", "--split test", 2, "'test' is unknown; choose from val, train"),
     ],
 )
 def test_wrong_input_is_answered_with_a_sentence(adm, tmp_path, script, flags, code, part):

@@ -258,3 +258,16 @@ def test_fields_of_the_model_are_flags():
     from config import parse_args
 
     assert ModelConfig.__dataclass_fields__.keys() <= vars(parse_args([])).keys()
+
+
+def test_a_refused_training_leaves_no_folders(scripts, tmp_path):
+    flags = f"--dataset files:{tmp_path}/nothing*.txt --data_dir {tmp_path / 'new' / 'data'}"
+    scripts.refuse("main.py", scripts.train_flags(flags), 2, "no file matches")
+    scripts.refuse("main.py", scripts.train_flags("--use_pretrained nowhere.pt"), 2, "nowhere.pt")
+    assert not scripts.results.exists() and not (tmp_path / "new").exists()
+
+
+def test_names_of_corpora_and_steps_of_a_preparation(scripts):
+    scripts.refuse("prepare_data.py", "pydoc", 2, "did you mean --dataset pydoc?")
+    scripts.refuse("prepare_data.py", "shard --dataset pydoc", 2, "'shard' is unknown; did you mean shards?")
+    scripts.refuse("prepare_data.py", "openwebtext2 tokenise", 2, "did you mean tokenize?")
