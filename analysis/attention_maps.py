@@ -4,7 +4,6 @@ Fused kernels return no probabilities, so they are computed again, a chunk of qu
 Shapes: B batch, H heads, n queries, S keys, D head size, c queries of a chunk, T tokens, R passes.
 """
 
-import json
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 from analysis.hooks import Attended, Layer, forward_passes, watch_attention
 from distributed import Precision
 from errors import Failure, UsageError
-from files import write_atomically, write_json
+from files import read_json, write_atomically, write_json
 from models.config import ModelConfig
 from models.kv_cache import Visible
 from models.language_model import LanguageModel
@@ -173,7 +172,7 @@ def read_attention(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
         if not part.is_file():
             raise UsageError(f"{part} is missing; python get_attention.py --checkpoint ... writes it")
     try:
-        about = json.loads(about_path.read_text(encoding="utf-8"))
+        about = read_json(about_path)
         with np.load(array_path, allow_pickle=False) as content:
             attention = content[ARRAY]
         about["model"], about["windows"]

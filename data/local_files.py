@@ -2,7 +2,6 @@
 
 import contextlib
 import glob
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 from data.sources import FORMATS, FileSource, Join, SourceFile
 from data.token_files import META, SPLITS, reading
 from errors import Failure, UsageError
-from files import FILES_PREFIX, file_sha256, write_json
+from files import FILES_PREFIX, file_sha256, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +201,7 @@ def changes(files: list[SourceFile], folder: Path) -> Changes | None:
     path = folder / RECORD
     try:
         with reading(path):
-            before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+            before = read_json(path) if path.exists() else None
         if before is None:
             return None
         known = {entry["name"]: entry for entry in before}

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from errors import Failure, UsageError
-from files import write_atomically, write_json
+from files import read_json, write_atomically, write_json
 
 SPLITS = ("train", "val")
 META = "meta.json"
@@ -121,7 +120,7 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     path = folder / META
     try:
         with reading(path):
-            meta = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+            meta = read_json(path) if path.exists() else None
         if meta is not None:
             _check_meta(meta)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

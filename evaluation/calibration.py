@@ -4,6 +4,7 @@ Shapes: R = n_repeat, N tokens of the sample.
 """
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from files import read_json, write_json
 from models.config import ModelConfig
 from models.language_model import LanguageModel
 from models.macs import macs_of_passes
+
+logger = logging.getLogger(__name__)
 
 HALT_ALL = 2.0  # a threshold above every score
 
@@ -207,10 +210,13 @@ class CalibrationFile:
         return None
 
     def add(self, calibration: Calibration) -> None:
-        """Add one and write the file."""
+        """Add one and write the file; where it cannot be written, a warning says so."""
         self.calibrations.append(calibration)
         entries = [asdict(entry) for entry in self.calibrations]
-        write_json(self.path, {"routers_sha256": self._routers, "calibrations": entries})
+        try:
+            write_json(self.path, {"routers_sha256": self._routers, "calibrations": entries})
+        except Failure as error:
+            logger.warning(f"{error}; the thresholds are used now, and will be searched for again next time")
 
 
 def calibrate(

@@ -4,7 +4,6 @@ Three series: the router's choice of tokens by top-k and by thresholds, and fixe
 take the same number of passes. Shapes: R = n_repeat, N tokens of the validation set.
 """
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from evaluation.reports import check_place, summarise
 from evaluation.restore import Restored
 from evaluation.router_weights import extract, identity, read_weights, require_routers, weights_path
 from evaluation.routing import RouteFinder, by_topk
-from files import write_json
+from files import read_json, write_json
 from models.macs import CONVENTIONS, macs_of_passes
 from optim.validation import evaluate
 
@@ -125,11 +124,11 @@ def read_sweep(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{path} is missing; python get_ppl_per_mac.py --checkpoint ... writes it")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         for point in content["points"]:
             point["series"], point["perplexity"], point["macs_per_sequence"]["paper"]
         content["about"]["sequence_length"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise Failure(f"{path} is not a file of get_ppl_per_mac.py; move it away") from error
     return content
 

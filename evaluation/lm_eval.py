@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errors import Failure, UsageError
-from files import write_json
+from files import read_json, write_json
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -133,7 +133,7 @@ def write_results(
 def _results_of(path: Path, like: dict[str, Any]) -> dict[str, Any]:
     """The content of an earlier file of the same model and settings; empty without one."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         same = all(found.get(name) == like[name] for name in like if name not in (*KEPT, *OF_TASKS))
         return found if same and all(isinstance(found[name], dict) for name in KEPT if name in found) else {}
     except (OSError, ValueError, AttributeError):

@@ -3,7 +3,6 @@
 Shapes: B batch, T tokens of a sequence, R = n_repeat, N tokens in all.
 """
 
-import json
 import shutil
 import tempfile
 import zipfile
@@ -18,7 +17,7 @@ from errors import Failure, UsageError
 from evaluation.calibration import cascade, router_scores, routers_digest
 from evaluation.reports import check_place, result_path
 from evaluation.restore import Restored
-from files import write_atomically, write_json
+from files import read_json, write_atomically, write_json
 from tables import aligned_table
 
 # Arrays of the file; their descriptions are written to the .json.
@@ -168,7 +167,7 @@ def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with np.load(path, allow_pickle=False) as content:
             arrays = {name: content[name] for name in KINDS}
-        return arrays, json.loads(about.read_text(encoding="utf-8"))
+        return arrays, read_json(about)
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise Failure(
             f"{path} is damaged or not a file of router weights; delete it and extract again"

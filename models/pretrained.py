@@ -123,4 +123,6 @@ def _load(model: LanguageModel, weights: dict[str, Tensor], path: Path) -> None:
         if weights[name].shape != weight.shape:
             found, due = list(weights[name].shape), list(weight.shape)
             raise Failure(f"{path}: {name} has the shape {found}, and {due} in this network")
+        if not weights[name].is_floating_point():
+            raise Failure(f"{path}: {name} is {weights[name].dtype}; weights are floating-point numbers")
         weight.copy_(weights[name])

@@ -1,6 +1,5 @@
 """What a figure is drawn from: files of results, labels of runs, and checks of both."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import config
 from errors import UsageError
+from files import read_json
 from models.variants import VARIANTS
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -71,7 +71,7 @@ def _flags(folder: Path) -> dict[Any, str]:
     {} without a readable summary.json.
     """
     try:
-        args = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["args"]
+        args = read_json(folder / "summary.json")["args"]
         values = config.identity(config.complete(args, {}))
         if args.get("data_seed") is None:
             del values["data_seed"]  # it is the seed
@@ -83,7 +83,7 @@ def _flags(folder: Path) -> dict[Any, str]:
 def _about(path: Path) -> dict[str, Any]:
     """What a file of results is of; {} for a folder."""
     try:
-        content = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        content = read_json(path.with_suffix(".json"))
         about = content.get("about", content)
         return {name: about[name] for name in ("model", "step", "dataset", "split") if name in about}
     except (OSError, ValueError, AttributeError, TypeError):

@@ -1,6 +1,5 @@
 """The runs of experiments: flags, folder, progress and results of each. Imports no torch."""
 
-import json
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import config
 from config.experiments import EXPERIMENTS
 from errors import Failure, UsageError, unknown
+from files import read_json
 from optim.checkpoint import covered_by_summary, in_folder, step_of
 from reproduction.statistics import FIXED_DEPTH
 
@@ -102,13 +102,13 @@ def _read(path: Path | None, needed: Sequence[str]) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         missing = [name for name in needed if name not in content]
         if missing:
             raise ValueError(f"there is no {missing[0]} in it")
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise Failure(f"{path} is damaged ({error}); delete it, and run again") from error
     return content
 

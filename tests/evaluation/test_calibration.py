@@ -115,3 +115,14 @@ def test_a_damaged_file_is_named(network, tmp_path):
             continue
         with pytest.raises(Failure, match="is not a file of thresholds"):
             CalibrationFile(tmp_path / "ckpt.pt", network)
+
+
+def test_thresholds_that_cannot_be_written_are_used(network, tmp_path, caplog):
+    """As next to a checkpoint in a read-only folder."""
+    (tmp_path / "file").touch()
+    file = CalibrationFile(tmp_path / "file" / "ckpt.pt", network)
+    found = calibrate(
+        network, file, batches(), FLOAT32, dataset="d", sequence_length=32, length_factors=[0.5, 0.25, 0.0]
+    )
+    assert found.reached == pytest.approx([0.5, 0.25, 0.0], abs=0.01)
+    assert "cannot write" in caplog.text and "the thresholds are used now" in caplog.text

@@ -118,6 +118,14 @@ def test_weights_of_another_network(folder):
         models.from_pretrained(folder)
 
 
+def test_weights_that_are_no_floating_point_numbers(folder):
+    weights = load_file(folder / "model.safetensors")
+    name = "transformer.ln_f.weight"
+    rewrite(folder, {**weights, name: weights[name].long()})
+    with pytest.raises(Failure, match=rf"{name} is torch.int64; weights are floating-point numbers"):
+        models.from_pretrained(folder)
+
+
 def test_sizes_and_fields_are_checked(folder):
     rewrite(folder, vocab_size=51)
     with pytest.raises(Failure, match=r"has the shape \[50, 16\], and \[51, 16\] in this network"):
