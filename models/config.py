@@ -10,6 +10,7 @@ from flags import PROBABILITY, RATE, Bound, Identity, at_least, check, choice, f
 from models.capacities import DRAWS, check_factors
 from models.variants import Variant, accepted_names, find_variant
 
+# Identity.ALWAYS is for flags that run names had from the start: a new one with it would rename every run.
 _size = partial(flag, group="Model architecture", identity=Identity.ALWAYS)
 _exact = partial(flag, group="Model architecture", identity=Identity.NEVER)
 _repeat = partial(flag, group="CoTFormer", identity=Identity.ALWAYS, read_by="repeats")
