@@ -81,8 +81,8 @@ class PassKeys:
         earlier = self._passes.get(of.layer, []) if of.all_passes else []
         if of.all_passes and len(earlier) != of.repeat - 1:
             raise ValueError(
-                f"pass {of.repeat} attends to all passes, but an earlier one attended to itself alone and its "
-                "keys were not kept: give all passes of a layer the same all_passes"
+                f"pass {of.repeat} attends to all passes, but an earlier one, which attended to itself alone, "
+                "kept no keys: give all passes of a layer the same all_passes"
             )
         # All layers of a pass share its mask, and so do passes of the same tokens that see only themselves.
         number = of.repeat if of.all_passes else 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import threading
 import time
@@ -127,22 +128,25 @@ def test_of_several_processes_that_start_together_one_takes_the_folder(tmp_path,
         content = json.dumps(own(tmp_path) | {"pid": 2**30}) if left == "stale" else left
         tmp_path.mkdir(exist_ok=True)
         (tmp_path / FILE_NAME).write_text(content)
-    start = time.time() + 0.3
-    children = []
+    end, open_until_all_tried = os.pipe()
+    group = 0
     for _ in range(8):
         child = os.fork()
         if child == 0:
             code = 3
             try:
-                time.sleep(start - time.time())
+                os.close(open_until_all_tried)
                 RunLock(tmp_path)
-                time.sleep(2.0)
+                select.select([end], [], [], 60.0)  # hold it until the others have ended
                 code = 0
             except UsageError:
                 code = 2
             finally:
                 os._exit(code)
-        children.append(child)
-    codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+        group = group or child
+        os.setpgid(child, group)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(-group, 0)[1]) for _ in range(7)]
+    os.close(open_until_all_tried)
+    codes = sorted([*codes, os.waitstatus_to_exitcode(os.waitpid(-group, 0)[1])])
     assert codes == [0] + [2] * 7
     assert os.listdir(tmp_path) == [FILE_NAME]
