@@ -81,7 +81,7 @@ class PassKeys:
         earlier = self._passes.get(of.layer, []) if of.all_passes else []
         if of.all_passes and len(earlier) != of.repeat - 1:
             raise ValueError(
-                f"pass {of.repeat} attends to all passes, but an earlier one, which attended to itself alone, "
+                f"pass {of.repeat} attends to all passes, but an earlier one, which saw itself alone, "
                 "kept no keys: give all passes of a layer the same all_passes"
             )
         # All layers of a pass share its mask, and so do passes of the same tokens that see only themselves.

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from models.repeaters import RepeaterOutput
 from tests.models.reference import RESERVED, make, rotated
 
 
@@ -163,3 +164,20 @@ def test_any_number_of_repeats(repeats):
         rtol=1e-9,
     )
     assert network(ids)["average_depth"] == 2 * repeats + 2
+
+
+class EveryOther:
+    """Passes that attend in turn to all passes so far and to themselves."""
+
+    def __call__(self, x, tokens, middle, cache):
+        for repeat in range(1, middle.n_repeat + 1):
+            x = middle.run_pass(x, tokens, middle.keys(cache, repeat, all_passes=repeat % 2 == 1))
+        return RepeaterOutput([x], [tokens] * middle.n_repeat, [])
+
+
+def test_passes_that_see_all_need_the_keys_of_all():
+    """Without a cache, keys of passes that see themselves alone are not kept; with one they would be seen."""
+    network = make("cotformer", n_repeat=3)
+    network.repeater = EveryOther()
+    with pytest.raises(ValueError, match="pass 3 attends to all passes, but an earlier one"):
+        network(torch.zeros(1, 4, dtype=torch.long), get_logits=True)
