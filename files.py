@@ -89,7 +89,10 @@ def copy_atomically(source: Path, path: Path) -> None:
 
 def require_regular(path: Path) -> None:
     """Raises OSError for pipes, sockets, devices and folders: reading one may never end."""
-    if not stat.S_ISREG(path.stat().st_mode):
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
