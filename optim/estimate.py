@@ -29,7 +29,7 @@ from models.macs import count_macs, parameter_count
 logger = logging.getLogger(__name__)
 
 WIDE = 4  # bytes of a number of the residual stream, of a weight and its gradient
-SLOTS = {"adamw": 2, "sgd": 1, "adafactor": 0}  # optimiser states as large as the weights
+SLOTS = {"adamw": 2, "sgd": 1, "adafactor": 0}  # optimiser states as large as the weights; of others: 2
 # The interpreter with torch and its libraries; a CUDA context with its kernels.
 PROCESS = {"cpu": 400_000_000, "cuda": 600_000_000}
 # `distributed.device.keep_heap` keeps freed memory, in pieces: measured, 1.1 to 1.6 times what is in use.
@@ -61,12 +61,12 @@ def estimate_memory(
         "activations": round(heap * activations),
         "logits": round(heap * _logits(config, batch, precision)),
     }
-    copied = shard * (1 + SLOTS[args.opt]) if on_cpu else 0
+    copied = shard * (1 + SLOTS.get(args.opt, 2)) if on_cpu else 0
     if args.save_checkpoint_freq is None:  # only after the last step, whose memory is free then
         copied = max(0, copied - sum(step.values()))
     return {
         "weights": shard + gathered,
-        "optimiser state": shard * SLOTS[args.opt],
+        "optimiser state": shard * SLOTS.get(args.opt, 2),
         **step,
         "checkpoint copy": copied,
         "process": PROCESS["cpu" if on_cpu else "cuda"],
