@@ -1,4 +1,4 @@
-"""Train and compare small models on real text, in about five minutes: `make demo`.
+"""Train and compare small models on real text, in six to ten minutes: `make demo`.
 
 First, an LN-CoTFormer and a standard transformer with equally many layers, on the same tokens; the CoTFormer
 repeats its middle layers. Then an adaptive model, whose routers choose the number of repeats for each token:
