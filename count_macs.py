@@ -8,7 +8,7 @@ from pathlib import Path
 
 import config
 from config.checks import latent_cache_note
-from errors import run_script
+from errors import run_script, stdout_is_result
 from models.config import ModelConfig
 from models.macs import table
 
@@ -23,6 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     own, given = config.parse_with_run(None, add_flags, __doc__, hidden=False)
+    stdout_is_result()
     trained_with = {}
     if own.checkpoint is not None:
         from evaluation.restore import run_flags  # imports torch

@@ -109,3 +109,11 @@ def test_lines_stand_above_a_bar(capsys):
     said = capsys.readouterr()
     assert said.out == "a line\n"
     assert said.err.count("1/3") >= 2  # drawn again after the line
+
+
+@pytest.mark.process
+def test_a_script_that_only_prints_fails_where_nothing_can_be_printed():
+    for closed, sentence in ((">/dev/full", CANNOT), (">&-", "stdout is closed")):
+        command = f"{sys.executable} count_macs.py --model but {closed}"
+        done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1 and done.stderr.startswith("error: ") and sentence in done.stderr
