@@ -174,7 +174,7 @@ class _StdoutHandler(logging.Handler):
     """Prints to the sys.stdout of the moment."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR or (os.environ.get("RANK") or "0") == "0"
+        return record.levelno >= logging.ERROR or _is_main_rank()
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
@@ -192,8 +192,12 @@ class _StdoutHandler(logging.Handler):
 _HANDLER = _StdoutHandler()
 
 
+def _is_main_rank() -> bool:
+    return (os.environ.get("RANK") or "0") == "0"
+
+
 def _print_error(sentence: str, exit_code: int) -> int:
     # All the processes that torchrun starts read the same flags: one reports what is wrong with them.
-    if (os.environ.get("RANK") or "0") == "0":
+    if _is_main_rank():
         print(sentence, file=sys.stderr, flush=True)
     return exit_code

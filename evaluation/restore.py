@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import config
 import models
 from config.base import all_flags
@@ -185,9 +183,7 @@ def _summary_args(path: Path, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load_weights(model: LanguageModel, weights: dict[str, Any], path: Path) -> None:
-    for name, weight in weights.items():
-        if isinstance(weight, torch.Tensor) and not weight.is_floating_point():
-            raise Failure(f"{path}: {name} is {weight.dtype}; weights are floating-point numbers")
+    pretrained.require_floats(weights, path)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -113,16 +113,22 @@ def from_pretrained(folder: str | Path) -> LanguageModel:
     return model.eval()
 
 
+def require_floats(weights: dict[str, Any], path: Path) -> None:
+    """Raises Failure for weights of the file at `path` that are no floating-point numbers."""
+    for name, weight in weights.items():
+        if isinstance(weight, Tensor) and not weight.is_floating_point():
+            raise Failure(f"{path}: {name} is {weight.dtype}; weights are floating-point numbers")
+
+
 @torch.no_grad()
 def _load(model: LanguageModel, weights: dict[str, Tensor], path: Path) -> None:
     own = dict(model.named_parameters())
     for name in sorted(own.keys() ^ weights.keys()):
         what = "lacks" if name in own else "holds, besides those of the network,"
         raise Failure(f"{path} {what} {name}")
+    require_floats(weights, path)
     for name, weight in own.items():
         if weights[name].shape != weight.shape:
             found, due = list(weights[name].shape), list(weight.shape)
             raise Failure(f"{path}: {name} has the shape {found}, and {due} in this network")
-        if not weights[name].is_floating_point():
-            raise Failure(f"{path}: {name} is {weights[name].dtype}; weights are floating-point numbers")
         weight.copy_(weights[name])

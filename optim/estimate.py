@@ -22,8 +22,9 @@ from distributed.parallel import RankSlice
 from distributed.processes import environment_number
 from errors import UsageError
 from hardware import cpu_multiplies_bfloat16, free_memory
+from models.attention_op import LONG_BLOCK
 from models.config import ModelConfig
-from models.losses import CHUNK_NUMBERS, FEWEST_TOKENS
+from models.losses import chunk_tokens
 from models.macs import count_macs, parameter_count
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,6 @@ SLOTS = {"adamw": 2, "sgd": 1, "adafactor": 0}  # optimiser states as large as t
 PROCESS = {"cpu": 400_000_000, "cuda": 600_000_000}
 # `distributed.device.keep_heap` keeps freed memory, in pieces: measured, 1.1 to 1.6 times what is in use.
 HEAP = {"none": 1.35, "repeat": 1.6, "block": 1.6}
-QUERIES_OF_A_BLOCK = 256  # of `attention_op`'s blocks on CPUs
 
 
 def estimate_memory(
@@ -61,12 +61,13 @@ def estimate_memory(
         "activations": round(heap * activations),
         "logits": round(heap * _logits(config, batch, precision)),
     }
-    copied = shard * (1 + SLOTS.get(args.opt, 2)) if on_cpu else 0
+    slots = shard * SLOTS.get(args.opt, 2)
+    copied = shard + slots if on_cpu else 0
     if args.save_checkpoint_freq is None:  # only after the last step, whose memory is free then
         copied = max(0, copied - sum(step.values()))
     return {
         "weights": shard + gathered,
-        "optimiser state": shard * SLOTS.get(args.opt, 2),
+        "optimiser state": slots,
         **step,
         "checkpoint copy": copied,
         "process": PROCESS["cpu" if on_cpu else "cuda"],
@@ -127,7 +128,7 @@ def _activations(config: ModelConfig, batch: int, precision: Precision, compiled
             kept += max(0, layers * ((passes - 2) * held - entering))
     backward = (4 * size + 16) * width + seen * keys * (2 * size + WIDE if blockwise else size)
     if blockwise:  # scores of a block, their probabilities and gradients
-        backward += 3 * config.n_head * min(QUERIES_OF_A_BLOCK, length) * seen * size
+        backward += 3 * config.n_head * min(LONG_BLOCK, length) * seen * size
     return positions * (kept + backward)
 
 
@@ -159,7 +160,7 @@ def _logits(config: ModelConfig, batch: int, precision: Precision) -> float:
     head = config.vocab_size * config.n_embd
     if config.loss == "plain":
         return tokens * (config.vocab_size * 3 * WIDE + WIDE * config.n_embd)
-    chunk = max(FEWEST_TOKENS, CHUNK_NUMBERS[precision.device.type] // config.vocab_size)
+    chunk = chunk_tokens(config.vocab_size, precision.device, precision.dtype)
     logits = min(chunk, tokens) * config.vocab_size * size
     return logits + head * (WIDE + size) + tokens * config.n_embd * 2 * WIDE
 
