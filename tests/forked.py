@@ -70,7 +70,9 @@ def _main(argv: list[str], env: dict[str, str], size: int, output: Connection) -
     output.close()
     os.environ.clear()
     os.environ.update(env)
+    # As in a new Python of a terminal, also where the tests run in the background or under nohup.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if size == 1 or _is_rank(size):
         if argv[0] == "-m":
             sys.argv = argv[1:]

@@ -41,7 +41,7 @@ def until(process, happens):
     raise AssertionError(said)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_saves_and_ends_well(straight, tmp_path, number):
     team = Team(tmp_path / "exps", "adm")
     process = team.start("--save_checkpoint_freq 1000 --exit_code_unfinished 85", FAULT="slow")
