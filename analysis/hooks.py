@@ -110,7 +110,7 @@ def watch_attention(
         x, tokens, layer_keys, source = args
         if not tokens.count:
             return
-        queries, keys, values = attention.project(x, tokens, source)
+        queries, keys, values = attention.project(x, None if source is None else source.x)
         queries = tokens.pad(rotate(queries, tokens.rotation))
         key_tokens = tokens if source is None else source.tokens
         seen = layer_keys.cache.seen

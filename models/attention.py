@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from models.active_tokens import ActiveTokens
 from models.attention_op import attention_op
 from models.config import ModelConfig
-from models.embeddings import rotate
+from models.embeddings import Rotation, rotate
 from models.kv_cache import LayerKeys, Visible
 
 
@@ -23,6 +23,11 @@ class KeySource(NamedTuple):
 
     x: Tensor
     tokens: ActiveTokens
+
+
+def parts_of(source: KeySource | None) -> tuple[Tensor | None, Rotation | None]:
+    """The representations of a source and their rotation."""
+    return (None, None) if source is None else (source.x, source.tokens.rotation)
 
 
 class MultiHeadAttention(nn.Module):
@@ -40,31 +45,50 @@ class MultiHeadAttention(nn.Module):
         self, x: Tensor, tokens: ActiveTokens, keys: LayerKeys, source: KeySource | None = None
     ) -> Tensor:
         """x (*tokens.shape, C) -> the same. source: what keys and values are made from, if not x."""
-        q, k, v = self.project(x, tokens, source)  # (*shape, H, D) each
+        y = self.attend(self.prepare(x, tokens.rotation, *parts_of(source)), tokens, keys, source)
+        return x if y is None else self.output(y)
+
+    def prepare(
+        self,
+        x: Tensor,
+        rotation: Rotation | None,
+        source_x: Tensor | None = None,
+        source_rotation: Rotation | None = None,
+    ) -> list[Tensor]:
+        """Token by token: rotated queries of x, rotated keys and values of x or of source_x.
+
+        x (..., C), source_x (*, C) -> (..., H, D), then (*, H, D) twice.
+        """
+        q, k, v = self.project(x, source_x)
+        return [rotate(q, rotation), rotate(k, rotation if source_x is None else source_rotation), v]
+
+    def attend(
+        self, prepared: Sequence[Tensor], tokens: ActiveTokens, keys: LayerKeys, source: KeySource | None
+    ) -> Tensor | None:
+        """Across tokens, of what `prepare` made: (*tokens.shape, H * D); None where there are no tokens."""
+        q, k, v = prepared
         key_tokens = tokens if source is None else source.tokens
-        k = rotate(k, key_tokens.rotation)
         visible = keys.update((key_tokens.pad(k), key_tokens.pad(v)), key_tokens, tokens)
         if not tokens.count:
-            return x
-        q = tokens.pad(rotate(q, tokens.rotation))  # (B, H, n, D)
-        y = attention_op(q, visible, fast=self.fast, dropout=self.dropout if self.training else 0.0)
-        return self.resid_dropout(self.c_proj(tokens.unpad(y).flatten(-2)))
+            return None
+        dropout = self.dropout if self.training else 0.0
+        y = attention_op(tokens.pad(q), visible, fast=self.fast, dropout=dropout)  # (B, H, n, D)
+        return tokens.unpad(y).flatten(-2)
 
-    def project(self, x: Tensor, tokens: ActiveTokens, source: KeySource | None = None) -> list[Tensor]:
-        """Queries of x, keys and values of x or of `source`, before rotation: (*their shape, H, D) each.
+    def output(self, y: Tensor) -> Tensor:
+        """Token by token: (..., H * D) -> (..., C)."""
+        return self.resid_dropout(self.c_proj(y))
 
-        Where there are no tokens, the queries are meaningless.
-        """
-        if source is None:
+    def project(self, x: Tensor, source_x: Tensor | None = None) -> list[Tensor]:
+        """Queries of x, keys and values of x or of source_x, before rotation: (*their shape, H, D) each."""
+        if source_x is None:
             return self._heads(self.c_attn(x), 3)
-        if not tokens.count:
-            return self._heads(self.c_attn(source.x), 3)
         # Slicing the weight pays only here, where queries are saved: autocast converts each slice anew.
         width = self.c_proj.in_features
         weight, bias = self.c_attn.weight, self.c_attn.bias
         query_bias, other_bias = (None, None) if bias is None else (bias[:width], bias[width:])
         query = self._heads(F.linear(x, weight[:width], query_bias), 1)
-        return query + self._heads(F.linear(source.x, weight[width:], other_bias), 2)
+        return query + self._heads(F.linear(source_x, weight[width:], other_bias), 2)
 
     def _heads(self, projected: Tensor, parts: int) -> list[Tensor]:
         """(..., parts * C) -> parts times (..., H, D)."""
@@ -105,13 +129,36 @@ class LatentAttention(nn.Module):
         self, x: Tensor, tokens: ActiveTokens, keys: LayerKeys, source: KeySource | None = None
     ) -> Tensor:
         """x (*tokens.shape, C) -> (*tokens.shape, C). source: what latents are made from, if not x."""
-        key_x, key_tokens = (x, tokens) if source is None else source
-        latents = key_tokens.pad(self._latents(key_x, key_tokens))  # (B, 1, n, L + E)
+        y = self.attend(self.prepare(x, tokens.rotation, *parts_of(source)), tokens, keys, source)
+        return x if y is None else self.output(y)
+
+    def prepare(
+        self,
+        x: Tensor,
+        rotation: Rotation | None,
+        source_x: Tensor | None = None,
+        source_rotation: Rotation | None = None,
+    ) -> list[Tensor]:
+        """Token by token: queries of x, latents and shared keys of x or of source_x.
+
+        x (..., C), source_x (*, C) -> (..., H, size of a key), (*, 1, L + E).
+        """
+        queries = self._queries(x, rotation)
+        if source_x is None:
+            return [queries, self._latents(x, rotation)]
+        return [queries, self._latents(source_x, source_rotation)]
+
+    def attend(
+        self, prepared: Sequence[Tensor], tokens: ActiveTokens, keys: LayerKeys, source: KeySource | None
+    ) -> Tensor | None:
+        """Across tokens, of what `prepare` made: (*tokens.shape, H * D); None where there are no tokens."""
+        key_tokens = tokens if source is None else source.tokens
+        latents = key_tokens.pad(prepared[1])  # (B, 1, n, L + E)
         cached = keys.cache.persistent
         visible = keys.update((latents,) if cached else self._keys_values(latents), key_tokens, tokens)
         if not tokens.count:
-            return x
-        q = tokens.pad(self._queries(x, tokens))  # (B, H, n, size of a key)
+            return None
+        q = tokens.pad(prepared[0])  # (B, H, n, size of a key)
         if cached and tokens.grid.length == 1:
             y = self._absorbed(q, visible)
         else:
@@ -121,18 +168,22 @@ class LatentAttention(nn.Module):
             dropout = self.dropout if self.training else 0.0
             y = attention_op(q, visible, fast=self.fast, dropout=dropout, scale=self.scale)
             y = y[..., : self.head_sizes[1]]
-        return self.resid_dropout(self.c_proj(tokens.unpad(y).flatten(-2)))
+        return tokens.unpad(y).flatten(-2)
 
-    def _latents(self, x: Tensor, tokens: ActiveTokens) -> Tensor:
-        """x (*tokens.shape, C) -> latents and shared keys (*tokens.shape, 1, L + E)."""
+    def output(self, y: Tensor) -> Tensor:
+        """Token by token: (..., H * D) -> (..., C)."""
+        return self.resid_dropout(self.c_proj(y))
+
+    def _latents(self, x: Tensor, rotation: Rotation | None) -> Tensor:
+        """x (..., C) -> latents and shared keys (..., 1, L + E)."""
         latent, key = self.kv_down(x).unsqueeze(-2).split(self.latent_sizes, dim=-1)
-        return torch.cat((_normalised(self.kv_norm, latent), rotate(key, tokens.rotation)), dim=-1)
+        return torch.cat((_normalised(self.kv_norm, latent), rotate(key, rotation)), dim=-1)
 
-    def _queries(self, x: Tensor, tokens: ActiveTokens) -> Tensor:
-        """x (*tokens.shape, C) -> (*tokens.shape, H, size of a key)."""
+    def _queries(self, x: Tensor, rotation: Rotation | None) -> Tensor:
+        """x (..., C) -> (..., H, size of a key)."""
         heads = self.q_up(_normalised(self.q_norm, self.q_down(x))).unflatten(-1, (self.n_head, -1))
         fixed, rotated = heads.split(self.query_sizes, dim=-1)
-        return torch.cat((fixed, rotate(rotated, tokens.rotation)), dim=-1)
+        return torch.cat((fixed, rotate(rotated, rotation)), dim=-1)
 
     def _keys_values(self, latents: Tensor) -> Sequence[Tensor]:
         """(B, 1, S, L + E) -> keys and values (B, H, S, D), the narrower of them padded with zeros.

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from models.config import ModelConfig
 
+Rotation = tuple[Tensor, ...]  # cosines and sines of positions
+
 
 class NoPositions(nn.Module):
     """No position embedding: order comes from the causal mask alone."""
@@ -39,7 +41,7 @@ class Rotary(nn.Module):
 POSITIONS = {"rotary": Rotary, "none": NoPositions}
 
 
-def rotate(x: Tensor, rotation: tuple[Tensor, ...] | None) -> Tensor:
+def rotate(x: Tensor, rotation: Rotation | None) -> Tensor:
     """Rotate queries or keys x (..., H, D) by their positions; unchanged where rotation is None.
 
     rotation: cosines and sines that broadcast to (..., D/2), the same for every head. Computed in float32 at
