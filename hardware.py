@@ -1,5 +1,6 @@
-"""Features of this machine: what its processor multiplies, and how much memory is free."""
+"""Features of this machine: what its processors multiply, how fast, and how much memory is free."""
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,31 @@ import torch
 def cpu_multiplies_bfloat16() -> bool:
     """Whether it has AMX or AVX512-BF16. Without, bfloat16 is emulated, slower than float32."""
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+# Peak bfloat16 rates of tensor cores, sums in float32, without sparsity, in TFLOP/s: NVIDIA's data sheets (which
+# give L4, L40S, H100 and H200 with sparsity: twice these), and its architecture papers for GeForce. The first
+# pattern in a card's name counts.
+_PEAK_BF16_TFLOPS = (
+    (r"B200", 2250.0),
+    (r"(H100|H200) NVL", 835.0), (r"H100 PCIe", 756.0), (r"H100|H200|GH200", 989.4), (r"H800", 989.4),
+    (r"A100|A800", 312.0), (r"A30", 165.0), (r"A40", 149.7), (r"A10", 125.0), (r"RTX A6000", 154.8),
+    (r"L40S", 362.0), (r"L40", 181.0), (r"L4", 121.0), (r"RTX 4090", 165.2), (r"RTX 3090", 71.0),
+)  # fmt: skip
+
+
+def peak_bf16_flops(card: str) -> float | None:
+    """Floating-point operations a second that a GPU can do at most in bfloat16: what MFU divides by.
+
+    Args:
+        card: its name, as torch.cuda.get_device_name gives it.
+
+    None for cards that are not in the table, and for slices of a card (MIG).
+    """
+    if re.search(r"\bMIG\b", card):
+        return None
+    found = (tflops for name, tflops in _PEAK_BF16_TFLOPS if re.search(rf"\b({name})\b", card))
+    return next((1e12 * tflops for tflops in found), None)
 
 
 def free_memory(device: torch.device) -> int | None:

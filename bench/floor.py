@@ -1,10 +1,9 @@
 """The parts `floor` and `paper`: the time of a training step over its floor, and the paper's size on a GPU.
 
 The floor is the least time that a step can take: its arithmetic over the machine's matrix rate, plus AdamW's
-memory traffic over the memory bandwidth. A multiply-accumulate is two operations, and the backward pass is
-twice the forward pass (gradients of inputs and of weights). Forward counts are `models.macs`, convention
-`true`: only visible keys count, and the head at every position. Norms, activations, softmax, rotation and
-recomputation count as nothing, so the floor can only be approached.
+memory traffic over the memory bandwidth. Arithmetic is `models.macs.training_flops`: only visible keys count,
+and the head at every position. Norms, activations, softmax, rotation and recomputation count as nothing, so
+the floor can only be approached.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,18 +18,17 @@ from bench.processes import DoesNotFit, Measured
 from bench.results import failed, ratio, result, spread
 from bench.steps import time_steps
 from bench.works import Train, in_turn, seconds_of
-from models.macs import count_macs
+from hardware import peak_bf16_flops
+from models.macs import training_flops
 
 Shape = tuple[int, int, int]  # of a product of matrices: rows, inner, columns
-OPERATIONS = 2 * (1 + 2)  # of a multiply-accumulate, forward and backward
 ADAMW_TRAFFIC = 7 * 4  # bytes a weight: reads weight, gradient, two moments, writes all but the gradient
 SEQUENCES = 128  # of one of the paper's steps
 
 
 def step_flops(model: str, size: Size, factors: Sequence[float] | None = None) -> int:
     """Operations of a step's forward and backward passes; factors: capacities of routed models."""
-    macs = count_macs(model_config(model, size), size.length, factors, "true")
-    return OPERATIONS * size.batch * int(macs)
+    return size.batch * training_flops(model_config(model, size), size.length, factors)
 
 
 def matrix_product(shape: Shape, device: str, dtype: str) -> Callable[[], object]:
@@ -127,8 +125,9 @@ def largest(measure: Callable[[int], Any], limit: int) -> tuple[int, Any]:
 
 
 def measure_paper(model: str, plan: Plan) -> list[Result]:
-    """Model FLOP utilisation is PaLM's: forward and backward once, nothing for recomputation, over the matrix
-    rate measured here. Routed models take all passes, but for the hours of 40k steps.
+    """Model FLOP utilisation (MFU) is PaLM's: forward and backward once, nothing for recomputation, over the
+    card's peak where it is known, and over the matrix rate measured here. Routed models take all passes, but
+    for the hours of 40k steps.
 
     The optimiser is in the time of each micro-batch, so accumulation does slightly better.
     """
@@ -144,10 +143,13 @@ def measure_paper(model: str, plan: Plan) -> list[Result]:
         return [failed("paper", name, "not even one sequence fits into memory")]
     seconds, rate = spread(found.result), max(rates_of(size_name, dtype, plan).values())
     as_trained = spread(attempt(batch, None).result).median
+    flops_per_s = step_flops(model, size._replace(batch=batch)) / seconds.median
+    peak = peak_bf16_flops(torch.cuda.get_device_name(torch.device(plan.device))) if plan.cuda else None
     details = {
         "largest_micro_batch": batch,
         "tokens_per_s": batch * size.length / seconds.median,
-        "model_flop_utilisation": step_flops(model, size._replace(batch=batch)) / seconds.median / rate,
+        **({"mfu_percent": 100 * flops_per_s / peak} if peak else {}),
+        "model_flop_utilisation": flops_per_s / rate,
         "hours_of_40k_steps": PAPER["iterations"] * SEQUENCES / batch * as_trained / 3600,
     }
     return [result("paper", name, "s", seconds, memory_mib=found.memory_mib, **details)]

@@ -24,6 +24,7 @@ from models.config import ModelConfig
 
 CONVENTIONS = ("paper", "true")
 PARTS = ("projections", "attention", "mlp", "head", "router")
+OPERATIONS = 2 * (1 + 2)  # of a multiply-accumulate in training: forward, and the gradients of both factors
 
 
 class AttentionCosts(NamedTuple):
@@ -112,6 +113,15 @@ def count_macs(
         sequence_length, config.repeats, factors, config.variant.single_precision_capacities
     )
     return macs_of_passes(config, tokens, convention)
+
+
+def training_flops(args: Any, sequence_length: int, length_factors: Sequence[float] | None = None) -> int:
+    """Floating-point operations of forward and backward passes over one sequence, convention `true`.
+
+    What model FLOP utilisation counts (PaLM, appendix B): a multiply-accumulate is two operations, the
+    backward pass is twice the forward pass, and recomputation counts nothing. Arguments as `count_macs`.
+    """
+    return OPERATIONS * int(count_macs(args, sequence_length, length_factors, "true"))
 
 
 def macs_of_passes(config: ModelConfig, tokens: Sequence[float], convention: str) -> Macs:

@@ -5,11 +5,19 @@ import sys
 import time
 from typing import Any
 
-from tqdm import tqdm
-
 from errors import duration
 
 logger = logging.getLogger(__name__)
+
+
+class _NoBar:
+    """A bar that nobody sees."""
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None: ...
+
+    def update(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Progress:
@@ -20,14 +28,11 @@ class Progress:
         self._iterations = iterations
         self._first_step, self._started = step, time.perf_counter()
         self._said = False  # how much time is left
-        self.bar = tqdm(
-            total=iterations,
-            initial=step,
-            desc="training",
-            unit="step",
-            dynamic_ncols=True,
-            disable=not is_main or not sys.stderr.isatty(),
-        )
+        self.bar: Any = _NoBar()
+        if is_main and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=iterations, initial=step, desc="training", unit="step", dynamic_ncols=True)
 
     def warmed_up(self, step: int) -> None:
         """Measure the pace from here: the first step of a process allocates and compiles."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hardware import free_main_memory
+from hardware import free_main_memory, peak_bf16_flops
 
 
 def write(path: Path, text: str) -> None:
@@ -54,3 +54,16 @@ def test_a_container_sees_its_own_limit_at_the_top(tmp_path):
 
 def test_free_memory_is_unknown_on_other_systems(tmp_path):
     assert free_main_memory(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("card", "tflops"),
+    [
+        ("NVIDIA L4", 121), ("NVIDIA L40S", 362), ("NVIDIA A10", 125), ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989.4), ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None), ("NVIDIA A10G", None), ("Tesla T4", None),
+    ],
+)  # fmt: skip
+def test_peak_rates_of_cards_by_their_names(card, tflops):
+    assert peak_bf16_flops(card) == (None if tflops is None else 1e12 * tflops)
