@@ -13,8 +13,8 @@ def cpu_multiplies_bfloat16() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-# Peak bfloat16 rates of tensor cores, sums in float32, without sparsity, in TFLOP/s: NVIDIA's data sheets (which
-# give L4, L40S, H100 and H200 with sparsity: twice these), and its architecture papers for GeForce. The first
+# Peak bfloat16 rates of tensor cores, sums in float32, without sparsity, in TFLOP/s: NVIDIA's data sheets
+# (those of L4, L40S, H100 and H200 give twice these, with sparsity), and its papers on GeForce. The first
 # pattern in a card's name counts.
 _PEAK_BF16_TFLOPS = (
     (r"B200", 2250.0),
