@@ -181,8 +181,7 @@ class Harness(TemplateLM):
         idx = torch.tensor([[*tokens, *[0] * (max(lengths) - len(tokens))] for tokens in inputs])
         idx = idx.to(self.precision.device)
         with self.precision.autocast():
-            # Targets make the model return logits of all positions; their values do not matter.
-            output = self.model(idx, idx, get_logits=True, get_routing=True, **self.routing)
+            output = self.model(idx, get_logits=True, get_routing=True, every_position=True, **self.routing)
         for passes, length in zip(output["passes"].cpu(), lengths, strict=True):
             self._count(passes[:length])
         return output["logits"]

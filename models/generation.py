@@ -18,7 +18,7 @@ LEAST_TEMPERATURE = 1e-30  # logits divided by less would leave float32's range
 def next_token_probabilities(
     logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Tensor:
-    """logits (B, V) -> probabilities (B, V) to draw from.
+    """logits (B, V) -> probabilities (B, V) to draw from, on the CPU where top_p is used.
 
     Args:
         temperature: 0 is greedy decoding.
@@ -35,10 +35,11 @@ def next_token_probabilities(
         logits = logits.masked_fill(logits < kth, -torch.inf)
     probabilities = logits.softmax(-1)
     if top_p is not None and top_p < 1.0:
+        probabilities = probabilities.cpu()  # on CUDA, deterministic mode refuses sums of this kind
         ordered, order = probabilities.sort(descending=True)
         outside = ordered.cumsum(-1) - ordered >= top_p  # more likely tokens suffice
         outside[:, 0] = False
-        probabilities = probabilities.masked_fill(outside.gather(-1, order.argsort(-1)), 0.0)
+        probabilities = probabilities.masked_fill(outside.scatter(-1, order, outside), 0.0)
         probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     return probabilities
 

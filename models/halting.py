@@ -135,18 +135,22 @@ def halting_distribution(lambdas: Tensor) -> Tensor:
 
     p_r = lambda_r * prod_{j<r} (1 - lambda_j); the last pass takes the rest (Banino et al. 2021).
     """
-    going = torch.cat((torch.ones_like(lambdas[:1]), (1.0 - lambdas).cumprod(0)))
-    return torch.cat((lambdas * going[:-1], going[-1:]))
+    # Not cumprod: its backward pass on CUDA adds up in no fixed order, which deterministic mode refuses.
+    p, going = [], torch.ones_like(lambdas[:1])
+    for halts in lambdas.split(1):
+        p.append(halts * going)
+        going = going * (1.0 - halts)
+    return torch.cat((*p, going))
 
 
-def geometric(lambda_p: float, n_repeat: int) -> Tensor:
+def geometric(lambda_p: float, n_repeat: int, device: torch.device | None = None) -> Tensor:
     """PonderNet's prior: the geometric distribution, truncated at R passes, (R,)."""
-    return halting_distribution(torch.full((n_repeat - 1,), lambda_p, dtype=torch.float64))
+    return halting_distribution(torch.full((n_repeat - 1,), lambda_p, dtype=torch.float64, device=device))
 
 
 def ponder_divergence(p: Tensor, lambda_p: float) -> Tensor:
     """KL(p || geometric prior) of p (R, ...) -> (...), in nats."""
-    prior = geometric(lambda_p, len(p)).to(p).view(-1, *[1] * (p.dim() - 1))
+    prior = geometric(lambda_p, len(p), p.device).to(p.dtype).view(-1, *[1] * (p.dim() - 1))
     return (p * (p.clamp_min(1e-8) / prior.clamp_min(1e-8)).log()).sum(0)
 
 

@@ -88,6 +88,7 @@ class LanguageModel(nn.Module):
         thresholds: Sequence[float] | None = None,
         get_predictions: bool = False,
         get_routing: bool = False,
+        every_position: bool = False,
         cache: KVCache | None = None,
         lengths: Sequence[int] | None = None,
     ) -> dict[str, Any]:
@@ -97,13 +98,15 @@ class LanguageModel(nn.Module):
             idx: token ids (B, T), of any length T.
             targets: next token ids (B, T); -1 is ignored by the loss.
             get_logits, get_predictions, get_routing: what to return, see below.
+            every_position: return logits and predictions of all positions without targets, too.
             length_factors: route by top-k with these R - 1 capacities, instead of as configured.
             thresholds: route by these R - 1 thresholds. Both have no effect on models without routers.
             cache: continue the texts in it, and add these tokens to them.
             lengths: tokens of each sequence that count, where they differ; the rest of its row is padding.
 
         Returns:
-            logits: None unless get_logits; (B, T, V), or without targets (B, 1, V), the last position.
+            logits: None unless get_logits; (B, T, V) with targets or every_position, else (B, 1, V), of the
+                last position.
             loss: what training minimises, and cross_entropy_loss, the part that perplexity is made of:
                 scalars in nats per token; None without targets.
             predictions: None unless get_predictions; the most probable ids, in the logits' shape without V.
@@ -121,7 +124,8 @@ class LanguageModel(nn.Module):
         compute = LanguageModel.compute
         if self.training and self.compute_in_training is not None:
             compute = self.compute_in_training
-        return compute(self, idx, targets, routing, get_logits, get_predictions, get_routing, cache, lengths)
+        wanted = get_logits, get_predictions, get_routing, every_position
+        return compute(self, idx, targets, routing, *wanted, cache, lengths)
 
     def compute(
         self,
@@ -131,6 +135,7 @@ class LanguageModel(nn.Module):
         get_logits: bool,
         get_predictions: bool,
         get_routing: bool,
+        every_position: bool,
         cache: KVCache | None,
         lengths: Sequence[int] | None,
     ) -> dict[str, Any]:
@@ -147,7 +152,8 @@ class LanguageModel(nn.Module):
         logits = loss = cross_entropy = passes = predictions = None
         if targets is not None or get_logits or get_predictions:
             each = self.positions_per_token  # the last of a token's positions predicts
-            exits = [tokens.last(x) if targets is None else x[..., each - 1 :: each, :] for x in exits]
+            every_position = every_position or targets is not None
+            exits = [x[..., each - 1 :: each, :] if every_position else tokens.last(x) for x in exits]
             logits, loss, cross_entropy, passes, predictions = self.loss_head(
                 self, exits, targets, self.training, get_logits or targets is None, get_predictions
             )

@@ -33,6 +33,16 @@ def test_probabilities_by_hand(settings, expected):
     torch.testing.assert_close(next_token_probabilities(LOGITS, **settings), torch.tensor([expected]).float())
 
 
+def test_the_nucleus_of_many_tokens_is_the_smallest_that_suffices():
+    probabilities = torch.rand(5, 200, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    kept = next_token_probabilities(probabilities.log(), top_p=0.7)
+    for before, after in zip(probabilities, kept, strict=True):
+        inside = before[after > 0]
+        assert inside.min() > before[after == 0].max()
+        assert inside.sum() >= 0.7 - 1e-6 and inside.sum() - inside.min() < 0.7 + 1e-6
+        torch.testing.assert_close(after[after > 0], inside / inside.sum())
+
+
 # adaptive_but_macs computes what adaptive_but does.
 @pytest.fixture(params=[variant.name for variant in VARIANTS if variant.alias != "adaptive_but_macs"])
 def name(request):

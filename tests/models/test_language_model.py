@@ -68,6 +68,9 @@ def test_last_position_is_that_of_the_full_logits(name):
     idx = torch.randint(0, 40, (2, 8))
     full = network(idx, idx, get_logits=True)["logits"]
     torch.testing.assert_close(network(idx, get_logits=True)["logits"], full[:, -1:])
+    every = network(idx, get_logits=True, get_predictions=True, every_position=True)
+    assert torch.equal(every["logits"], full) and every["loss"] is None
+    assert torch.equal(every["predictions"], full.argmax(-1))
 
 
 def test_ignored_targets_do_not_count():

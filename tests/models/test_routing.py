@@ -244,6 +244,20 @@ def test_halting_distribution_by_hand():
     assert halting_distribution(torch.tensor([[0.0], [0.0]]))[:, 0].tolist() == [0.0, 0.0, 1.0]
 
 
+def test_the_halting_distribution_is_a_cumulative_product():
+    """Also backward, where a gate is closed (1 - lambda = 0) too."""
+    lambdas = torch.tensor([[0.3, 0.0, 1.0], [0.6, 1.0, 0.2], [0.5, 0.4, 0.9]]).double().requires_grad_()
+    going = torch.cat((torch.ones_like(lambdas[:1]), (1.0 - lambdas).cumprod(0)))
+    expected = torch.cat((lambdas * going[:-1], going[-1:]))
+    torch.testing.assert_close(halting_distribution(lambdas), expected)
+    direction = torch.randn_like(expected)
+    ours, theirs = (
+        torch.autograd.grad((p * direction).sum(), lambdas) for p in (halting_distribution(lambdas), expected)
+    )
+    torch.testing.assert_close(ours[0], theirs[0])
+    assert torch.autograd.gradcheck(halting_distribution, (lambdas,))
+
+
 def test_prior_and_divergence_by_hand():
     assert geometric(0.4, 3).tolist() == pytest.approx([0.4, 0.24, 0.36])
     p = torch.tensor([[0.5], [0.25], [0.25]])
