@@ -69,9 +69,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 # Beginnings of paths in tests/.
 MEASURING = ("bench/", "distributed/test_heap.py")  # time, memory and page faults: one at a time
-PROCESSES = ("bench/test_suite.py", "bench/test_compare.py", "cluster/", "faults/")
+PROCESSES = ("bench/test_suite.py", "bench/test_compare.py", "cluster/", "cuda/", "faults/")
 SHARING_FIXTURES = (  # fixtures of a module that take seconds: made once
-    "data/test_corpora.py", "data/test_prepare.py", "distributed/test_processes.py",
+    "cuda/", "data/test_corpora.py", "data/test_prepare.py", "distributed/test_processes.py",
     "evaluation/test_lm_eval.py", "faults/test_signals.py",
 )  # fmt: skip
 

@@ -1,0 +1,41 @@
+"""Evaluation and generation of every model on the imitated device, against the CPU."""
+
+import pytest
+
+from bench.plan import MODELS
+
+# Of a token after the prompt: the new ids, the probabilities and the passes are copied, and the list of
+# lengths. Texts of several lengths also ask for places in the cache.
+WAITS_PER_TOKEN = {"even": 4}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_evaluation_is_that_of_the_cpu(on_cuda, model):
+    on_gpu, on_cpu = (on_cuda("evaluation", model=model, device=device) for device in ("cuda", "cpu"))
+    assert on_gpu.keys() == {"full", "capacities", "thresholds"}
+    for way, (loss, correct, depth) in on_gpu.items():
+        assert [loss, correct, depth] == pytest.approx(on_cpu[way], abs=1e-5), way
+    half = on_cuda("evaluation", model=model, device="cuda", dtype="bfloat16")
+    assert half["full"][0] == pytest.approx(on_gpu["full"][0], rel=0.02)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_texts_are_those_of_the_cpu(on_cuda, model):
+    """With a seed the same text is drawn everywhere, with and without a cache."""
+    for prompts, settings, cached in (
+        ("even", "drawn", False),
+        ("uneven", "drawn", True),
+        ("even", "greedy", True),
+    ):
+        ways = {"prompts": prompts, "settings": settings, "model": model, "cached": cached}
+        on_gpu, on_cpu = (on_cuda("generation", device=device, **ways) for device in ("cuda", "cpu"))
+        assert on_gpu["texts"] == on_cpu["texts"], ways
+        assert on_gpu["passes"] == on_cpu["passes"], ways
+
+
+@pytest.mark.parametrize("prompts", WAITS_PER_TOKEN)
+@pytest.mark.parametrize("model", ["standard", "ln_cotformer", "mla"])
+def test_waits_for_a_token(on_cuda, model, prompts):
+    ways = {"prompts": prompts, "settings": "greedy", "model": model, "cached": True}
+    waits = on_cuda("generation", device="cuda", **ways)["waits_per_token"]
+    assert 0 < sum(waits.values()) <= WAITS_PER_TOKEN[prompts], waits
