@@ -91,8 +91,8 @@ class ComputeFlags:
         read=dtype, identity=Identity.ALWAYS,
     )  # fmt: skip
     compile: bool = _computing(
-        False, "torch.compile the training step: takes minutes at the start, and again when capacities are "
-        "drawn that leave a pass 0 or 1 tokens",
+        False, "torch.compile the training step: takes minutes at the start. Micro-batches of which a pass "
+        "takes no token or one stay uncompiled",
         identity=Identity.NEVER,
     )  # fmt: skip
 

@@ -9,16 +9,17 @@ import platform
 import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distributed.processes import local_rank
 from errors import UsageError
 from hardware import cpu_multiplies_bfloat16
 
-# torch.compile makes one graph for any number of routed tokens, but separate ones for 0 and 1, in each pass
-# that may be the first with so few. Beyond this limit a step runs uncompiled.
+# The most graphs of a compiled function. FSDP breaks the graph at each sharded block, and the parts need
+# several; beyond the limit a part runs uncompiled.
 MAX_GRAPHS = 64
 
 # mallopt parameters of glibc's malloc.h.
@@ -94,18 +95,34 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     return Precision(device, dtype, str(dtype).removeprefix("torch."))
 
 
-def compile_training(model: nn.Module, device: torch.device) -> None:
+def compile_training(model: nn.Module, device: torch.device, backend: str = "inductor") -> None:
     """Compile the model's training forward with torch.compile, in one graph (several with FSDP).
 
-    Evaluation stays eager. Sets the process-wide limit of graphs. Raises UsageError on a CPU without a C++
-    compiler, which torch.compile needs there.
+    Evaluation stays eager. Sets the process-wide limit of graphs.
+
+    Args:
+        backend: of torch.compile.
+
+    Raises UsageError on a CPU without a C++ compiler, which Inductor needs there.
     """
-    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+    compilers = os.environ.get("CXX", "g++"), "clang++"
+    if backend == "inductor" and device.type == "cpu" and not any(map(shutil.which, compilers)):
         raise UsageError(
             "--compile on a CPU needs a C++ compiler (g++ or clang++): install one, or leave it out"
         )
+    # For DDP, Dynamo would cut the graph at every 25 MiB of weights, counting shared ones at each use. What
+    # that gains, reduction during the backward pass, is little where blocks repeat.
+    torch._dynamo.config.optimize_ddp = False
     torch._dynamo.config.recompile_limit = MAX_GRAPHS
-    model.compute_in_training = torch.compile(type(model).compute)
+    # Numbers of routed tokens vary from the first batch on; None would take its own for constants.
+    compiled = torch.compile(type(model).compute, backend=backend, dynamic=True if model.routed else None)
+
+    def compute(model: nn.Module, idx: Tensor, targets: Tensor, *rest: Any) -> dict[str, Any]:
+        for ids in (idx, targets):
+            torch._dynamo.mark_static(ids)
+        return compiled(model, idx, targets, *rest)
+
+    model.compute_in_training = compute
 
 
 def keep_heap() -> bool:

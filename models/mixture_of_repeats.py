@@ -36,7 +36,12 @@ class Router(nn.Module):
 
 
 class Routing(Protocol):
-    """Decides after each of the passes 1..R-1 which of its tokens take the next."""
+    """Decides after each of the passes 1..R-1 which of its tokens take the next.
+
+    compilable: whether one compiled graph serves it and others of its kind.
+    """
+
+    compilable: bool
 
     def choose(self, repeat: int, scores: Tensor, tokens: ActiveTokens) -> ActiveTokens:
         """The tokens of pass `repeat`, with scores (*tokens.shape) -> the tokens of the next pass."""
@@ -53,6 +58,8 @@ class TopK:
     def __init__(self, tokens: Sequence[int]) -> None:
         """tokens: of a sequence, how many take each of the passes 1..R (`capacities.tokens_per_pass`)."""
         self._tokens = tokens
+        # A compiled graph holds for all numbers but 0 and 1, which are constants in it.
+        self.compilable = min(tokens) > 1
 
     def choose(self, repeat: int, scores: Tensor, tokens: ActiveTokens) -> ActiveTokens:
         count = self._tokens[repeat]
@@ -66,6 +73,8 @@ class TopK:
 
 class Threshold:
     """The tokens whose score reaches the router's threshold: causal, and independent of the batch."""
+
+    compilable = False
 
     def __init__(self, thresholds: Sequence[float]) -> None:
         """thresholds: R - 1 of them; at 0 every token takes the next pass, above 1 none does."""

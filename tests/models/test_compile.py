@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.language_model import LanguageModel
+from distributed.device import compile_training
 from models.variants import VARIANTS
 from tests.models.reference import RESERVED, make
 
@@ -18,9 +18,7 @@ def steps(model, compiled, **fields):
     network = make(model, **sizes, **fields).train()
     if compiled:
         torch._dynamo.reset()
-        network.compute_in_training = torch.compile(
-            LanguageModel.compute, fullgraph=True, backend="aot_eager"
-        )
+        compile_training(network, torch.device("cpu"), backend="aot_eager")
     idx = torch.randint(0, 31, (2, 33))
     for step in range(STEPS):
         network.zero_grad()
@@ -48,7 +46,7 @@ def same(model, **fields):
 @pytest.mark.parametrize("model", NAMES)
 def test_a_step_is_one_graph(model):
     """Numbers of tokens that are drawn or found out are no reason for another."""
-    assert same(model) == (2 if "mod" in model else 1)  # the first graph takes its numbers for constants
+    assert same(model) == 1
 
 
 @pytest.mark.parametrize(("model", "kind"), [("ln_cotformer", "block"), ("stick_breaking", "repeat")])
