@@ -32,14 +32,20 @@ def attention_op(
         scale: of scores; None: 1 / sqrt(D).
     """
     scale = queries.shape[-1] ** -0.5 if scale is None else scale
+    if visible.stored is not None:  # never with dropout
+        keys, values = visible.passes[0]
+        return visible.stored.attend(queries.to(keys.dtype), keys, values.to(keys.dtype), visible.mask, scale)
     dtype = _dtype(queries)
     if fast and not dropout and _cpu_matmul_is_faster(queries, visible.passes, dtype):
         passes = [[tensor.to(dtype) for tensor in keys_values] for keys_values in visible.passes]
         return cpu_matmul_attention(queries.to(dtype), Visible(passes, visible.mask), scale)
     keys, values = visible.concatenated()
     mask = visible.mask
+    # A compiler leaves out by itself what is made anew in each layer.
+    as_bias = queries.device.type == "cuda" and not torch.compiler.is_compiling()
+    attn_mask = mask.bias(dtype) if as_bias else mask.tensor
     return F.scaled_dot_product_attention(
-        queries, keys, values, attn_mask=mask.tensor, is_causal=mask.is_causal, dropout_p=dropout, scale=scale
+        queries, keys, values, attn_mask=attn_mask, is_causal=mask.is_causal, dropout_p=dropout, scale=scale
     )
 
 

@@ -49,9 +49,10 @@ class ModelConfig:
         0.0, "dropout rate after embedding, attention and MLP; off in evaluation", bound=RATE
     )
     attention: str = _exact(
-        "fast", "fast: on CPUs, in bfloat16, attention as blocks of matrix products; plain: PyTorch's "
-        "attention everywhere. The same result, up to rounding",
-        choices=("fast", "plain"),
+        "fast", "fast: the fastest known form for the device, on CPUs in bfloat16 blocks of matrix products; "
+        "plain: PyTorch's attention; masked: the keys and values of all passes in one buffer, with one "
+        "bias a pass. The same result, up to rounding",
+        choices=("fast", "plain", "masked"),
     )  # fmt: skip
     loss: str = _exact(
         "chunked", "chunked: the logits of a few hundred tokens at a time, with their gradients; plain: the "
@@ -186,6 +187,13 @@ class ModelConfig:
     def rotary_size(self) -> int:
         """Numbers of a head's query or key that rotary positions rotate."""
         return self.qk_rope_head_dim if self.variant.attention == "mla" else self.n_embd // self.n_head
+
+    @property
+    def attention_head_size(self) -> int:
+        """Numbers of a head's query, key and value in the attention kernel, the shorter padded with zeros."""
+        if self.variant.attention == "mla":
+            return max(self.qk_nope_head_dim + self.qk_rope_head_dim, self.v_head_dim)
+        return self.n_embd // self.n_head
 
     @property
     def layers(self) -> tuple[int, int, int]:

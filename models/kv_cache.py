@@ -10,7 +10,7 @@ keys and values: latent attention caches latents, with H = 1.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,20 +19,28 @@ from torch.utils.checkpoint import checkpoint
 from models.active_tokens import PADDING, ActiveTokens
 from models.masks import AttentionMask
 
+if TYPE_CHECKING:
+    from models.pass_store import PassStore, StoredPass
+
 KeysValues = Sequence[Tensor]  # of one pass: keys and values, (B, H, S, D) each
 
 
 class Visible(NamedTuple):
-    """The keys and values that a pass attends to, pass by pass, and the mask over them."""
+    """The keys and values that a pass attends to, pass by pass, and the mask over them.
+
+    stored: where those of earlier passes are, if they are in a store; then passes has only the newest.
+    """
 
     passes: Sequence[KeysValues]
     mask: AttentionMask
+    stored: "StoredPass | None" = None
 
     def concatenated(self) -> list[Tensor]:
         """Keys, and values, of all passes one after another: (B, H, S, D) each."""
-        if len(self.passes) == 1:
-            return list(self.passes[0])
-        return [torch.cat(part, dim=2) for part in zip(*self.passes, strict=True)]
+        passes = self.passes if self.stored is None else [self.stored.earlier(), *self.passes]
+        if len(passes) == 1:
+            return list(passes[0])
+        return [torch.cat(part, dim=2) for part in zip(*passes, strict=True)]
 
 
 class LayerKeys(NamedTuple):
@@ -63,9 +71,15 @@ class PassKeys:
 
     persistent = False
 
-    def __init__(self, window: int | None = None) -> None:
-        """window: `ModelConfig.attention_window_length`."""
-        self._window = window
+    def __init__(self, window: int | None = None, form: str = "plain", capacity: int = 0) -> None:
+        """
+        Args:
+            window: `ModelConfig.attention_window_length`.
+            form: how passes attend to those of earlier passes: `models.pass_store.choose_form`.
+            capacity: about how many tokens of a sequence there will be, over all passes.
+        """
+        self._window, self._form, self._capacity = window, form, capacity
+        self._stores: dict[Hashable, "PassStore"] = {}  # by layer
         self._passes: dict[Hashable, list[tuple[KeysValues, Tensor]]] = {}  # by layer; with positions
         self._masks: dict[int, tuple[ActiveTokens, ActiveTokens, AttentionMask]] = {}
 
@@ -73,8 +87,18 @@ class PassKeys:
         self, of: LayerKeys, new: KeysValues, key_tokens: ActiveTokens, query_tokens: ActiveTokens
     ) -> Visible:
         seen = self.earlier(of, key_tokens, query_tokens)
+        if of.all_passes and self._form != "plain":
+            self.append(of, (), key_tokens)
+            return Visible([new], seen.mask, self._store(of.layer, new[0]).next_pass(new[0].shape[2]))
         self.append(of, new, key_tokens)
         return Visible([*seen.passes, new], seen.mask)
+
+    def _store(self, layer: Hashable, keys: Tensor) -> "PassStore":
+        if layer not in self._stores:
+            from models.pass_store import PassStore
+
+            self._stores[layer] = PassStore(self._form, self._capacity, keys)
+        return self._stores[layer]
 
     def earlier(self, of: LayerKeys, key_tokens: ActiveTokens, query_tokens: ActiveTokens) -> Visible:
         """What `update` will return, without the new keys and values."""

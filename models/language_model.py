@@ -143,7 +143,7 @@ class LanguageModel(nn.Module):
 
         When compiled, stick breaking computes frozen tokens too, and get_routing counts them.
         """
-        tokens, keys = self._active_tokens(idx, cache, lengths)
+        tokens, keys = self._active_tokens(idx, routing, cache, lengths)
         x = self._embed(idx, tokens)
         for layer, block in enumerate(self.transformer.h_begin):
             x = block(x, tokens, LayerKeys(keys, ("begin", layer), 1, all_passes=False))
@@ -172,7 +172,7 @@ class LanguageModel(nn.Module):
         return output
 
     def _active_tokens(
-        self, idx: Tensor, cache: KVCache | None, lengths: Sequence[int] | None
+        self, idx: Tensor, routing: Routing | None, cache: KVCache | None, lengths: Sequence[int] | None
     ) -> tuple[ActiveTokens, PassKeys | KVCache]:
         """All tokens of the input with their pause tokens, and where their keys and values are kept."""
         each = self.positions_per_token
@@ -188,9 +188,20 @@ class LanguageModel(nn.Module):
             ends = each * torch.tensor(lengths, device=idx.device)[:, None]
             tokens = tokens.filter(torch.arange(length, device=idx.device) < ends)
         if cache is None:
-            return tokens, PassKeys(self.config.attention_window_length)
+            return tokens, self._pass_keys(max(tokens.counts), routing, idx.device)
         cache.advance([count // each for count in tokens.counts])
         return tokens, cache
+
+    def _pass_keys(self, length: int, routing: Routing | None, device: torch.device) -> PassKeys:
+        """Where the keys of one forward pass are kept, of sequences of up to `length` tokens."""
+        config = self.config
+        form = "plain"
+        if config.attention != "plain" and (config.attention != "fast" or device.type != "cpu"):
+            from models.pass_store import choose_form
+
+            form = choose_form(config, device, self.training)
+        later = sum(routing.tokens[1:]) if isinstance(routing, TopK) else length * (self.repeats - 1)
+        return PassKeys(config.attention_window_length, form, length + later)
 
     def _embed(self, idx: Tensor, tokens: ActiveTokens) -> Tensor:
         """Token ids (B, T) -> (*tokens.shape, C), each token followed by its pause tokens."""

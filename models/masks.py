@@ -11,6 +11,8 @@ from torch import Tensor
 
 from models.active_tokens import PADDING
 
+ALIGNMENT = 16  # numbers: kernels read at most 16 bytes at once, and PyTorch pads rows to 16 in gradients
+
 
 class MaskBlock(NamedTuple):
     """A block of queries and the keys that at least one of them attends to.
@@ -57,6 +59,15 @@ class AttentionMask:
         if self._sees_all or self.is_causal:
             return None
         return self._once("tensor", self._over_all_passes)
+
+    def bias(self, dtype: torch.dtype) -> Tensor | None:
+        """`tensor` as a kernel of CUDA takes it: 0 where a query attends, -inf elsewhere, in `dtype`.
+
+        Each row starts at a multiple of ALIGNMENT numbers. PyTorch would make all this anew in every layer.
+        """
+        if self._sees_all or self.is_causal:
+            return None
+        return self._once(dtype, lambda: _aligned_bias(self._over_all_passes(), dtype))
 
     def blocks(self, size: int, dtype: torch.dtype) -> list[MaskBlock]:
         """The mask as blocks of `size` queries, each with the keys that it needs; biases in `dtype`.
@@ -111,6 +122,14 @@ class AttentionMask:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+
+def _aligned_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where the mask is true, -inf elsewhere, as a part of a tensor with longer rows."""
+    keys = mask.shape[-1]
+    row = -(-keys // ALIGNMENT) * ALIGNMENT
+    bias = torch.zeros(*mask.shape[:-1], row, dtype=dtype, device=mask.device)[..., :keys]
+    return bias.masked_fill_(~mask, -torch.inf)
 
 
 def _joined(biases: Sequence[Tensor]) -> Tensor | None:

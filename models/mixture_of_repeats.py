@@ -57,14 +57,14 @@ class TopK:
 
     def __init__(self, tokens: Sequence[int]) -> None:
         """tokens: of a sequence, how many take each of the passes 1..R (`capacities.tokens_per_pass`)."""
-        self._tokens = tokens
+        self.tokens = tokens
         # A compiled graph holds for all numbers but 0 and 1, which are constants in it.
         self.compilable = min(tokens) > 1
 
     def choose(self, repeat: int, scores: Tensor, tokens: ActiveTokens) -> ActiveTokens:
-        count = self._tokens[repeat]
+        count = self.tokens[repeat]
         # A compiled step does not compare: it would need another graph for each answer.
-        if not torch.compiler.is_compiling() and count == self._tokens[repeat - 1]:
+        if not torch.compiler.is_compiling() and count == self.tokens[repeat - 1]:
             return tokens.all()
         if scores.dim() != 2:
             raise ValueError("top-k routing needs sequences of equal length; use thresholds")
