@@ -16,7 +16,7 @@ from torch import Tensor
 aten = torch.ops.aten
 
 HALF = (torch.float16, torch.bfloat16)
-Result = tuple[Tensor | None, ...]
+Result = tuple[Tensor, ...]
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float) -> Result:

@@ -79,7 +79,7 @@ class PassKeys:
             capacity: about how many tokens of a sequence there will be, over all passes.
         """
         self._window, self._form, self._capacity = window, form, capacity
-        self._stores: dict[Hashable, "PassStore"] = {}  # by layer
+        self._stores: dict[Hashable, PassStore] = {}  # by layer
         self._passes: dict[Hashable, list[tuple[KeysValues, Tensor]]] = {}  # by layer; with positions
         self._masks: dict[int, tuple[ActiveTokens, ActiveTokens, AttentionMask]] = {}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.attention_kernels import FORMS, Form
+from models.attention_kernels import FORMS
 from models.config import ModelConfig
 from models.masks import AttentionMask
 

@@ -1,4 +1,4 @@
-"""Attention to all passes without copies: results, gradients, memory, and whole models, against concatenation."""
+"""Attention to all passes without copies, against concatenation: results, gradients, memory, models."""
 
 import pytest
 import torch
