@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-fast test-faults test-cluster bench lint clean
+.PHONY: demo test test-fast test-faults test-cluster bench gpu-gate lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python demo.py
@@ -30,6 +30,15 @@ test-cluster: $(VENV)/ready
 bench: $(VENV)/ready
 	$(BIN)/python -m bench $(BENCH)
 	$(BIN)/python -m bench.report
+
+# On a GPU: checks and measurements, in less than nine minutes, into bench/results/; GATE="--only waits" for a part.
+# Where PYTHON's own torch has CUDA it is used as it is, and nothing is installed.
+gpu-gate:
+	@if $(PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null; then \
+		$(PYTHON) -m bench.gpu_gate $(GATE); \
+	else \
+		$(MAKE) --no-print-directory $(VENV)/ready && $(BIN)/python -m bench.gpu_gate $(GATE); \
+	fi
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -1,0 +1,139 @@
+"""The items at the paper's size: times, throughput, utilisation, memory, launches, and the aims for them."""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from bench.gpu_gate.kernels import count_launches, profiled
+from bench.gpu_gate.rows import Row, row, skipped
+from bench.gpu_gate.training import Training, first_known
+from bench.plan import SIZES, Plan, Size, model_config
+from bench.processes import DoesNotFit
+from errors import Failure
+from hardware import peak_bf16_flops
+from models.macs import training_flops
+
+BATCH, ACCUMULATED, WARM_UP, TIMED = 8, 4, 2, 4  # sequences; micro-batches; steps
+LARGEST = 64
+CAPACITIES = [0.7, 0.5, 0.3, 0.1]  # of adm, whose time depends on them
+GIB_A_SEQUENCE, GIB_OF_STATE = 0.6, 4.0  # at least, to begin with a batch that may fit
+AIM_RATIO, AIM_MFU, AIM_MFU_CARD = (
+    1.5,
+    35.0,
+    "H100",
+)  # over the plain form; percent, at a micro-batch of LARGEST
+PLAIN: Mapping[str, Any] = {"attention": "plain", "loss": "plain"}
+# Each against ours as it is by default; of several flags the first that main.py knows.
+OPTIONS: Mapping[str, tuple[dict[str, Any], ...]] = {
+    "not compiled": ({"compile": "none"},),
+    "compiled block": ({"compile": "block"},),
+    "CUDA graphs": ({"cuda_graphs": True},),
+    "CUDA graphs, compiled block": ({"cuda_graphs": True, "compile": "block"},),
+    "attention masked": ({"attention": "masked"},),
+    "attention flash": ({"attention": "flash"},),
+    "attention flex": ({"attention": "flex"},),
+    "loss plain": ({"loss": "plain"},),
+    "not deterministic": ({"deterministic": "false"},),
+    "recomputed by block": ({"activation_checkpointing": "block"},),
+}
+
+
+class Timed(NamedTuple):
+    """Seconds of a micro-batch, the optimiser's part included; of the first step; kernels and launches."""
+
+    seconds: float
+    first_s: float
+    counts: dict[str, int]
+
+
+def time_micro_batch(model: str, size: Size, device: str, flags: dict[str, Any], acc_steps: int) -> Timed:
+    """Run in a process of its own, of which the peak memory is then known."""
+    training = Training(model, size, device, acc_steps=acc_steps, **flags)
+    training.steps(WARM_UP + TIMED)
+    events = profiled(training.micro_batch, training.device.type == "cuda")
+    seconds = statistics.median(training.seconds[WARM_UP:]) / acc_steps
+    return Timed(seconds, training.seconds[0], count_launches(events))
+
+
+def measure(model: str, name: str, batch: int, flags: dict[str, Any], plan: Plan, acc_steps: int) -> Row:
+    """A row of `time_micro_batch`: ms, tokens/s, MFU in percent of the card's peak, GiB, launches."""
+    size = _size(plan, batch)
+    routed = {"training_length_factor": CAPACITIES[: size.flags["n_repeat"] - 1]} if model == "adm" else {}
+    found = plan.isolated(time_micro_batch, model, size, plan.device, {**routed, **flags}, acc_steps)
+    timed: Timed = found.result
+    flops = batch * training_flops(
+        model_config(model, size), size.length, routed.get("training_length_factor")
+    )
+    peak = peak_bf16_flops(torch.cuda.get_device_name(torch.device(plan.device))) if plan.cuda else None
+    mfu = {"mfu_percent": 100 * flops / timed.seconds / peak} if peak else {}
+    return row(
+        name, ms=1e3 * timed.seconds, tokens_per_s=batch * size.length / timed.seconds, **mfu,
+        tflops=flops / timed.seconds / 1e12, peak_gib=found.memory_mib / 1024, **timed.counts,
+        first_step_s=timed.first_s,
+    )  # fmt: skip
+
+
+def paper(plan: Plan, model: str) -> Iterator[Row]:
+    """Micro-batches of 8: the plain form, ours, and each option. A row that fails says why."""
+    acc_steps = plan.pick(ACCUMULATED, ACCUMULATED, 1)
+    plain_flags = {**PLAIN, **(first_known({"compile": "none"}) or {})}
+    plain = _measured(model, "plain", BATCH, plain_flags, plan, acc_steps)
+    yield plain
+    options = {"ours": ({},), **OPTIONS} if model == "ln_cotformer" else {"ours": ({},)}
+    for name, settings in options.items():
+        flags = first_known(*settings)
+        if flags is None:
+            yield skipped(name, f"main.py does not know {_text(settings[0])}")
+            continue
+        one = _measured(model, name, BATCH, flags, plan, acc_steps)
+        if "ms" in one and "ms" in plain:
+            one["over_plain"] = round(plain["ms"] / one["ms"], 3)
+        if name == "ours" and plan.cuda and "over_plain" in one:
+            one |= _aim(one["over_plain"] >= AIM_RATIO, f"{AIM_RATIO} times the speed of plain")
+        yield one
+
+
+def largest_batch(plan: Plan) -> Iterator[Row]:
+    """Ours at the largest power of two, up to 64 sequences, that fits; LN-CoTFormer without recomputation."""
+    batch = plan.pick(LARGEST, LARGEST, 2)
+    if plan.cuda:
+        memory = torch.cuda.get_device_properties(torch.device(plan.device)).total_memory / 2**30
+        fits = max(1.0, (memory - GIB_OF_STATE) / GIB_A_SEQUENCE)
+        batch = min(batch, 2 ** math.floor(math.log2(fits)))
+    while batch:
+        try:
+            one = measure("ln_cotformer", f"ours, {batch} sequences", batch, {}, plan, 1)
+        except DoesNotFit as error:
+            yield row(f"ours, {batch} sequences", fits="no", why=str(error)[:200])
+            batch //= 2
+            continue
+        card = torch.cuda.get_device_name(torch.device(plan.device)) if plan.cuda else ""
+        if AIM_MFU_CARD in card and batch == LARGEST and "mfu_percent" in one:
+            one |= _aim(one["mfu_percent"] >= AIM_MFU, f"{AIM_MFU:g} % MFU")
+        yield one
+        return
+
+
+def _measured(model: str, name: str, batch: int, flags: dict[str, Any], plan: Plan, acc_steps: int) -> Row:
+    """`measure`; where that fails, a row that says so."""
+    try:
+        return measure(model, name, batch, flags, plan, acc_steps)
+    except DoesNotFit as error:
+        return row(name, fits="no", why=str(error)[:200])
+    except Failure as error:
+        return row(name, False, why=str(error)[:300])
+
+
+def _size(plan: Plan, batch: int) -> Size:
+    return SIZES[plan.pick("paper", "paper", "tiny")]._replace(batch=batch)
+
+
+def _aim(met: bool, aim: str) -> Row:
+    return {"aim": f"{aim}: {'met' if met else 'not met'}"}
+
+
+def _text(flags: Mapping[str, Any]) -> str:
+    return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in flags.items())
