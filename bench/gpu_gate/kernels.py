@@ -4,7 +4,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -61,8 +60,8 @@ def machine(plan: Plan) -> Iterator[Row]:
                                                 "PYTORCH_ALLOC_CONF")},
     )  # fmt: skip
     side, elements = plan.pick(8192, 4096, 64), plan.pick(COPIED, COPIED, 2**12)
-    product = matrix_product((side, side, side), str(device), "bfloat16")
-    a, b = product.args  # type: ignore[attr-defined]
+    product: Any = matrix_product((side, side, side), str(device), "bfloat16")
+    a, b = product.args
     exact = a[:64].double() @ b[:, :64].double()
     error = ((product()[:64, :64].double() - exact).norm() / exact.norm()).item()
     rate = 2 * side**3 / seconds_of(product, plan.pick(0.5, 0.3, 0.001))
@@ -182,8 +181,11 @@ def _driver() -> str | None:
 
 
 def _nccl(plan: Plan) -> str | None:
-    available = plan.cuda and sys.platform == "linux" and torch.distributed.is_nccl_available()
-    return ".".join(map(str, torch.cuda.nccl.version())) if available else None
+    if not (plan.cuda and torch.distributed.is_nccl_available()):
+        return None
+    from torch.cuda import nccl
+
+    return ".".join(map(str, nccl.version()))
 
 
 def _version(package: str) -> str | None:
