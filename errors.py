@@ -36,6 +36,17 @@ def unknown(what: str, name: str, allowed: Iterable[str]) -> str:
     return f"{what}; {hint}choose from {', '.join(allowed)}"
 
 
+def explained(error: BaseException) -> Failure | None:
+    """An error of torch that flags avoid, as a sentence about them; None for any other."""
+    text = str(error)
+    if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
+        return Failure(
+            f"{text.split()[0]} is an operation without a deterministic form on this device: give "
+            "--deterministic false, with which a run resumes up to rounding instead of bit for bit"
+        )
+    return None
+
+
 def duration(seconds: float) -> str:
     """Like 2h05m, or 3m07s."""
     minutes, seconds = divmod(round(max(seconds, 0)), 60)
@@ -60,6 +71,11 @@ def run_script(main: Callable[[], None]) -> None:
         code = stop.code
     except Failure as error:
         code = _print_error(f"error: {error}", error.exit_code)
+    except RuntimeError as error:
+        failure = explained(error)
+        if failure is None:
+            raise
+        code = _print_error(f"error: {failure}", failure.exit_code)
     except KeyboardInterrupt as stop:
         code = _print_error(f"interrupted{': ' + str(stop) if str(stop) else ''}", 130)
         sys.stdout.flush()

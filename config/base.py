@@ -90,6 +90,15 @@ class ComputeFlags:
         "torch.float32. A CPU that does not multiply bfloat16 natively uses float32 instead, and says so",
         read=dtype, identity=Identity.ALWAYS,
     )  # fmt: skip
+    deterministic: bool = _computing(
+        True, "true or false: on a GPU, use only kernels that sum in a fixed order, so that an interrupted "
+        "run resumes bit for bit; false: up to rounding, with a faster backward pass. CPUs always do",
+        identity=Identity.NEVER, implied=True,
+    )  # fmt: skip
+    tf32: bool = _computing(
+        True, "true or false: on a GPU, multiply float32 numbers in TF32 (10 bits after the point), faster",
+        identity=Identity.NEVER, implied=True,
+    )  # fmt: skip
     compile: bool = _computing(
         False, "torch.compile the training step: takes minutes at the start. Micro-batches of which a pass "
         "takes no token or one stay uncompiled",

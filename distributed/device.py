@@ -22,18 +22,27 @@ from hardware import cpu_multiplies_bfloat16
 # several; beyond the limit a part runs uncompiled.
 MAX_GRAPHS = 64
 
+# Of torch's allocator; the second is the older name, which torch still reads.
+ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+# The sizes of cuBLAS' workspace with which it is deterministic.
+CUBLAS_WORKSPACES = (":4096:8", ":16:8")
+
 # mallopt parameters of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that `--device` names, made ready for training: deterministic kernels, TF32 on CUDA.
+def choose_device(name: str, deterministic: bool = True, tf32: bool = True) -> torch.device:
+    """The device that `--device` names. A GPU is made ready: this sets torch's options for the whole process.
 
     Args:
         name: `auto` (CUDA if there is a GPU, else the CPU), `cpu`, `cuda` or `cuda:N`. Under torchrun each
             process takes the GPU of its local rank.
+        deterministic: on a GPU, only kernels that sum in a fixed order; torch raises where there is none.
+            CPU kernels are deterministic for a given number of threads.
+        tf32: on a GPU, multiply float32 numbers in TF32.
 
-    Raises UsageError when this machine has no such GPU.
+    Raises UsageError when this machine has no such GPU, or the environment excludes determinism.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
@@ -49,14 +58,32 @@ def choose_device(name: str) -> torch.device:
             raise UsageError(
                 f"--device {device}: this machine has {found} that torch can use; try --device auto"
             )
-        # TF32 is about twice as fast as float32 on Ampere and later.
-        torch.set_float32_matmul_precision("high")
-        torch.cuda.set_device(device)
-        # Bit-exact resume needs kernels that sum in a fixed order. Where there is none, torch warns.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging only, and slow
+        _prepare_cuda(device, deterministic, tf32)
     return device
+
+
+def _prepare_cuda(device: torch.device, deterministic: bool, tf32: bool) -> None:
+    """As `choose_device`; before this process allocates on the device."""
+    # Routed batches change size from step to step, which leaves gaps between segments of fixed size: 1.8 GB
+    # of an L4's 24 GB.
+    if not any(name in os.environ for name in ALLOCATOR_SETTINGS):
+        os.environ[ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
+    torch.cuda.set_device(device)
+    # TF32 is about twice as fast as float32 on Ampere and later.
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    # cuDNN's attention plans each new shape anew, for up to a second, and torch prefers it on H100. Routed
+    # models meet a new shape in most micro-batches, and generation at every token.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if deterministic:
+        workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACES[0])
+        if workspace not in CUBLAS_WORKSPACES:
+            raise UsageError(
+                f"the environment has CUBLAS_WORKSPACE_CONFIG={workspace!r}, with which cuBLAS is not "
+                f"deterministic: unset it, or give --deterministic false"
+            )
+    # With warn_only, attention would keep its non-deterministic backward pass.
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging only, and slow
 
 
 @dataclass(frozen=True)
@@ -80,7 +107,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     """The format that `--dtype` asks for, as far as `device` computes in it.
 
     On CPUs with AMX or AVX512-BF16, bfloat16 is about five times as fast as float32. Other CPUs emulate it,
-    slower than float32, and get float32 instead.
+    slower than float32, and get float32 instead. Older GPUs than Ampere also emulate it, and keep it.
 
     Args:
         name: `torch.bfloat16`, `torch.float16` or `torch.float32`.
@@ -92,7 +119,16 @@ def choose_precision(name: str, device: torch.device) -> Precision:
         raise UsageError("--dtype torch.float16 needs a GPU; on a CPU choose torch.bfloat16 or torch.float32")
     if device.type == "cpu" and dtype == torch.bfloat16 and not cpu_multiplies_bfloat16():
         return Precision(device, torch.float32, "float32: this processor does not multiply bfloat16")
-    return Precision(device, dtype, str(dtype).removeprefix("torch."))
+    reason = str(dtype).removeprefix("torch.")
+    if device.type == "cuda" and dtype == torch.float32 and _multiplies_in_tf32():
+        reason = "float32 (TF32 products)"
+    if device.type == "cuda" and dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(False):
+        reason = "bfloat16, which this GPU only emulates: --dtype torch.float16 is faster"
+    return Precision(device, dtype, reason)
+
+
+def _multiplies_in_tf32() -> bool:
+    return torch.get_float32_matmul_precision() != "highest" and torch.cuda.is_tf32_supported()
 
 
 def compile_training(model: nn.Module, device: torch.device, backend: str = "inductor") -> None:

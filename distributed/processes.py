@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from distributed.failure_watch import FailureWatch
-from errors import Failure, UsageError
+from errors import Failure, UsageError, explained
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +144,7 @@ class Processes:
 
     def _print_first(self, error: BaseException) -> int:
         """Print the error unless another rank has failed before; the exit code."""
+        error = explained(error) or error
         message = f"{type(error).__name__}: {error}"
         lost = isinstance(error, RuntimeError) and any(part in str(error) for part in _LOST)
         if lost:

@@ -112,7 +112,8 @@ def restore(path: Path, given: dict[str, Any]) -> Restored:
         args.tokenizer = str(carried)
     weights = content.get("model", content)  # a file may hold the weights alone
     _load_weights(model, models.import_original_state_dict(weights, args), path)
-    precision = choose_precision(args.dtype, choose_device(args.device))
+    device = choose_device(args.device, args.deterministic, args.tf32)
+    precision = choose_precision(args.dtype, device)
     return Restored(
         path=path,
         model=model.to(precision.device).eval(),

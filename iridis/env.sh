@@ -77,8 +77,5 @@ export CONDA_ENV_PREFIX=${CONDA_ENV_PREFIX:-$SCRATCH_DIR/cotformer-env}
 export VENV_DIR=${VENV_DIR:-$COTFORMER_REPO/.venv}
 export APPTAINER_IMAGE=${APPTAINER_IMAGE:-$COTFORMER_REPO/iridis/rcotformer.sif}
 
-# Reduces fragmentation by 1.8 GB of an L4's 24 GB.
-export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
-
 # Slurm sends mail to this address when a job ends or fails; NOTIFY_EMAIL= (empty) for no mail.
 export NOTIFY_EMAIL=${NOTIFY_EMAIL-${MAIL_DOMAIN:+$(id -un)@$MAIL_DOMAIN}}

@@ -31,8 +31,11 @@ class Router(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (*tokens.shape, C) -> scores (*tokens.shape), in float32 at least: in bfloat16 many would tie."""
         work = torch.promote_types(x.dtype, torch.float32)
+        x, weight = x.to(work), self.mod_router.weight.to(work)
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.to(work), self.mod_router.weight.to(work)).squeeze(-1).sigmoid()
+            if x.is_cuda:  # where a matrix product may be in TF32, hardly finer than bfloat16
+                return (x * weight).sum(-1).sigmoid()
+            return F.linear(x, weight).squeeze(-1).sigmoid()
 
 
 class Routing(Protocol):

@@ -26,6 +26,7 @@ from models.attention_op import LONG_BLOCK
 from models.config import ModelConfig
 from models.losses import chunk_tokens
 from models.macs import count_macs, parameter_count
+from optim.resume import exactness
 
 logger = logging.getLogger(__name__)
 
@@ -195,6 +196,7 @@ def describe(args: Namespace, folder: Path, precision: Precision, processes: Pro
     shown = ", ".join(f"{name} {_gb(part)}" for name, part in parts.items() if part >= 5e7)
     each = " for each process" if processes.size > 1 else ""
     logger.info(f"estimated memory{each}: {_gb(needed)}{of} ({shown})")
+    logger.info(exactness(args, on_gpu))
     logger.info(f"run folder: {folder}")
     _, needed, free = max(processes.gather((needed - (free or needed), needed, free or needed)))
     if needed > free:

@@ -61,6 +61,21 @@ def find_start(args: Namespace, folder: Path) -> tuple[Path, dict[str, Any]] | N
     return start
 
 
+def exactness(args: Namespace, on_gpu: bool) -> str:
+    """How exactly an interrupted run resumes, and what that costs: one sentence."""
+    if not on_gpu:
+        return "an interrupted run resumes bit for bit on this machine, with as many threads and processes"
+    if args.deterministic:
+        return (
+            "an interrupted run resumes bit for bit on as many GPUs of this kind; with --deterministic false "
+            "it resumes up to rounding, and its backward pass is faster"
+        )
+    return (
+        "an interrupted run resumes up to rounding, as kernels sum in any order; with --deterministic true "
+        "it resumes bit for bit, and its backward pass is slower"
+    )
+
+
 class Extension(NamedTuple):
     """The schedule of a run that --iterations or --extend_schedule changes.
 
@@ -114,6 +129,16 @@ def _compare(path: Path, saved: dict[str, Any], args: Namespace) -> None:
         )
     if differences:
         logger.warning(f"{path} was trained with other flags: {', '.join(differences.values())}")
+    rounding = [
+        f"--{name} {saved[name]} -> {getattr(args, name)}"
+        for name in ("deterministic", "tf32")
+        if saved.get(name, getattr(args, name)) != getattr(args, name)
+    ]
+    if rounding:
+        logger.info(
+            f"note: {path} was trained with {', '.join(rounding)}: on a GPU the run continues with other "
+            "rounding than it began with"
+        )
 
 
 def _differences(saved: dict[str, Any] | None, args: Namespace) -> dict[str, str]:

@@ -46,7 +46,7 @@ def run_training(args: Namespace) -> int:
     on_cuda = args.device != "cpu" and args.distributed_backend != "gloo"
     processes = Processes(on_cuda, timeout_minutes=args.distributed_timeout)
     with processes.exit_together():
-        device = choose_device(args.device)
+        device = choose_device(args.device, args.deterministic, args.tf32)
         folder = experiment_dir(args)
         covered = processes.is_main and has_finished(args, folder)
         if processes.broadcast(covered):

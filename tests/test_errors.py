@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 import errors
 from tests.conftest import ROOT
@@ -117,3 +118,30 @@ def test_a_script_that_only_prints_fails_where_nothing_can_be_printed():
         command = f"{sys.executable} count_macs.py --model but {closed}"
         done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 1 and done.stderr.startswith("error: ") and sentence in done.stderr
+
+
+def test_an_operation_without_a_deterministic_form_is_one_sentence():
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(RuntimeError) as refused:
+            torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    failure = errors.explained(refused.value)
+    assert str(failure).startswith("put_ is an operation") and "--deterministic false" in str(failure)
+    assert errors.explained(RuntimeError("shapes differ")) is None
+
+
+def test_what_is_explained_ends_a_script_without_a_traceback(capsys):
+    def refused():
+        raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set ...")
+
+    def broken():
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(SystemExit) as stop:
+        errors.run_script(refused)
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith("error: cumsum_cuda_kernel is an operation")
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        errors.run_script(broken)

@@ -1,9 +1,12 @@
 """What a process runs on."""
 
+import os
+
 import pytest
 import torch
 
 from distributed import choose_device, choose_precision
+from distributed.device import ALLOCATOR_SETTINGS, CUBLAS_WORKSPACES
 from errors import UsageError
 from hardware import cpu_multiplies_bfloat16
 
@@ -19,6 +22,71 @@ def test_a_gpu_that_is_not_there_is_refused():
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     with pytest.raises(UsageError, match=f"this machine has {count} GPU"):
         choose_device(f"cuda:{count}")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """torch believes in two GPUs; its settings and the environment are as before afterwards."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for name in (*ALLOCATOR_SETTINGS, "CUBLAS_WORKSPACE_CONFIG", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    products, fill = torch.get_float32_matmul_precision(), torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.set_float32_matmul_precision(products)
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+def test_a_gpu_is_made_ready(two_gpus):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    assert choose_device("auto") == torch.device("cuda:0")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in CUBLAS_WORKSPACES
+    assert torch.get_float32_matmul_precision() == "high"
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+
+
+def test_determinism_and_tf32_can_be_switched_off(two_gpus):
+    choose_device("cuda", deterministic=False, tf32=False)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize("name", ALLOCATOR_SETTINGS)
+def test_settings_of_the_allocator_in_the_environment_stay(two_gpus, monkeypatch, name):
+    monkeypatch.setenv(name, "expandable_segments:False")
+    choose_device("cuda")
+    assert [os.environ.get(other) for other in ALLOCATOR_SETTINGS if other != name] == [None]
+    assert os.environ[name] == "expandable_segments:False"
+
+
+def test_an_environment_in_which_cublas_is_not_deterministic(two_gpus, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    with pytest.raises(UsageError, match=r"CUBLAS_WORKSPACE_CONFIG=':0:0'.*--deterministic false"):
+        choose_device("cuda")
+    assert choose_device("cuda", deterministic=False).type == "cuda"
+
+
+@pytest.mark.parametrize("products", ["high", "highest"])
+@pytest.mark.parametrize("since_ampere", [True, False])
+def test_formats_on_a_gpu(two_gpus, monkeypatch, products, since_ampere):
+    """What float32 is there, and bfloat16 on an old one, is said."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: since_ampere)
+    gpu = choose_device("cuda", tf32=products == "high")
+    wide = choose_precision("torch.float32", gpu)
+    tf32 = products == "high" and since_ampere
+    assert wide.reason == ("float32 (TF32 products)" if tf32 else "float32")
+    narrow = choose_precision("torch.bfloat16", gpu)
+    assert narrow.dtype == torch.bfloat16
+    assert narrow.reason.startswith("bfloat16") and ("emulates" in narrow.reason) != since_ampere
 
 
 def test_formats_on_a_cpu():

@@ -2,6 +2,7 @@
 
 import re
 import weakref
+from argparse import Namespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import config
 from distributed import choose_precision
 from models import make_model_from_args
 from optim.estimate import HEAP, estimate_memory
+from optim.resume import exactness
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
@@ -100,8 +102,14 @@ def test_a_dry_run_says_what_a_training_takes_and_leaves_nothing(scripts, tmp_pa
     for part in (
         "mla_ln_cotformer: ", " parameters, on cpu", "multiply-accumulates per token",
         "128 tokens per step; 1,536 tokens in 12 steps", "FLOPs) forward and backward", "estimated memory: ",
-        "run folder: ", "note: the cache keeps 224 numbers",
+        "run folder: ", "note: the cache keeps 224 numbers", "an interrupted run resumes bit for bit on this",
     ):  # fmt: skip
         assert part in said, (part, said)
     assert not scripts.results.exists() and not (tmp_path / "no").exists()
     assert "dry_run" not in TINY
+
+
+def test_how_exactly_a_run_resumes_on_a_gpu_is_said():
+    strict, fast = (exactness(Namespace(deterministic=value), on_gpu=True) for value in (True, False))
+    assert "resumes bit for bit on as many GPUs" in strict and "--deterministic false" in strict
+    assert "resumes up to rounding" in fast and "--deterministic true" in fast

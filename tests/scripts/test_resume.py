@@ -148,8 +148,10 @@ def test_other_flags_on_resuming(scripts):
     refused = scripts.run("main.py", scripts.train_flags("--exp_name one --iterations 20 --n_embd 32"), 2)
     assert "is of another architecture (--n_embd 16 -> 32)" in refused.stderr
     said = scripts.train("--exp_name one --iterations 20 --lr 5e-3 --scheduler none").stdout
-    assert "--lr 0.001 -> 0.005" in said and "--scheduler cos -> none" in said
+    assert "--lr 0.001 -> 0.005" in said and "--scheduler cos -> none" in said and "rounding" not in said
     assert scripts.lines()[-1]["lr"] == 5e-3
+    said = scripts.train("--exp_name one --iterations 21 --lr 5e-3 --deterministic no --tf32 no").stdout
+    assert "was trained with --deterministic True -> False, --tf32 True -> False: on a GPU" in said
 
 
 def test_a_run_that_resumes_on_other_tokens_says_so(scripts, data_dir):
