@@ -79,7 +79,7 @@ def _prepare_cuda(device: torch.device, deterministic: bool, tf32: bool) -> None
         if workspace not in CUBLAS_WORKSPACES:
             raise UsageError(
                 f"the environment has CUBLAS_WORKSPACE_CONFIG={workspace!r}, with which cuBLAS is not "
-                f"deterministic: unset it, or give --deterministic false"
+                "deterministic: unset it, or give --deterministic false"
             )
     # With warn_only, attention would keep its non-deterministic backward pass.
     torch.use_deterministic_algorithms(deterministic)
