@@ -145,10 +145,13 @@ def refused(what: str) -> str | None:
         "add_number_on_the_cpu": lambda: x + torch.tensor(1.0),
         "copy_to_the_cpu": lambda: on_cpu.copy_(x),
         "cpu_indices": lambda: x[index],
+        "cumsum": lambda: x.cumsum(0),
+        "cumsum_of_counts": lambda: index.cuda().cumsum(0),
     }
+    choose_device("cuda")
     try:
         operations[what]()
-    except (imitation.WrongDevice, TypeError) as error:
+    except (RuntimeError, TypeError) as error:
         return str(error)
     return None
 

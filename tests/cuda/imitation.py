@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import (
 )
 
 from tests.cuda import kernels
+from tests.cuda.deterministic import refuses
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -194,6 +195,8 @@ def _run(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     device = kwargs.get("device")
     to_cuda = device is not None and torch.device(device).type == "cuda"
     if on_cuda or to_cuda:
+        if torch.are_deterministic_algorithms_enabled() and refuses(function, args):
+            raise RuntimeError(f"{name} does not have a deterministic implementation")
         _require_one_device(name, function, args, kwargs, on_cuda, others)
         _note_waits(name, args, kwargs, on_cuda, others, to_cuda)
     real_args, real_kwargs = _real(args), _real(kwargs)

@@ -5,13 +5,22 @@ import pytest
 
 @pytest.mark.parametrize(
     "mistake",
-    ["add_cpu_tensor", "cpu_indices_of_a_gather", "cpu_generator", "linear_with_cpu_weight", "numpy"],
+    [
+        "add_cpu_tensor",
+        "cpu_indices_of_a_gather",
+        "cpu_generator",
+        "linear_with_cpu_weight",
+        "numpy",
+        "cumsum",
+    ],
 )
 def test_what_cuda_refuses_is_refused(on_cuda, mistake):
     assert on_cuda("refused", what=mistake) is not None
 
 
-@pytest.mark.parametrize("fine", ["add_number_on_the_cpu", "copy_to_the_cpu", "cpu_indices"])
+@pytest.mark.parametrize(
+    "fine", ["add_number_on_the_cpu", "copy_to_the_cpu", "cpu_indices", "cumsum_of_counts"]
+)
 def test_what_cuda_takes_is_taken(on_cuda, fine):
     assert on_cuda("refused", what=fine) is None
 

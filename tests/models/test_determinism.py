@@ -6,15 +6,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.generation import generate
 from models.variants import VARIANTS
+from tests.cuda.deterministic import refuses
 from tests.models.test_language_model import build
 
-# Operations that torch refuses on CUDA in deterministic mode (documentation of use_deterministic_algorithms),
-# as far as language models could use them. cumsum: of floating-point numbers. bincount: with weights.
-REFUSED = {
-    "_ctc_loss_backward", "_embedding_bag_backward", "bincount", "cumsum", "grid_sampler_2d_backward", "histc",
-    "kthvalue", "median.dim", "nanmedian.dim", "nll_loss2d_forward", "put_", "reflection_pad1d_backward",
-    "replication_pad1d_backward", "upsample_linear1d_backward",
-}  # fmt: skip
 # Outside of deterministic mode, CPU threads add at once to the places that these name twice.
 UNORDERED_ON_CPU = {"index_put", "index_put_", "_index_put_impl_"}
 
@@ -27,20 +21,14 @@ class Recorder(TorchDispatchMode):
         self.refused, self.unordered, self.seen = set(), set(), set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = str(func).removeprefix("aten.").removesuffix(".default")
-        base = name.split(".")[0]
+        base = func._schema.name.removeprefix("aten::")
         self.seen.add(base)
-        refused = {name, base} & REFUSED
-        if base == "cumsum":
-            refused = refused and args[0].is_floating_point()
-        if base == "bincount":
-            refused = refused and args[1:2] not in ((), (None,))
-        if refused:
-            self.refused.add(name)
+        if refuses(func, args):
+            self.refused.add(base)
         if base in UNORDERED_ON_CPU and len(args) > 3 and args[3]:  # accumulate
             places = args[1][0].flatten()
             if len(places.unique()) < len(places):
-                self.unordered.add(name)
+                self.unordered.add(base)
         return func(*args, **(kwargs or {}))
 
 
