@@ -8,10 +8,11 @@ Shapes: B batch, T tokens of the input, n or N active tokens, H heads, D head si
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 PADDING = 2**30  # the position of padding: after every token, so that no token attends to it
 
@@ -69,7 +70,7 @@ class ActiveTokens:
         else:
             self.shape = (len(index),)
             self.rotation = rotation
-            self._slot = _padded_slots(self.counts, index.device)
+            self._slot = without_waiting(_padded_slots(self.counts, longest), index.device)
             padded = positions.new_full((grid.batch * longest,), PADDING)
             self.positions = padded.index_copy(0, self._slot, positions).view(grid.batch, longest)
 
@@ -93,13 +94,24 @@ class ActiveTokens:
         return ActiveTokens(self.grid, self.flat_index[origin], [k] * batch, origin)
 
     def filter(self, mask: Tensor) -> "ActiveTokens":
-        """The tokens where mask (*shape) is true: any number of each sequence."""
-        origin = mask.flatten().nonzero().squeeze(1)
-        if len(origin) == self.count:
+        """The tokens where mask (*shape) is true: any number of each sequence.
+
+        The host must know how many: it waits for the mask, once.
+        """
+        chosen = mask.flatten().cpu().nonzero().squeeze(1)
+        if len(chosen) == self.count:
             return self.all()
-        index = self.flat_index[origin]
-        counts = torch.bincount(index // self.grid.length, minlength=self.grid.batch)
-        return ActiveTokens(self.grid, index, counts.tolist(), origin)
+        sequence = torch.arange(self.grid.batch).repeat_interleave(torch.tensor(self.counts))
+        counts = torch.bincount(sequence[chosen], minlength=self.grid.batch).tolist()
+        origin = without_waiting(chosen, mask.device)
+        return ActiveTokens(self.grid, self.flat_index[origin], counts, origin)
+
+    def first(self, counts: Sequence[int]) -> "ActiveTokens":
+        """The first counts[b] tokens of each sequence b, where the whole grid is active."""
+        if min(counts) == self.grid.length:
+            return self.all()
+        index = without_waiting(_padded_slots(counts, self.grid.length), self.grid.positions.device)
+        return ActiveTokens(self.grid, index, counts, index)
 
     def all(self) -> "ActiveTokens":
         """The same tokens, as a selection of all of them."""
@@ -139,16 +151,67 @@ class ActiveTokens:
         """x (*shape, C) -> (B, 1, C): the last token of each sequence."""
         if self._slot is None:
             return x[:, -1:]
-        ends = torch.tensor(self.counts, device=x.device).cumsum(0) - 1
+        ends = without_waiting(torch.tensor(self.counts).cumsum(0) - 1, x.device)
         return x.index_select(0, ends)[:, None]
 
 
-def _padded_slots(counts: Sequence[int], device: torch.device) -> Tensor:
-    """Packed tokens -> their places in a (B, longest) rectangle: (sum of counts,)."""
-    count = torch.tensor(counts, device=device)
+class CachePlaces:
+    """Places of a layer's tokens in its cache, sequence by sequence, without gaps; the same for many layers.
+
+    Attributes:
+        counts: tokens of each sequence.
+        positions: (S,) or (B, S), S the most tokens of a sequence, filled up with PADDING. If all tokens were
+            written at once, this is their `ActiveTokens.positions` itself.
+        newest: how the newest tokens lie: places from a to b of all sequences, (a, b); or their sequences,
+            places, and places among the new tokens of their sequence, (count,) each.
+    """
+
+    def __init__(
+        self, counts: Sequence[int], positions: Tensor | None = None, newest: Sequence[Any] = (0, 0)
+    ) -> None:
+        self.counts, self._positions, self.newest = counts, positions, newest
+        self.longest, self.is_even = max(counts), min(counts) == max(counts)
+
+    @property
+    def positions(self) -> Tensor:
+        assert self._positions is not None  # there are tokens
+        return self._positions
+
+    def extended(self, tokens: ActiveTokens) -> "CachePlaces":
+        """These places, and after them those of new tokens. What is made from lists is copied once."""
+        counts = [old + more for old, more in zip(self.counts, tokens.counts, strict=True)]
+        new = tokens.positions
+        even = self.is_even and min(tokens.counts) == max(tokens.counts)
+        if even:
+            newest = [self.longest, counts[0]]
+        else:
+            count = torch.tensor(tokens.counts)
+            sequence = torch.arange(len(counts)).repeat_interleave(count)
+            within = torch.arange(tokens.count) - (count.cumsum(0) - count)[sequence]
+            lists = torch.stack((sequence, torch.tensor(self.counts)[sequence] + within, within))
+            newest = without_waiting(lists, new.device).unbind()
+        if not self.longest:
+            return CachePlaces(counts, new, newest)
+        old, new = (x.expand(len(counts), -1) for x in (self.positions, new))
+        if even:
+            return CachePlaces(counts, torch.cat((old, new), dim=1), newest)
+        sequence, places, within = newest
+        positions = F.pad(old, (0, max(counts) - self.longest), value=PADDING)
+        positions[sequence, places] = new[sequence, within]
+        return CachePlaces(counts, positions, newest)
+
+
+def without_waiting(x: Tensor, device: torch.device) -> Tensor:
+    """x of the CPU, on `device`. The host goes on: CUDA copies x aside before it returns."""
+    return x.to(device, non_blocking=True)
+
+
+def _padded_slots(counts: Sequence[int], width: int) -> Tensor:
+    """Packed tokens -> their places in a (B, width) rectangle: (sum of counts,), on the CPU."""
+    count = torch.tensor(counts)
     starts = count.cumsum(0) - count
-    shift = torch.arange(len(counts), device=device) * max(counts) - starts
-    return torch.arange(sum(counts), device=device) + shift.repeat_interleave(count)
+    shift = torch.arange(len(counts)) * width - starts
+    return torch.arange(sum(counts)) + shift.repeat_interleave(count)
 
 
 def replace_at(x: Tensor, place: Tensor, new: Tensor) -> Tensor:

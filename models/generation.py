@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.active_tokens import without_waiting
 from models.language_model import LanguageModel
 
 LEAST_TEMPERATURE = 1e-30  # logits divided by less would leave float32's range
@@ -95,15 +96,18 @@ def generate(
                 idx, lengths = _padded(contexts, device)
                 cache = model.new_cache(len(contexts)) if cached else None
             else:
-                idx, lengths = torch.tensor([context[-1:] for context in contexts], device=device), None
+                newest = torch.tensor([context[-1:] for context in contexts])
+                idx, lengths = without_waiting(newest, device), None
             output = model(
                 idx, get_logits=True, thresholds=thresholds, get_routing=True, cache=cache, lengths=lengths
             )
             logits = output["logits"][:, -1, :n_tokens]
-            probabilities = next_token_probabilities(logits, temperature, top_k, top_p)
-            drawn = torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0]
+            # The copy of the probabilities waits for that of the passes too: both are on CUDA's one stream.
+            passes = output["passes"].to("cpu", non_blocking=True)
+            probabilities = next_token_probabilities(logits, temperature, top_k, top_p).cpu()
+            drawn = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
             last = [length - 1 for length in lengths] if lengths else [-1] * len(contexts)
-            yield Drawn(drawn, output["passes"].cpu()[range(len(contexts)), last])
+            yield Drawn(drawn, passes[range(len(contexts)), last])
             for context, token in zip(contexts, drawn.tolist(), strict=True):
                 context.append(token)
     finally:
@@ -114,5 +118,5 @@ def _padded(contexts: list[list[int]], device: torch.device) -> tuple[Tensor, li
     """Ids (B, longest), and the lengths where they differ."""
     lengths = [len(context) for context in contexts]
     longest = max(lengths)
-    idx = torch.tensor([context + [0] * (longest - len(context)) for context in contexts], device=device)
-    return idx, None if min(lengths) == longest else lengths
+    idx = torch.tensor([context + [0] * (longest - len(context)) for context in contexts])
+    return without_waiting(idx, device), None if min(lengths) == longest else lengths

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from models.active_tokens import PADDING, ActiveTokens
+from models.active_tokens import ActiveTokens, CachePlaces
 from models.masks import AttentionMask
 
 if TYPE_CHECKING:
@@ -143,8 +143,17 @@ class KVCache:
             positions_per_token: more than one with pause tokens, which are cached like tokens.
         """
         self.lengths = [0] * batch  # tokens of each text
-        self._capacity, self._window, self._places = capacity, window, capacity * positions_per_token
+        self._capacity, self._window = capacity, window
+        self._capacity_places, self._empty = capacity * positions_per_token, CachePlaces(self.lengths)
         self._layers: dict[tuple[Hashable, int], _LayerCache] = {}
+        # Of one forward pass: places and masks that many layers share.
+        self._extended: dict[tuple[int, int], tuple[CachePlaces, ActiveTokens, CachePlaces]] = {}
+        self._masks: dict[tuple[int, ...], tuple[Sequence[CachePlaces], ActiveTokens, AttentionMask]] = {}
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all texts have as many tokens."""
+        return min(self.lengths) == max(self.lengths)
 
     def advance(self, counts: Sequence[int]) -> None:
         """Make room for this many new tokens of each text. Raises ValueError when there is none."""
@@ -152,18 +161,35 @@ class KVCache:
         if max(lengths) > self._capacity:
             raise ValueError(f"the cache holds {self._capacity} tokens a sequence, not {max(lengths)}")
         self.lengths = lengths
+        self._extended.clear()
+        self._masks.clear()
 
     def update(
         self, of: LayerKeys, new: KeysValues, key_tokens: ActiveTokens, query_tokens: ActiveTokens
     ) -> Visible:
         first = 1 if of.all_passes else of.repeat
         passes = [self._layer(of.layer, repeat) for repeat in range(first, of.repeat + 1)]
-        passes[-1].write(new, key_tokens)
-        sees_all = self._window is None and query_tokens.grid.length == 1
-        sees_all = sees_all and all(one.is_even for one in passes)
-        query = query_tokens.positions
-        keys = [query if one.holds_only(query) else one.positions for one in passes]
-        return Visible([one.tensors for one in passes], AttentionMask(query, keys, self._window, sees_all))
+        passes[-1].write(new, self._extend(passes[-1].places, key_tokens))
+        return Visible(
+            [one.tensors for one in passes], self._mask([one.places for one in passes], query_tokens)
+        )
+
+    def _extend(self, places: CachePlaces, tokens: ActiveTokens) -> CachePlaces:
+        """`places` and those of new tokens: made once, for all layers with the same places."""
+        key = id(places), id(tokens)
+        if key not in self._extended:  # kept with what the key stands for, so that it stands for nothing else
+            self._extended[key] = places, tokens, places.extended(tokens)
+        return self._extended[key][2]
+
+    def _mask(self, places: Sequence[CachePlaces], tokens: ActiveTokens) -> AttentionMask:
+        """Between queries of `tokens` and keys of `places`: made once for the layers of a pass."""
+        key = (*map(id, places), id(tokens))
+        if key not in self._masks:
+            sees_all = self._window is None and tokens.grid.length == 1 and all(one.is_even for one in places)
+            keys = [one.positions for one in places]
+            mask = AttentionMask(tokens.positions, keys, self._window, sees_all)
+            self._masks[key] = places, tokens, mask
+        return self._masks[key][2]
 
     @property
     def bytes_per_token(self) -> float:
@@ -172,72 +198,40 @@ class KVCache:
 
     def _layer(self, layer: Hashable, repeat: int) -> "_LayerCache":
         if (layer, repeat) not in self._layers:
-            self._layers[layer, repeat] = _LayerCache(self._places)
+            self._layers[layer, repeat] = _LayerCache(self._capacity_places, self._empty)
         return self._layers[layer, repeat]
 
 
 class _LayerCache:
-    """What one layer cached in one pass: sequence by sequence, without gaps."""
+    """Keys and values of one layer in one pass."""
 
-    def __init__(self, places: int) -> None:
-        self._places = places
-        self._counts: list[int] = []
-        self._only: Tensor | None = None
-
-    def holds_only(self, positions: Tensor) -> bool:
-        """Whether everything in it was written at once, by tokens of these very positions."""
-        return self._only is positions
-
-    @property
-    def is_even(self) -> bool:
-        """Whether every sequence has as many tokens."""
-        return min(self._counts) == max(self._counts)
+    def __init__(self, capacity: int, empty: CachePlaces) -> None:
+        self._capacity, self.places = capacity, empty
+        self._tensors: list[Tensor] = []
 
     @property
     def tensors(self) -> list[Tensor]:
         """(B, H, longest, D) each; shorter sequences are filled with zeros, at position PADDING."""
-        return [tensor[:, :, : max(self._counts)] for tensor in self._tensors]
-
-    @property
-    def positions(self) -> Tensor:
-        """(B, longest)."""
-        return self._positions[:, : max(self._counts)]
+        return [tensor[:, :, : self.places.longest] for tensor in self._tensors]
 
     @property
     def bytes_used(self) -> int:
-        if not self._counts:
-            return 0
         token = sum(tensor[0, :, 0].numel() * tensor.element_size() for tensor in self._tensors)
-        return sum(self._counts) * token
+        return sum(self.places.counts) * token
 
-    def write(self, new: KeysValues, tokens: ActiveTokens) -> None:
-        """Append `new`, (B, H, n, D) each, of `tokens`."""
-        self._only = None if any(self._counts) else tokens.positions
-        if not self._counts:
-            self._allocate(new)
-        starts, added = self._counts, tokens.counts
-        self._counts = [old + more for old, more in zip(starts, added, strict=True)]
-        if min(starts) == max(starts) and min(added) == max(added):
-            places = slice(starts[0], starts[0] + added[0])
-            for tensor, part in zip(self._tensors, new, strict=True):
-                tensor[:, :, places] = part
-            self._positions[:, places] = tokens.positions
-            return
-        device = self._positions.device
-        count = torch.tensor(added, device=device)
-        sequence = torch.arange(len(starts), device=device).repeat_interleave(count)
-        within = torch.arange(tokens.count, device=device) - (count.cumsum(0) - count)[sequence]
-        places = torch.tensor(starts, device=device)[sequence] + within
+    def write(self, new: KeysValues, places: CachePlaces) -> None:
+        """Append `new`, (B, H, n, D) each, at the newest of `places`."""
+        if not self._tensors:
+            # Zeros: a place that is masked must still hold a number.
+            shapes = [(*part.shape[:2], self._capacity, part.shape[-1]) for part in new]
+            self._tensors = [part.new_zeros(shape) for part, shape in zip(new, shapes, strict=True)]
+        self.places = places
         for tensor, part in zip(self._tensors, new, strict=True):
-            tensor[sequence, :, places] = part[sequence, :, within]
-        self._positions[sequence, places] = tokens.positions.expand(len(starts), -1)[sequence, within]
-
-    def _allocate(self, new: KeysValues) -> None:
-        batch = len(new[0])
-        # Zeros: a place that is masked must still hold a number.
-        self._tensors = [part.new_zeros(batch, part.shape[1], self._places, part.shape[-1]) for part in new]
-        self._positions = torch.full((batch, self._places), PADDING, device=new[0].device)
-        self._counts = [0] * batch
+            if len(places.newest) == 2:
+                tensor[:, :, slice(*places.newest)] = part
+            else:
+                sequence, at, within = places.newest
+                tensor[sequence, :, at] = part[sequence, :, within]
 
 
 class _Recording:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.active_tokens import ActiveTokens, InputGrid
+from models.active_tokens import ActiveTokens, InputGrid, without_waiting
 from models.block import Transformer
 from models.capacities import check_factors, draw_factors, tokens_per_pass
 from models.config import ModelConfig
@@ -179,14 +179,17 @@ class LanguageModel(nn.Module):
         batch, length = len(idx), idx.shape[1] * each
         positions = torch.arange(length, device=idx.device)
         if cache is not None and any(cache.lengths):
-            positions = positions + each * torch.tensor(cache.lengths, device=idx.device)[:, None]
+            if cache.is_even:
+                positions = positions + each * cache.lengths[0]
+            else:
+                starts = without_waiting(each * torch.tensor(cache.lengths), idx.device)
+                positions = positions + starts[:, None]
         work = torch.promote_types(self.lm_head.weight.dtype, torch.float32)
         rotation = self.positions(positions)
         rotation = rotation and tuple(table.to(work) for table in rotation)
         tokens = ActiveTokens(InputGrid(batch, length, positions, rotation))
         if lengths is not None:
-            ends = each * torch.tensor(lengths, device=idx.device)[:, None]
-            tokens = tokens.filter(torch.arange(length, device=idx.device) < ends)
+            tokens = tokens.first([each * count for count in lengths])
         if cache is None:
             return tokens, self._pass_keys(max(tokens.counts), routing, idx.device)
         cache.advance([count // each for count in tokens.counts])
