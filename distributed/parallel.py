@@ -108,9 +108,6 @@ class DDP(SingleProcess):
 class FSDP(SingleProcess):
     """FSDP2 (`fully_shard`): float32 shards of weights and optimiser states.
 
-    On CUDA, gradients are reduced in bfloat16 if a rank has one micro-batch in a step: FSDP accumulates in
-    the format it reduces in, and bfloat16 would lose the later ones of many.
-
     Blocks that run once are gathered one by one. The repeated middle blocks are gathered with the rest of the
     model, once for all passes: on their own they would be gathered and reduced in every pass, and ranks whose
     tokens stop at different passes would do so a different number of times, which hangs.
@@ -118,28 +115,28 @@ class FSDP(SingleProcess):
 
     name, sharded = "FSDP", True
 
-    def __init__(self, processes: Processes, device: torch.device, acc_steps: int) -> None:
-        """acc_steps: micro-batches of this rank in a step."""
-        # FSDP's modules take a second to import.
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy
+    def __init__(self, processes: Processes, device: torch.device) -> None:
+        from torch.distributed.device_mesh import init_device_mesh  # takes a second to import
 
         super().__init__(processes)
         self._mesh = init_device_mesh(device.type, (processes.size,))
-        reduce_dtype = torch.bfloat16 if device.type == "cuda" and acc_steps == 1 else torch.float32
-        self._policy = MixedPrecisionPolicy(reduce_dtype=reduce_dtype)
+        self._on_cuda, self._compiled = device.type == "cuda", False
 
     def wrap(self, model: nn.Module) -> nn.Module:
         from torch.distributed.fsdp import fully_shard
 
         for block in model.blocks_that_run_once():
-            fully_shard(block, mesh=self._mesh, mp_policy=self._policy)
-        fully_shard(model, mesh=self._mesh, mp_policy=self._policy)
+            fully_shard(block, mesh=self._mesh)
+        fully_shard(model, mesh=self._mesh)
         return model
 
     def accumulate(self, forward: nn.Module, last: bool) -> AbstractContextManager:
         forward.set_requires_gradient_sync(last)
-        return contextlib.nullcontext()
+        # A full queue of kernels that wait for another rank's weights blocks the launch of the next one. Not
+        # in the first step, which may be compiled for longer than ranks wait for one another.
+        waits = self._on_cuda and self._compiled
+        self._compiled |= last
+        return self.processes.waiting() if waits else contextlib.nullcontext()
 
     def full_tensor(self, tensor: Tensor) -> Tensor:
         from torch.distributed.tensor import DTensor
@@ -156,13 +153,11 @@ class FSDP(SingleProcess):
 
 
 def choose_parallel(
-    backend: str | None, processes: Processes, device: torch.device, acc_steps: int, **flags: Any
+    backend: str | None, processes: Processes, device: torch.device, **flags: Any
 ) -> SingleProcess:
     """How to train, by --distributed_backend: FSDP for `fsdp`, else DDP; one process needs neither.
 
-    Args:
-        acc_steps: micro-batches of this rank in a step.
-        flags: --opt and --dtype, by their names.
+    flags: --opt and --dtype, by their names.
 
     Raises UsageError for a backend that this device or these flags exclude.
     """
@@ -178,4 +173,4 @@ def choose_parallel(
         raise UsageError(
             "--distributed_backend fsdp goes with --opt adamw or sgd, and not with --dtype torch.float16"
         )
-    return FSDP(processes, device, acc_steps)
+    return FSDP(processes, device)

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
 
@@ -55,18 +56,19 @@ class Processes:
         self.size = environment_number("WORLD_SIZE", 1)
         self.is_main = self.rank == 0
         self.failure_watch: FailureWatch | None = None
-        self._timeout_minutes = timeout_minutes
         self._group = self._disk_group = self._checkpoint_group = None
         if self.size == 1:
             return
         timeout = datetime.timedelta(minutes=timeout_minutes)
-        backend = "cuda:nccl,cpu:gloo" if on_cuda and torch.cuda.is_available() else "gloo"
+        nccl = on_cuda and torch.cuda.is_available()
+        # NCCL raises nothing: it kills the process. The failure watch comes first, and says why.
+        group_timeout = 2 * timeout + datetime.timedelta(minutes=1) if nccl else timeout
         try:
             store, _, _ = next(dist.rendezvous("env://", self.rank, self.size, timeout=timeout))
-            self.failure_watch = FailureWatch(store, self.rank, self.size)
+            self.failure_watch = FailureWatch(store, self.rank, self.size, timeout_minutes)
             dist.init_process_group(
-                backend, store=dist.PrefixStore("train", store), rank=self.rank, world_size=self.size,
-                timeout=timeout,
+                "cuda:nccl,cpu:gloo" if nccl else "gloo", store=dist.PrefixStore("train", store),
+                rank=self.rank, world_size=self.size, timeout=group_timeout,
             )  # fmt: skip
         except (ValueError, RuntimeError) as error:
             raise Failure(f"the {self.size} processes cannot connect to one another: {error}") from error
@@ -125,6 +127,10 @@ class Processes:
         if self.size > 1:
             dist.barrier(self._disk_group)
 
+    def waiting(self) -> AbstractContextManager:
+        """The context of a call that waits for other ranks and may never raise, as with NCCL."""
+        return contextlib.nullcontext() if self.failure_watch is None else self.failure_watch.waiting()
+
     @contextlib.contextmanager
     def exit_together(self) -> Iterator[None]:
         """The context of a run's work: when a rank fails, all exit, and only the first error is printed.
@@ -150,13 +156,7 @@ class Processes:
         if lost:
             if self.failure_watch.another_failed(_CAUSE_SECONDS):  # the cause, which that rank prints
                 return 1
-            ranks = ", ".join(map(str, self.failure_watch.slowest_ranks())) or "unknown"
-            reason = str(error).strip().splitlines()[-1]
-            minutes = f"{self._timeout_minutes:g} minutes"
-            error = Failure(
-                f"the processes have lost one another: one was killed, or made no progress for {minutes} "
-                f"(--distributed_timeout); least progress: rank {ranks} ({reason})"
-            )
+            error = self.failure_watch.lost(str(error).strip().splitlines()[-1])
         if not self.failure_watch.report_failure(message):
             return 1
         if isinstance(error, Failure):

@@ -89,9 +89,8 @@ class Run:
         self.config = TrainConfig.from_args(args)
         self.rank_slice = RankSlice.of(args.batch_size, args.acc_steps, processes.rank, processes.size)
         self.parallel = choose_parallel(
-            args.distributed_backend, processes, device, self.rank_slice.acc_steps,
-            opt=args.opt, dtype=args.dtype,
-        )  # fmt: skip
+            args.distributed_backend, processes, device, opt=args.opt, dtype=args.dtype
+        )
         if self._splits_micro_batches and args.act_loss_reduction == "sum":
             raise UsageError(
                 "--act_loss_reduction sum adds up over a micro-batch, which these processes would split: "

@@ -148,6 +148,8 @@ class TrainState:
 
     def _restore_scaler(self, saved: dict[str, Any]) -> None:
         own = self.scaler.state_dict()
+        if not saved:  # by a run in another format than float16, which scales nothing
+            return
         for name in own:
             found = saved.get(name)
             if type(found) not in (int, float) or not 0 <= found < math.inf:

@@ -228,8 +228,9 @@ def training_step(
 
     state.scaler.unscale_(state.optimizer)
     norm = parallel.full_tensor(_clip(state.model, config.grad_clip))
-    # One transfer from the device for both numbers.
-    loss, norm = torch.stack((parallel.processes.mean(loss_sum.float()), norm.float())).tolist()
+    with parallel.processes.waiting():
+        # One transfer from the device for both numbers.
+        loss, norm = torch.stack((parallel.processes.mean(loss_sum.float()), norm.float())).tolist()
     _require_finite(state, loss, norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()

@@ -53,7 +53,7 @@ def test_an_uneven_split_is_refused():
 )
 def test_backends_that_do_not_go_with_the_device_or_the_flags(backend, opt, dtype, part):
     with pytest.raises(UsageError, match=part):
-        choose_parallel(backend, SimpleNamespace(size=2), torch.device("cpu"), 2, opt=opt, dtype=dtype)
+        choose_parallel(backend, SimpleNamespace(size=2), torch.device("cpu"), opt=opt, dtype=dtype)
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +169,20 @@ def test_a_rank_that_hangs_is_named_after_the_time_that_was_set(tmp_path):
     said = team.run("--distributed_timeout 0.2", code=1, FAULT="hang:1:5")
     assert said.count("error: ") == 1
     assert "made no progress for 0.2 minutes" in said and "least progress: rank 1" in said
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("kind", ["block", "kill"])
+def test_a_rank_that_others_wait_for_in_c_is_named(tmp_path, kind):
+    """As with NCCL: no call raises, and Python's signal handlers do not run."""
+    team = Team(tmp_path / "exps", "base", 2)
+    timeout = 0.1 if kind == "block" else 10
+    started = time.monotonic()
+    said = team.run(f"--distributed_timeout {timeout}", code=1, FAULT=f"{kind}:1:5", WAITS="in C")
+    assert time.monotonic() - started < 60
+    assert said.count("error: ") == 1 and f"made no progress for {timeout} minutes" in said
+    reason = "rank 0 still waits" if kind == "block" else "rank 1 has stopped"
+    assert f"least progress: rank 1 ({reason})" in said
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,8 +1,11 @@
 """main.py with a fault in it: FAULT is <kind>:<rank>:<step>, kinds as below.
 
+With WAITS=in C, the other ranks wait for that one as with NCCL: in a call that never returns.
+
 Faults are put in from outside, so that the code which runs is the code that is shipped.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -25,11 +28,20 @@ def slowly(function):
     return slow
 
 
+def block() -> None:
+    """Lock a mutex twice: the second call never returns, not even for Python's signal handlers."""
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    for _ in range(2):
+        libc.pthread_mutex_lock(mutex)
+
+
 def fail(kind: str) -> None:
     if kind == "raise":
         raise ValueError("the fault that was asked for")
     if kind == "hang":
         time.sleep(3600)
+    if kind == "block":
+        block()
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -39,7 +51,25 @@ def main() -> None:
     if kind == "slow":
         for name in ("fsync", "replace", "rename"):
             setattr(os, name, slowly(getattr(os, name)))
-    if kind in ("raise", "hang", "kill") and rank == os.environ.get("RANK", "0"):
+    if os.environ.get("WAITS") == "in C":
+        from distributed.processes import Processes
+        from optim import train
+
+        clip, mean, seen = train._clip, Processes.mean, []
+
+        def faulty_clip(*args):  # after the gradients are reduced, and before the loss is
+            seen.append(1)
+            if len(seen) == int(step) + 1 and rank == os.environ["RANK"]:
+                fail(kind)
+            return clip(*args)
+
+        def waiting_mean(*args):
+            if len(seen) == int(step) + 1:
+                block()
+            return mean(*args)
+
+        train._clip, Processes.mean = faulty_clip, waiting_mean
+    elif kind in ("raise", "hang", "kill") and rank == os.environ.get("RANK", "0"):
         from optim import train
 
         step_of_training = train.training_step

@@ -191,6 +191,21 @@ def test_a_gradient_scaler_that_does_not_fit_is_refused(damage):
         state.restore(content | {"scaler": state.scaler.state_dict() | damage}, config)
 
 
+def test_a_run_changes_to_float16_and_back():
+    """Its scaler starts afresh, as no other format has one; and is left alone afterwards."""
+    state, content, config = trained()
+    assert content["scaler"] == {}
+    state.scaler = torch.amp.GradScaler("cpu")
+    fresh = state.scaler.state_dict()
+    state.restore(content, config)
+    assert state.scaler.state_dict() == fresh
+    content["scaler"] = fresh | {"scale": 512.0}
+    state.restore(content, config)
+    assert state.scaler.get_scale() == 512.0
+    state.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    state.restore(content, config)
+
+
 @pytest.mark.parametrize(
     "damage", [{"interval": {"loss_sum": "1"}}, {"seconds": None}, {"step": None}], ids=str
 )
