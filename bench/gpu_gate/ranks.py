@@ -73,7 +73,7 @@ def _world_of_one(plan: Plan, device: torch.device, folder: Path) -> Iterator[Ro
         losses = alone.losses(STEPS)
         ddp = Training(model, size, plan.device, parallel=DDP(processes, device))
         yield close(f"{model}, DDP", ddp.losses(STEPS), losses, HALF)
-        sharded = Training(model, size, plan.device, parallel=FSDP(processes, device, acc_steps=1))
+        sharded = Training(model, size, plan.device, parallel=FSDP(processes, device))
         yield close(f"{model}, FSDP", sharded.losses(STEPS), losses, HALF)
     if importlib.util.find_spec("safetensors") is None:
         yield skipped("FSDP's checkpoint", "safetensors is not installed")
@@ -94,7 +94,7 @@ def _world_of_one(plan: Plan, device: torch.device, folder: Path) -> Iterator[Ro
     checkpoints.write(file, on_cpu.checkpoint())
     for name, parallel in (
         ("a file in one process", SingleProcess()), ("a file under DDP", DDP(processes, device)),
-        ("a file under FSDP", FSDP(processes, device, acc_steps=1)),
+        ("a file under FSDP", FSDP(processes, device)),
     ):  # fmt: skip
         back = Training("adm", size, plan.device, parallel=parallel)
         back.restore(checkpoints.load(file))
