@@ -72,11 +72,71 @@ def _expanded(bias: Tensor | None, queries: Tensor, keys: Tensor) -> Tensor | No
     return None if bias is None else bias.expand(*queries.shape[:3], keys.shape[2])
 
 
+def attend_by_pass(queries: Tensor, keys: Tensor, values: Tensor, bias: None, scale: float) -> Result:
+    """The same for the keys of R passes of the queries' tokens, (R * B, H, n, D), without a mask.
+
+    Each pass is a sequence of a batch: query i sees the first i + 1 keys of each, and no hidden ones are
+    computed. The softmax over all passes is a mean of those over each, weighted by the sums of exponentials.
+    """
+    passes = len(keys) // len(queries)
+    y, logsumexp, *random = attend(_repeated(queries, passes), keys, values, None, scale)
+    if passes == 1:
+        return y, logsumexp, *random
+    of_pass = logsumexp.unflatten(0, (passes, -1))  # (R, B, H, n)
+    logs = of_pass.log_softmax(0)
+    weights = torch.exp(logs, out=torch.empty_like(logs, dtype=y.dtype))
+    joined = _sum_over_passes(y, passes, weights.transpose(2, 3)[..., None])
+    return joined, of_pass[0] - logs[0], *random
+
+
+def attend_by_pass_backward(
+    grad: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: None,
+    y: Tensor,
+    logsumexp: Tensor,
+    *random: Tensor,
+    scale: float,
+) -> Result:
+    """Gradients of queries, keys and values: the kernel's, given the result and log-sum-exp of all passes.
+
+    It computes probabilities as exp(scores - log-sum-exp), which are then those of the joint softmax, and
+    their gradients from y . grad, which is what that softmax subtracts.
+    """
+    passes = len(keys) // len(queries)
+    grad, queries, y = (_repeated(x, passes) for x in (grad, queries, y))
+    logsumexp = logsumexp.repeat(passes, 1, 1)
+    grads = attend_backward(grad, queries, keys, values, None, y, logsumexp, *random, scale=scale)
+    return _sum_over_passes(grads[0], passes), *grads[1:]
+
+
+def _repeated(x: Tensor, passes: int) -> Tensor:
+    """x (B, H, n, D), in memory (B, n, H, D), for each pass: (R * B, H, n, D)."""
+    return x if passes == 1 else x.transpose(1, 2).repeat(passes, 1, 1, 1).transpose(1, 2)
+
+
+def _sum_over_passes(x: Tensor, passes: int, weights: Tensor | None = None) -> Tensor:
+    """x (R * B, H, n, D), times weights (R, B, n, H, 1) -> (B, H, n, D), in memory (B, n, H, D)."""
+    if passes == 1:
+        return x
+    parts = x.transpose(1, 2).unflatten(0, (passes, -1))
+    return (parts if weights is None else parts * weights).sum(0).transpose(1, 2)
+
+
 class Form(NamedTuple):
-    """A way to attend to the keys of all passes."""
+    """A way to attend to the keys of all passes.
+
+    by_pass: the passes are sequences of a batch, with the same tokens, rather than parts of one sequence.
+    """
 
     attend: Callable[..., Result]
     backward: Callable[..., Result]
+    by_pass: bool
 
 
-FORMS = {"masked": Form(attend, attend_backward)}
+FORMS = {
+    "masked": Form(attend, attend_backward, by_pass=False),
+    "flash": Form(attend_by_pass, attend_by_pass_backward, by_pass=True),
+}

@@ -89,7 +89,7 @@ class PassKeys:
         seen = self.earlier(of, key_tokens, query_tokens)
         if of.all_passes and self._form != "plain":
             self.append(of, (), key_tokens)
-            return Visible([new], seen.mask, self._store(of.layer, new[0]).next_pass(new[0].shape[2]))
+            return Visible([new], seen.mask, self._store(of.layer, new[0]).next_pass(new[0]))
         self.append(of, new, key_tokens)
         return Visible([*seen.passes, new], seen.mask)
 

@@ -191,18 +191,19 @@ class LanguageModel(nn.Module):
         if lengths is not None:
             tokens = tokens.first([each * count for count in lengths])
         if cache is None:
-            return tokens, self._pass_keys(max(tokens.counts), routing, idx.device)
+            return tokens, self._pass_keys(max(tokens.counts), routing)
         cache.advance([count // each for count in tokens.counts])
         return tokens, cache
 
-    def _pass_keys(self, length: int, routing: Routing | None, device: torch.device) -> PassKeys:
+    def _pass_keys(self, length: int, routing: Routing | None) -> PassKeys:
         """Where the keys of one forward pass are kept, of sequences of up to `length` tokens."""
-        config = self.config
-        form = "plain"
-        if config.attention != "plain" and (config.attention != "fast" or device.type != "cpu"):
+        config, weight, form = self.config, self.lm_head.weight, "plain"
+        if config.attention not in ("plain", "fast") or (config.attention == "fast" and weight.is_cuda):
             from models.pass_store import choose_form
 
-            form = choose_form(config, device, self.training)
+            form = choose_form(config, weight, self.training)
+        if form == "plain":
+            return PassKeys(config.attention_window_length)
         later = sum(routing.tokens[1:]) if isinstance(routing, TopK) else length * (self.repeats - 1)
         return PassKeys(config.attention_window_length, form, length + later)
 

@@ -47,8 +47,13 @@ class AttentionMask:
 
     @property
     def is_causal(self) -> bool:
-        """Whether there is one pass, and query i sees its first i keys: no tensor is needed then."""
+        """Whether there is one pass, and query i sees its first i + 1 keys: no tensor is needed then."""
         return len(self._keys) == 1 and self._is_causal_pass(0)
+
+    @property
+    def every_pass_is_causal(self) -> bool:
+        """Whether query i sees the first i + 1 keys of each pass."""
+        return all(self._is_causal_pass(number) for number in range(len(self._keys)))
 
     @property
     def tensor(self) -> Tensor | None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.attention_kernels import FORMS
+from models.attention_kernels import FORMS, HALF
+from models.attention_op import attention_dtype
 from models.config import ModelConfig
 from models.masks import AttentionMask
 
@@ -21,32 +22,43 @@ HEAD_SIZES = range(8, 257, 8)  # that the kernels take
 AMPERE = (8, 0)  # compute capability
 
 
-def choose_form(config: ModelConfig, device: torch.device, training: bool) -> str:
-    """How passes attend to earlier ones: the form that `--attention` asks for, or plain.
+def choose_form(config: ModelConfig, weight: Tensor, training: bool) -> str:
+    """How passes attend to earlier ones: as `--attention` asks for, or the next of these that applies.
 
-    Plain is PyTorch's operation on concatenated keys and values. It is the only form under activation
-    checkpointing (what is computed again must not write), with dropout, in a compiled step, for heads that
-    the kernels do not take, and on GPUs before Ampere.
+    - flash: for passes of the same tokens without a window, on GPUs in half precision.
+    - masked: for any tokens, on GPUs since Ampere with heads that the kernels take.
+    - plain: PyTorch's operation on concatenated keys and values. Always with dropout, under activation
+      checkpointing (what is computed again must not write), and in a compiled step.
 
     Args:
+        weight: of the model: for its device and format.
         training: whether dropout is on and a backward pass may follow.
     """
-    form = config.attention
-    if form == "fast":
-        form = "plain" if device.type == "cpu" else "masked"
+    form, on_cuda = config.attention, weight.device.type == "cuda"
     recomputes = config.activation_checkpointing != "none"
     if torch.compiler.is_compiling() or (training and (config.dropout or recomputes)):
         return "plain"
-    if form != "plain" and device.type == "cuda":
-        runs = config.attention_head_size in HEAD_SIZES
-        return form if runs and torch.cuda.get_device_capability(device) >= AMPERE else "plain"
+    if form == "fast":
+        form = "masked" if on_cuda else "plain"
+    if on_cuda and not _kernels_run(config.attention_head_size, weight.device):
+        return "plain"
+    if form == "flash" and (config.variant.stops_early or config.attention_window_length is not None):
+        return "masked"
+    if form == "flash" and on_cuda and attention_dtype(weight) not in HALF:
+        return "masked"
     return form
 
 
-class PassStore:
-    """Keys and values of all passes of one layer, in one buffer (B, capacity, 2 H, D).
+def _kernels_run(head_size: int, device: torch.device) -> bool:
+    return head_size in HEAD_SIZES and torch.cuda.get_device_capability(device) >= AMPERE
 
-    A token's keys of all heads are followed by its values, so that one kernel writes both.
+
+class PassStore:
+    """Keys and values of all passes of one layer, in one buffer (batch, tokens, 2 H, D).
+
+    A token's keys of all heads are followed by its values, so that one kernel writes both. A pass takes
+    places along one axis: the tokens, of all passes one after another; or the batch, where a form attends
+    by pass.
     """
 
     def __init__(self, form: str, capacity: int, like: Tensor) -> None:
@@ -54,61 +66,77 @@ class PassStore:
         Args:
             form: key into `models.attention_kernels.FORMS`.
             capacity: about how many tokens of a sequence there will be, over all passes.
-            like: keys (B, H, any, D) of the same size, format and device.
+            like: keys (B, H, n, D) of the first pass.
         """
-        batch, heads, _, size = like.shape
+        batch, heads, tokens, size = like.shape
         self.form, self.heads = FORMS[form], heads
-        self.buffer = like.new_empty(batch, capacity, 2 * heads, size)
-        self.gradients = _PassGradients()
+        self.axis = 0 if self.form.by_pass else 1
+        shape = (-(-capacity // tokens) * batch, tokens) if self.form.by_pass else (batch, capacity)
+        self.buffer = like.new_empty(*shape, 2 * heads, size)
+        self.gradients = _PassGradients(axis=2 * self.axis)  # of (batch, H, tokens, D)
         self.link: Tensor | None = None  # to the newest pass: see `_PassAttention`
         self._used = 0
 
-    def next_pass(self, tokens: int) -> "StoredPass":
-        """Reserve the places of a pass with so many tokens of a sequence."""
-        start, self._used = self._used, self._used + tokens
-        if self._used > self.buffer.shape[1]:
-            earlier, (batch, capacity, *rest) = self.buffer, self.buffer.shape
-            self.buffer = earlier.new_empty(batch, max(self._used, 2 * capacity), *rest)
-            self.buffer[:, :start] = earlier[:, :start]
-        return StoredPass(self, slice(start, self._used))
+    def next_pass(self, keys: Tensor) -> "StoredPass":
+        """Reserve the places of a pass with these keys (B, H, n, D)."""
+        start, self._used = self._used, self._used + keys.shape[2 * self.axis]
+        if self._used > self.buffer.shape[self.axis]:
+            earlier, shape = self.buffer, list(self.buffer.shape)
+            shape[self.axis] = max(self._used, 2 * shape[self.axis])
+            self.buffer = earlier.new_empty(shape)
+            self.buffer.narrow(self.axis, 0, start).copy_(earlier.narrow(self.axis, 0, start))
+        return StoredPass(self, start, self._used)
 
     def before(self, place: int) -> tuple[Tensor, Tensor]:
-        """Keys, and values, at the places before this one: views (B, H, place, D)."""
-        seen = self.buffer[:, :place].transpose(1, 2)
+        """Keys, and values, at the places before this one: views (batch, H, tokens, D)."""
+        seen = self.buffer.narrow(self.axis, 0, place).transpose(1, 2)
         return seen[:, : self.heads], seen[:, self.heads :]
 
-    def write(self, places: slice, keys: Tensor, values: Tensor) -> None:
+    def write(self, start: int, stop: int, keys: Tensor, values: Tensor) -> None:
         """Keep keys and values (B, H, n, D) at these places."""
+        places = self.buffer.narrow(self.axis, start, stop - start)
         # Earlier passes have saved views of the buffer for the backward pass. Autograd would refuse these
         # after a write, as it cannot know that the places are others.
         with torch.autograd._unsafe_preserve_version_counter(self.buffer):
-            torch.cat((keys.transpose(1, 2), values.transpose(1, 2)), dim=2, out=self.buffer[:, places])
+            torch.cat((keys.transpose(1, 2), values.transpose(1, 2)), dim=2, out=places)
 
 
 class StoredPass(NamedTuple):
-    """The places of a pass in a store."""
+    """A pass in a store: its places are those from start to stop."""
 
     store: PassStore
-    places: slice
+    start: int
+    stop: int
 
-    def earlier(self) -> tuple[Tensor, Tensor]:
-        """Keys, and values, of the passes before."""
-        return self.store.before(self.places.start)
+    def earlier(self) -> list[Tensor]:
+        """Keys, and values, of the passes before: (B, H, S, D) each."""
+        seen = self.store.before(self.start)
+        if not self.store.form.by_pass:
+            return list(seen)
+        batch = self.stop - self.start
+        return [x.unflatten(0, (-1, batch)).permute(1, 2, 0, 3, 4).flatten(2, 3) for x in seen]
 
     def attend(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, scale: float
     ) -> Tensor:
         """Keep the keys and values of the pass, and attend to those of all passes so far: (B, H, n, D)."""
-        bias = mask.bias(queries.dtype)
-        inputs = queries, keys, values, self.store.link
-        y, self.store.link = _PassAttention.apply(*inputs, self.store, self.places, bias, scale)
+        bias = None
+        if not self.store.form.by_pass:
+            bias = mask.bias(queries.dtype)
+        elif not mask.every_pass_is_causal:
+            raise ValueError("attention pass by pass needs the same tokens in all passes, and no window")
+        y, self.store.link = _PassAttention.apply(queries, keys, values, self.store.link, self, bias, scale)
         return y
 
 
 class _PassGradients:
-    """Gradients of a layer's keys and values, summed over the passes that saw them: (B, H, S, D) each."""
+    """Gradients of a layer's keys and values, summed over the passes that saw them: (B, H, S, D) each.
 
-    def __init__(self) -> None:
+    axis: along which a pass has places.
+    """
+
+    def __init__(self, axis: int) -> None:
+        self._axis = axis
         self._sums: tuple[Tensor, ...] = ()
         self._backward = -1
 
@@ -121,14 +149,14 @@ class _PassGradients:
             self._sums, self._backward = gradients, backward  # of the last pass, which saw all keys
             return
         for total, gradient in zip(self._sums, gradients, strict=True):
-            total[:, :, : gradient.shape[2]].add_(gradient)
+            total.narrow(self._axis, 0, gradient.shape[self._axis]).add_(gradient)
 
-    def take(self, places: slice) -> tuple[Tensor | None, ...]:
+    def take(self, start: int, stop: int) -> tuple[Tensor | None, ...]:
         """The sums for the keys and values at these places."""
         if not self._sums or self._backward != torch._C._current_graph_task_id():
             return None, None
-        parts = tuple(total[:, :, places] for total in self._sums)
-        if places.start == 0:
+        parts = tuple(total.narrow(self._axis, start, stop - start) for total in self._sums)
+        if start == 0:
             self._sums = ()
         return parts
 
@@ -152,16 +180,17 @@ class _PassAttention(torch.autograd.Function):
         keys: Tensor,
         values: Tensor,
         link: Tensor | None,
-        store: PassStore,
-        places: slice,
+        place: StoredPass,
         bias: Tensor | None,
         scale: float,
     ) -> tuple[Tensor, Tensor]:
-        store.write(places, keys, values)
-        seen = store.before(places.stop)
+        store = place.store
+        store.write(place.start, place.stop, keys, values)
+        seen = store.before(place.stop)
         y, *saved = store.form.attend(queries, *seen, bias, scale)
         ctx.save_for_backward(queries, *seen, bias, y, *saved)
-        ctx.form, ctx.places, ctx.gradients, ctx.scale = store.form, places, store.gradients, scale
+        ctx.form, ctx.gradients = store.form, store.gradients
+        ctx.places, ctx.scale = (place.start, place.stop), scale
         ctx.set_materialize_grads(False)
         return y, queries.new_empty(0)
 
@@ -172,4 +201,4 @@ class _PassAttention(torch.autograd.Function):
         if grad is not None:
             grad_queries, *others = ctx.form.backward(grad, *ctx.saved_tensors, scale=ctx.scale)
             ctx.gradients.add(*others)
-        return grad_queries, *ctx.gradients.take(ctx.places), None, None, None, None, None
+        return grad_queries, *ctx.gradients.take(*ctx.places), None, None, None, None

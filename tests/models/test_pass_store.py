@@ -1,5 +1,7 @@
 """Attention to all passes without copies, against concatenation: results, gradients, memory, models."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -43,7 +45,7 @@ def stored(form, kind, inputs, scale=0.3, capacity=3 * T):
     """The results of all passes. A pass is not made from the one before."""
     store, results = PassStore(form, capacity, inputs[1]), []
     for mask, q, k, v in zip(masks(kind), inputs[::3], inputs[1::3], inputs[2::3], strict=True):
-        results.append(store.next_pass(k.shape[2]).attend(q, k, v, mask, scale))
+        results.append(store.next_pass(k).attend(q, k, v, mask, scale))
     return _used(kind, results)
 
 
@@ -230,6 +232,8 @@ def test_models(variant, form, window, monkeypatch):
         loss.backward()
         found.append((loss, {name: part.grad for name, part in network.named_parameters()}))
     assert len(passes) == (2 * 3 if variant.sees_all_passes else 0)
+    by_pass = form == "flash" and window is None and not variant.stops_early
+    assert {one.store.form.by_pass for one in passes} <= {by_pass}
     (plain, reference), (fast, gradients) = found
     torch.testing.assert_close(fast, plain, rtol=1e-12, atol=0)
     for name, gradient in gradients.items():
@@ -275,32 +279,46 @@ def test_less_memory_than_concatenation(form):
     assert saved("plain") - saved(form) > 0.9 * 2 * (1 + 2 + 3 + 4) * width
 
 
-def form_of(device="cpu", training=True, **fields):
-    sizes = {"n_embd": 128, "n_head": 2, **fields}
-    return choose_form(ModelConfig(model="cotformer", **sizes), torch.device(device), training)
+def form_of(device="cpu", training=True, dtype=torch.bfloat16, model="cotformer", **fields):
+    config = ModelConfig(model=model, **{"n_embd": 128, "n_head": 2, **fields})
+    weight = SimpleNamespace(device=torch.device(device), dtype=dtype)
+    return choose_form(config, weight, training)
 
 
-def test_where_the_form_applies(monkeypatch):
+def test_where_a_form_applies(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
     assert form_of() == "plain"
     assert form_of("cuda") == "masked"
-    assert form_of("cuda", attention="plain") == "plain"
-    assert form_of(attention="masked") == "masked"
-    assert form_of("cuda", dropout=0.1) == form_of("cuda", activation_checkpointing="block") == "plain"
-    assert form_of("cuda", training=False, dropout=0.1, activation_checkpointing="block") == "masked"
-    assert form_of("cuda", n_embd=1024) == form_of("cuda", n_embd=120) == "plain"  # heads of 512 and 60
+    for form in ("plain", *pass_store.FORMS):
+        assert form_of(attention=form) == form_of("cuda", attention=form) == form
+        assert form_of("cuda", attention=form, dropout=0.1) == "plain"
+        assert form_of("cuda", attention=form, activation_checkpointing="block") == "plain"
+        evaluation = {"training": False, "dropout": 0.1, "activation_checkpointing": "repeat"}
+        assert form_of("cuda", attention=form, **evaluation) == form
+        for n_embd in (120, 1024):  # heads of 60 and 512 numbers
+            assert form_of("cuda", attention=form, n_embd=n_embd) == "plain"
+    for fields in ({"attention_window_length": 3}, {"model": "adm"}, {"dtype": torch.float32}):
+        assert form_of("cuda", attention="flash", **fields) == "masked"
+    assert form_of(attention="flash", dtype=torch.float64) == "flash"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert form_of("cuda") == "plain"
 
 
-def test_what_a_store_holds_can_be_concatenated():
-    """As analyses of attention do: before the pass is written, and after."""
+def test_by_pass_needs_the_same_tokens():
     inputs = inputs_of("fewer tokens")
-    store = PassStore("masked", 3 * T, inputs[1])
-    all_masks = masks("fewer tokens")
+    with pytest.raises(ValueError, match="same tokens"):
+        stored("flash", "fewer tokens", inputs)
+
+
+@pytest.mark.parametrize(("form", "kind"), CASES)
+def test_what_a_store_holds_can_be_concatenated(form, kind):
+    """As analyses of attention do: before the pass is written, and after."""
+    inputs = inputs_of(kind)
+    store = PassStore(form, 3 * T, inputs[1])
+    all_masks = masks(kind)
     for last in range(R):
         q, k, v = inputs[3 * last : 3 * last + 3]
-        one = store.next_pass(k.shape[2])
+        one = store.next_pass(k)
         seen = Visible([(k, v)], all_masks[last], one)
         expected = [torch.cat(inputs[part : 3 * last + part + 1 : 3], 2) for part in (1, 2)]
         assert_equal(seen.concatenated(), expected)
