@@ -63,6 +63,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("measuring"))
         elif path.startswith(SHARING_FIXTURES):
             item.add_marker(pytest.mark.xdist_group(path))
+        if "device" in item.fixturenames:
+            item.add_marker(pytest.mark.cuda)
         if path.startswith(PROCESSES):
             item.add_marker(pytest.mark.process)
 
@@ -106,6 +108,18 @@ def processes():
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     errors.log_to_stdout()  # as every script does
+
+
+@pytest.fixture
+def device():
+    """The first GPU, without TF32; the CPU where there is none."""
+    if not torch.cuda.is_available():
+        yield torch.device("cpu")
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield torch.device("cuda", 0)
+    torch.set_float32_matmul_precision(before)
 
 
 @pytest.fixture

@@ -185,14 +185,6 @@ def test_a_rank_that_others_wait_for_in_c_is_named(tmp_path, kind):
     assert f"least progress: rank 1 ({reason})" in said
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("backend", ["nccl", "fsdp"])
-def test_on_gpus(tmp_path, backend):
-    size = torch.cuda.device_count()
-    flags = f"--device cuda --acc_steps {4 * size} --distributed_backend {backend}"
-    Team(tmp_path / "exps", "adm", size).run(flags)
-
-
 def test_a_hangup_that_is_ignored_stays_ignored():
     """As under nohup; otherwise it stops the run, like the signals of schedulers."""
     alone = Processes()
