@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from models.active_tokens import ActiveTokens
 from models.attention_op import attention_op
 from models.config import ModelConfig
-from models.embeddings import Rotation, rotate
+from models.embeddings import Rotation, rotate_parts
 from models.kv_cache import LayerKeys, Visible
 
 
@@ -37,6 +37,7 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.dropout, self.fast = config.dropout, config.attention == "fast"
+        self.fused_rotation = config.attention != "plain"
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # queries, keys, values
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
@@ -59,8 +60,13 @@ class MultiHeadAttention(nn.Module):
 
         x (..., C), source_x (*, C) -> (..., H, D), then (*, H, D) twice.
         """
-        q, k, v = self.project(x, source_x)
-        return [rotate(q, rotation), rotate(k, rotation if source_x is None else source_rotation), v]
+        queries, *others = self._projections(x, source_x)
+        if not others:  # queries, keys and values of the same representations
+            return rotate_parts(queries, rotation, 3, 2, self.fused_rotation)
+        return [
+            *rotate_parts(queries, rotation, 1, 1, self.fused_rotation),
+            *rotate_parts(others[0], source_rotation, 2, 1, self.fused_rotation),
+        ]
 
     def attend(
         self, prepared: Sequence[Tensor], tokens: ActiveTokens, keys: LayerKeys, source: KeySource | None
@@ -81,18 +87,25 @@ class MultiHeadAttention(nn.Module):
 
     def project(self, x: Tensor, source_x: Tensor | None = None) -> list[Tensor]:
         """Queries of x, keys and values of x or of source_x, before rotation: (*their shape, H, D) each."""
+        queries, *others = self._projections(x, source_x)
+        return [queries, *others[0].chunk(2, dim=-2)] if others else list(queries.chunk(3, dim=-2))
+
+    def _projections(self, x: Tensor, source_x: Tensor | None) -> list[Tensor]:
+        """(..., 3H, D): queries, keys and values; or with a source (..., H, D) and (*, 2H, D)."""
         if source_x is None:
-            return self._heads(self.c_attn(x), 3)
+            return [self._heads(self.c_attn(x))]
         # Slicing the weight pays only here, where queries are saved: autocast converts each slice anew.
         width = self.c_proj.in_features
         weight, bias = self.c_attn.weight, self.c_attn.bias
         query_bias, other_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-        query = self._heads(F.linear(x, weight[:width], query_bias), 1)
-        return query + self._heads(F.linear(source_x, weight[width:], other_bias), 2)
+        return [
+            self._heads(F.linear(x, weight[:width], query_bias)),
+            self._heads(F.linear(source_x, weight[width:], other_bias)),
+        ]
 
-    def _heads(self, projected: Tensor, parts: int) -> list[Tensor]:
-        """(..., parts * C) -> parts times (..., H, D)."""
-        return [part.unflatten(-1, (self.n_head, -1)) for part in projected.chunk(parts, dim=-1)]
+    def _heads(self, projected: Tensor) -> Tensor:
+        """(..., parts * C) -> (..., parts * H, D)."""
+        return projected.unflatten(-1, (-1, self.c_proj.in_features // self.n_head))
 
 
 class LatentAttention(nn.Module):
@@ -112,6 +125,7 @@ class LatentAttention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.dropout, self.fast = config.dropout, config.attention == "fast"
+        self.fused_rotation = config.attention != "plain"
         self.latent_sizes = [config.kv_lora_rank, config.qk_rope_head_dim]
         self.query_sizes = [config.qk_nope_head_dim, config.qk_rope_head_dim]
         self.head_sizes = [config.qk_nope_head_dim, config.v_head_dim]  # made from the latent, per head
@@ -177,13 +191,15 @@ class LatentAttention(nn.Module):
     def _latents(self, x: Tensor, rotation: Rotation | None) -> Tensor:
         """x (..., C) -> latents and shared keys (..., 1, L + E)."""
         latent, key = self.kv_down(x).unsqueeze(-2).split(self.latent_sizes, dim=-1)
-        return torch.cat((_normalised(self.kv_norm, latent), rotate(key, rotation)), dim=-1)
+        (key,) = rotate_parts(key, rotation, 1, 1, self.fused_rotation)
+        return torch.cat((_normalised(self.kv_norm, latent), key), dim=-1)
 
     def _queries(self, x: Tensor, rotation: Rotation | None) -> Tensor:
         """x (..., C) -> (..., H, size of a key)."""
         heads = self.q_up(_normalised(self.q_norm, self.q_down(x))).unflatten(-1, (self.n_head, -1))
         fixed, rotated = heads.split(self.query_sizes, dim=-1)
-        return torch.cat((fixed, rotate(rotated, rotation)), dim=-1)
+        (rotated,) = rotate_parts(rotated, rotation, 1, 1, self.fused_rotation)
+        return torch.cat((fixed, rotated), dim=-1)
 
     def _keys_values(self, latents: Tensor) -> Sequence[Tensor]:
         """(B, 1, S, L + E) -> keys and values (B, H, S, D), the narrower of them padded with zeros.

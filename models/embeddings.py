@@ -56,6 +56,27 @@ def rotate(x: Tensor, rotation: Rotation | None) -> Tensor:
     return rotated.flatten(-2).to(x.dtype)
 
 
+def rotate_parts(
+    x: Tensor, rotation: Rotation | None, parts: int, rotated: int, fused: bool = True
+) -> list[Tensor]:
+    """Split a projection x (..., P * H, D) into P parts (..., H, D); the first `rotated` are rotated.
+
+    fused: on CUDA as one operation, with the same result up to rounding. Where a graph is compiled the
+    formula is fused with what surrounds it.
+    """
+    if fused and rotation is not None and _runs_fused(x):
+        from models.fused_rotation import FusedRotation  # imports Triton
+
+        cos, sin = (table.flatten(0, -2) for table in rotation)
+        return list(FusedRotation.apply(x, cos, sin, parts, rotated))
+    pieces = x.chunk(parts, dim=-2)
+    return [*(rotate(piece, rotation) for piece in pieces[:rotated]), *pieces[rotated:]]
+
+
+def _runs_fused(x: Tensor) -> bool:
+    return x.is_cuda and not torch.compiler.is_compiling()
+
+
 class LinearDepthEmbedding(nn.Module):
     """One learned vector times the number of passes left: the last pass adds nothing (paper, Section 4.2)."""
 
