@@ -87,6 +87,10 @@ def _activations(config: ModelConfig, batch: int, precision: Precision, compiled
         precision.device.type == "cpu" and precision.dtype == torch.bfloat16 and cpu_multiplies_bfloat16()
         and config.attention == "fast" and not config.dropout and not compiled
     )  # fmt: skip
+    in_place = (  # `models.pass_store`
+        precision.device.type == "cuda" and config.attention != "plain" and not config.dropout
+        and config.activation_checkpointing == "none" and not compiled
+    )  # fmt: skip
     attention, keys = _ATTENTION[variant.attention](config, size)
     # The residual stream twice, the LayerNorm before the MLP, and the MLP before and after its GELU.
     block = 2 * WIDE * width + attention + 9 * size * width
@@ -99,7 +103,7 @@ def _activations(config: ModelConfig, batch: int, precision: Precision, compiled
         total = block
         if repeat > 1 or variant.has_halting_gate:
             total += source
-        if variant.sees_all_passes and repeat > 1 and not blockwise:
+        if variant.sees_all_passes and repeat > 1 and not (blockwise or in_place):
             total += repeat * size * keys  # concatenated
         masked = repeat > 1 and (variant.sees_all_passes or variant.stops_early)
         if (masked or config.attention_window_length) and not blockwise:
