@@ -55,3 +55,14 @@ def test_options_compute_what_they_do_on_the_cpu(on_cuda, model, flags):
     assert on_gpu["losses"] == pytest.approx(on_cpu["losses"], abs=1e-5)
     assert on_gpu["norms"] == pytest.approx(on_cpu["norms"], abs=1e-4)
     assert sum(on_gpu["waits"].values()) == 1, on_gpu["waits"]
+
+
+@pytest.mark.parametrize("attention", ["plain", "flash"])
+@pytest.mark.parametrize("model", ["ln_cotformer", "adm", "mla"])
+def test_forms_of_attention_agree(on_cuda, model, attention):
+    """In half precision, where each takes kernels of its own."""
+    forms = {"dtype": "bfloat16", "model": model, "device": "cuda"}
+    found, fast = on_cuda("train", **forms, flags={"attention": attention}), on_cuda("train", **forms)
+    assert found["losses"] == pytest.approx(fast["losses"], rel=0.01)
+    assert found["norms"] == pytest.approx(fast["norms"], rel=0.02)
+    assert sum(found["waits"].values()) == 1, found["waits"]
