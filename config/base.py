@@ -16,6 +16,7 @@ from flags import (
     Flag,
     Identity,
     at_least,
+    choice,
     choice_or,
     device,
     dtype,
@@ -35,6 +36,7 @@ DATASETS = (
 TOKENIZERS = ("bytes", "gpt2", "cl100k_base")
 BACKENDS = ("nccl", "gloo", "fsdp")
 EXTENSIONS = ("rebuild", "keep")
+COMPILE = ("auto", "block", "step", "none")
 GROUPS = (
     "Training", "Optimizer", "Dataset", "Model architecture", "CoTFormer", "Adaptive depth",
     "Latent attention", "Pause tokens", "Positional encoding and cache", "Evaluation",
@@ -45,6 +47,11 @@ GROUPS = (
 def is_pattern(dataset: str) -> bool:
     """Whether a --dataset names files instead of a registered corpus."""
     return dataset.startswith(FILES_PREFIX) and len(dataset) > len(FILES_PREFIX)
+
+
+def _compile(text: str) -> str:
+    """One of COMPILE. Runs of earlier versions, where it was a switch, say True or False."""
+    return choice(COMPILE)({"True": "step", "False": "none"}.get(text, text))
 
 
 _data = partial(flag, group="Dataset", identity=Identity.NEVER)
@@ -99,10 +106,11 @@ class ComputeFlags:
         True, "true or false: on a GPU, multiply float32 numbers in TF32 (10 bits after the point), faster",
         identity=Identity.NEVER, implied=True,
     )  # fmt: skip
-    compile: bool = _computing(
-        False, "torch.compile the training step: takes minutes at the start. Micro-batches of which a pass "
-        "takes no token or one stay uncompiled",
-        identity=Identity.NEVER,
+    compile: str = _computing(
+        "auto", "torch.compile of the training: block: all of a block but attention, in a minute; step: the "
+        "whole forward pass, in minutes, but micro-batches of which a pass takes no token or one stay "
+        "uncompiled; auto: block on GPUs, where the run is long enough for it to pay; without a value: step",
+        read=_compile, choices=COMPILE, implied="step", identity=Identity.NEVER,
     )  # fmt: skip
 
 

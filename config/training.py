@@ -88,5 +88,10 @@ class TrainConfig:
         return self.iterations if self.scheduled is None else self.scheduled
 
     @property
+    def micro_batches(self) -> int:
+        """Of the whole run, on all ranks."""
+        return self.iterations * self.acc_steps
+
+    @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.acc_steps * self.sequence_length

@@ -4,6 +4,7 @@ Shapes: *tokens.shape as in `models.active_tokens`, C = n_embd.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +13,9 @@ from models.active_tokens import ActiveTokens
 from models.attention import ATTENTIONS, KeySource
 from models.config import ModelConfig
 from models.kv_cache import LayerKeys, recomputation_pays, recomputed
+
+if TYPE_CHECKING:
+    from models.block_graphs import BlockGraphs
 
 
 def layer_norm(config: ModelConfig) -> nn.LayerNorm:
@@ -43,6 +47,7 @@ class Block(nn.Module):
         self.ln_2 = layer_norm(config)
         self.mlp = MLP(config)
         self._checkpointed = config.activation_checkpointing == "block"
+        self.graphs: BlockGraphs | None = None  # compiled stages, for training
 
     def forward(
         self, x: Tensor, tokens: ActiveTokens, keys: LayerKeys, source: KeySource | None = None
@@ -59,6 +64,8 @@ class Block(nn.Module):
     def _run(
         self, keys: Sequence[LayerKeys], x: Tensor, tokens: ActiveTokens, source: KeySource | None
     ) -> Tensor:
+        if self.graphs is not None and self.training and self.graphs.apply_to(tokens, source):
+            return self.graphs.run(self, keys[0], x, tokens, source)
         if source is not None:
             source = KeySource(self.ln_1(source.x), source.tokens)
         x = x + self.attn(self.ln_1(x), tokens, keys[0], source)

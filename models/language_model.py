@@ -122,7 +122,7 @@ class LanguageModel(nn.Module):
             length = idx.shape[1] if lengths is None else max(lengths)
             routing = self._routing(length_factors, thresholds, length, cache is not None)
         compute = LanguageModel.compute
-        if self.training and self.compute_in_training is not None and (not routing or routing.compilable):
+        if self.training and self.compute_in_training is not None:
             compute = self.compute_in_training
         wanted = get_logits, get_predictions, get_routing, every_position
         return compute(self, idx, targets, routing, *wanted, cache, lengths)

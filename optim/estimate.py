@@ -17,7 +17,7 @@ import torch
 
 from config import notes
 from config.training import TrainConfig
-from distributed import Precision, Processes
+from distributed import Precision, Processes, choose_compile
 from distributed.parallel import RankSlice
 from distributed.processes import environment_number
 from errors import UsageError
@@ -53,7 +53,7 @@ def estimate_memory(
     sharded = size > 1 and args.distributed_backend == "fsdp"
     shard = weights // size if sharded else weights
     gathered = weights if sharded else 0  # the blocks that run in turn, and gradients between reductions
-    activations = _activations(config, batch, precision, args.compile)
+    activations = _activations(config, batch, precision, args.compile == "step")
     if precision.dtype.itemsize < WIDE:
         activations += weights * precision.dtype.itemsize / WIDE  # autocast's copies of weights
     heap = HEAP[config.activation_checkpointing] if on_cpu else 1.0
@@ -194,6 +194,9 @@ def describe(args: Namespace, folder: Path, precision: Precision, processes: Pro
         f"{tokens:,} tokens per step; {_short(tokens * args.iterations)} tokens in {args.iterations:,} "
         f"steps, {_short(total)} multiply-accumulates ({_short(2 * total)} FLOPs) forward and backward"
     )
+    _, compiled = choose_compile(args.compile, device, training.micro_batches)
+    if compiled:
+        logger.info(compiled)
     parts = estimate_memory(args, precision, processes)
     needed, free = sum(parts.values()), _free(precision)
     of = "" if free is None else f" of {_gb(free)} free"

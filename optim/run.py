@@ -16,8 +16,7 @@ from config import experiment_dir
 from config.training import TrainConfig
 from data import open_corpus_from_args
 from data.token_files import vocabulary_note
-from distributed import Processes, choose_device, choose_precision
-from distributed.device import compile_training
+from distributed import Processes, choose_compile, choose_device, choose_precision
 from distributed.parallel import RankSlice, choose_parallel
 from distributed.processes import Stop
 from errors import Failure, UsageError
@@ -159,8 +158,11 @@ class Run:
             self.processes.barrier()
             saved_step = state.step
 
-        if self.args.compile:
-            compile_training(self.model, self.precision.device)
+        mode, _ = choose_compile(self.args.compile, self.precision.device, config.micro_batches)
+        if mode != "none":
+            from optim.compiling import compile_training
+
+            compile_training(self.model, mode, self.precision, required=self.args.compile != "auto")
         try:
             finished = train(
                 state,
@@ -244,12 +246,10 @@ class Run:
         if extended.sentence and state.step < iterations:
             if own_final and self.processes.is_main and path.exists():
                 checkpoint.rename_final(path, state.step)
-            rate = state.schedule.get_last_lr()[0]
-            logger.log(extended.level, extended.sentence.format(rate=rate))
+            logger.log(extended.level, extended.sentence.format(rate=state.schedule.get_last_lr()[0]))
 
     def _describe(self) -> None:
-        vocabulary = vocabulary_note(self.corpus.meta, self.args.vocab_size)
-        if vocabulary:
+        if vocabulary := vocabulary_note(self.corpus.meta, self.args.vocab_size):
             logger.info(vocabulary)
         if self.processes.size > 1:
             part = self.rank_slice

@@ -20,7 +20,7 @@ REFERENCE = {
     "scheduler": "cos", "warmup_percent": 0.05, "final_div_factor": 0.05,
     "dataset": "pydoc", "data_dir": None, "data_in_ram": False, "vocab_size": 50304,
     "add_additional_space": False, "model": "base", "n_layer": 24, "n_embd": 768, "n_head": 12,
-    "sequence_length": 512, "dtype": "torch.bfloat16", "bias": False, "dropout": 0.0, "compile": False,
+    "sequence_length": 512, "dtype": "torch.bfloat16", "bias": False, "dropout": 0.0, "compile": "auto",
     "rmsnorm_eps": 1e-5, "multiple_of": 256, "n_repeat": 2, "n_layer_begin": 0, "n_layer_end": 0,
     "min_repeat": 1, "depth_random_method": "uniform", "depth_embedding": None, "disable_ln_mid": False,
     "mod_capacity_factor": 0.6, "halt_threshold": 0.999, "depth_predictor_loss_coef": None,
@@ -192,6 +192,16 @@ def test_flags_the_model_does_not_read_are_noted():
         "note: --n_repeat has no effect on base", "note: --depth_embedding has no effect on base"
     ]  # fmt: skip
     assert checks.notes(parse("--model ln_cotformer --n_repeat 5 --depth_embedding learned --compile")) == []
+
+
+def test_compile_with_and_without_a_value_and_of_earlier_versions():
+    """It was a switch: --compile alone, and True or False in files of runs."""
+    assert [parse(f"--compile {text}").compile for text in ("", "block", "none")] == ["step", "block", "none"]
+    assert parse("--compile --n_layer 3").compile == "step"
+    for saved, mode in ((True, "step"), (False, "none"), ("block", "block")):
+        assert config.complete({"compile": saved}, {}).compile == mode
+    with pytest.raises(UsageError, match=r"--compile.*'blocks' is unknown; did you mean block"):
+        parse("--compile blocks")
 
 
 def help_of(*command):

@@ -1,12 +1,13 @@
 """What a process runs on."""
 
+import importlib.util
 import os
 
 import pytest
 import torch
 
-from distributed import choose_device, choose_precision
-from distributed.device import ALLOCATOR_SETTINGS, CUBLAS_WORKSPACES
+from distributed import choose_compile, choose_device, choose_precision
+from distributed.device import ALLOCATOR_SETTINGS, COMPILING_PAYS, CUBLAS_WORKSPACES
 from errors import UsageError
 from hardware import cpu_multiplies_bfloat16
 
@@ -105,3 +106,18 @@ def test_the_context_computes_in_the_format(name):
     with precision.autocast():
         assert layer(torch.ones(1, 4)).dtype == precision.dtype
     assert not precision.gradient_scaler().is_enabled()
+
+
+def test_what_is_compiled(monkeypatch):
+    """auto: a function of the whole run, so that a resumed one computes the same."""
+    gpu, enough = torch.device("cuda", 0), COMPILING_PAYS
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert choose_compile("auto", CPU, enough) == ("none", "")
+    assert choose_compile("auto", gpu, enough)[0] == "block"
+    mode, sentence = choose_compile("auto", gpu, enough - 1)
+    assert mode == "none" and f"from {enough:,} on it pays" in sentence
+    for asked in ("block", "step", "none"):
+        assert choose_compile(asked, CPU, 1)[0] == asked
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    mode, sentence = choose_compile("auto", gpu, enough)
+    assert mode == "none" and "triton" in sentence

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from distributed.device import compile_training
+from distributed import Precision
 from models.variants import VARIANTS
+from optim.compiling import compile_training
 from tests.models.reference import RESERVED, make
 
 NAMES = [variant.name for variant in VARIANTS if variant.alias != "adaptive_but_macs"]  # it has a twin
@@ -18,7 +19,8 @@ def steps(model, compiled, **fields):
     network = make(model, **sizes, **fields).train()
     if compiled:
         torch._dynamo.reset()
-        compile_training(network, torch.device("cpu"), backend="aot_eager")
+        precision = Precision(torch.device("cpu"), torch.float32, "float32")
+        compile_training(network, "step", precision, backend="aot_eager")
     idx = torch.randint(0, 31, (2, 33))
     for step in range(STEPS):
         network.zero_grad()
