@@ -9,7 +9,7 @@ Shapes: *tokens.shape as in `models.active_tokens`, N tokens, C = n_embd.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -126,7 +126,7 @@ class BlockGraphs:
         q, *rest = self._prepare(to_prepare, rows, rotation, *of_source)
         prepared = [q.unflatten(0, tokens.shape), *(part.unflatten(0, key_tokens.shape) for part in rest)]
         y = block.attn.attend(prepared, tokens, keys, source)
-        return self._finish(to_finish, rows, _rows(y)).unflatten(0, tokens.shape)
+        return _no_view(self._finish(to_finish, rows, _rows(y)), (*tokens.shape, -1))
 
     def compile(self) -> None:
         """Make the graphs, forward and backward, before the first step needs them.
@@ -161,9 +161,17 @@ class BlockGraphs:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x (..., C) -> (N, C), not as a view: of a view the compiler would also look at the shape it is of."""
+    """x (..., C) -> (N, C), without a copy where that is possible."""
     x = x.reshape(-1, x.shape[-1])
-    return torch.ops.aten._unsafe_view(x, x.shape)
+    return _no_view(x, x.shape)
+
+
+def _no_view(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """x in another shape, but to autograd no view of it.
+
+    Of a view the compiler would also look at the shape of its base, and FSDP warns of one.
+    """
+    return torch.ops.aten._unsafe_view(x, shape)
 
 
 def _blocks(model: LanguageModel) -> Iterator[Block]:

@@ -12,11 +12,11 @@ from config import parse_args
 from config.base import all_flags
 from config.training import TrainConfig
 from data.batches import MicroBatch, TokenWindows
-from distributed import choose_device, choose_precision
-from distributed.device import compile_training
+from distributed import choose_compile, choose_device, choose_precision
 from distributed.parallel import RankSlice, SingleProcess
 from errors import UsageError
 from models import make_model_from_args
+from optim.compiling import compile_training
 from optim.state import TrainState
 from optim.train import load_micro_batches, seed_torch, training_step
 
@@ -83,8 +83,9 @@ class Training:
         seed_torch(self.args.seed, "initialisation")
         self.model = self.parallel.wrap(make_model_from_args(self.args).to(self.device))
         self.state = TrainState.fresh(self.model, self.config, self.precision.gradient_scaler())
-        if self.args.compile:
-            compile_training(self.model, self.device)
+        mode, _ = choose_compile(self.args.compile, self.device, self.config.micro_batches)
+        if mode != "none":
+            compile_training(self.model, mode, self.precision)
         self.forward = self.parallel.training_forward(self.model)
         self.forward.train()
         self.seconds: list[float] = []  # of each step

@@ -8,11 +8,11 @@ import torch.distributed as dist
 
 from data.batches import MicroBatch
 from distributed import Processes, choose_precision
-from distributed.device import compile_training
 from distributed.parallel import DDP, FSDP, RankSlice, SingleProcess
 from models.config import ModelConfig
 from models.language_model import LanguageModel
 from optim import checkpoint
+from optim.compiling import compile_training
 from optim.saver import Saver
 from optim.state import TrainState
 from optim.train import training_step
@@ -41,15 +41,15 @@ def world(device):
 class Training:
     """The parts of a run: a model, its optimiser, and a way to train it."""
 
-    def __init__(self, model, device, way=SingleProcess, compiled=False, **sizes):
+    def __init__(self, model, device, way=SingleProcess, compiled="none", **sizes):
         precision = choose_precision("torch.float32", device)
         self.parallel = SingleProcess() if way is SingleProcess else way(Processes(), device)
         torch.manual_seed(3)
         network = LanguageModel(ModelConfig(model=model, **SIZES | sizes)).to(device)
         self.model = self.parallel.wrap(network)
         self.state = TrainState.fresh(self.model, TRAINING, precision.gradient_scaler())
-        if compiled:
-            compile_training(self.model, device, backend="aot_eager")
+        if compiled != "none":
+            compile_training(self.model, compiled, precision, backend="aot_eager")
         self.forward = self.parallel.training_forward(self.model).train()
         self.autocast = precision.autocast()
 
@@ -127,8 +127,21 @@ def test_a_compiled_step_is_one_graph_under_ddp(device):
     """Though its blocks, at each of their uses, hold more than DDP's first bucket of 1 MiB."""
     torch._dynamo.reset()
     sizes = {"n_embd": 128, "n_layer": 3, "n_repeat": 2}
-    alone, compiled = Training("but", device, **sizes), Training("but", device, DDP, True, **sizes)
+    alone, compiled = Training("but", device, **sizes), Training("but", device, DDP, "step", **sizes)
     before = GRAPHS["unique_graphs"]
     for _ in range(2):
         assert compiled.step() == pytest.approx(alone.step(), rel=1e-4)
     assert GRAPHS["unique_graphs"] - before == 1
+
+
+@pytest.mark.parametrize("way", [SingleProcess, DDP, FSDP])
+def test_compiled_blocks_share_their_graphs(way, device):
+    torch._dynamo.reset()
+    before = GRAPHS["unique_graphs"]
+    sizes = {"activation_checkpointing": "block" if way is FSDP else "none"}
+    alone, compiled = Training("adm", device, **sizes), Training("adm", device, way, "block", **sizes)
+    for _ in range(3):
+        assert compiled.step() == pytest.approx(alone.step(), rel=1e-5)
+    assert GRAPHS["unique_graphs"] - before == 2
+    for one, other in zip(alone.full()["model"].values(), compiled.full()["model"].values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
