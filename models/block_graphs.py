@@ -126,6 +126,7 @@ class BlockGraphs:
         q, *rest = self._prepare(to_prepare, rows, rotation, *of_source)
         prepared = [q.unflatten(0, tokens.shape), *(part.unflatten(0, key_tokens.shape) for part in rest)]
         y = block.attn.attend(prepared, tokens, keys, source)
+        assert y is not None  # there are tokens
         return _no_view(self._finish(to_finish, rows, _rows(y)), (*tokens.shape, -1))
 
     def compile(self) -> None:
@@ -144,6 +145,7 @@ class BlockGraphs:
             return x, rotation and tuple(table.to(work) for table in rotation)
 
         x, rotation = batch(TOKENS)
+        prepared: list[Tensor] = []
         sources = [(None, None), *([batch(SOURCE_TOKENS)] if config.variant.halted_tokens_offer_keys else [])]
         for source in sources:
             prepared = self._prepare(to_prepare, x, rotation, *source)
