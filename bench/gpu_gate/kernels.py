@@ -21,6 +21,7 @@ from bench.plan import Plan
 from bench.results import ROOT
 from bench.works import seconds_of
 from distributed import choose_device
+from distributed.device import ALLOCATOR_SETTINGS
 from hardware import peak_bf16_flops
 
 ATTENTION = "scaled_dot_product"  # in the names of operations; and in those of kernels:
@@ -33,6 +34,10 @@ LAUNCHES = (
     "cudaGraphLaunch",
 )
 WAITING = ("stick_breaking",)  # models that ask the GPU which tokens are left
+MEANT = {  # by `distributed.device`, with the flags' defaults
+    "float32_products": "high", "deterministic": True, "only_warns": False, "cudnn_attention": False,
+    "allocator": "expandable_segments:True",
+}  # fmt: skip
 COPIED = 2**27  # elements of 4 bytes
 WARM_UP, TIMED = 4, 16  # steps
 
@@ -47,18 +52,18 @@ def machine(plan: Plan) -> Iterator[Row]:
             "card", gpu=name, memory_gib=properties.total_memory / 2**30, number=torch.cuda.device_count(),
             capability=".".join(map(str, torch.cuda.get_device_capability(device))), driver=_driver(),
         )  # fmt: skip
-        yield row("cuDNN is not used for attention", not torch.backends.cuda.cudnn_sdp_enabled())
     yield row(
         "versions", python=platform.python_version(), torch=str(torch.__version__), cuda=torch.version.cuda,
         cudnn=torch.backends.cudnn.version(), nccl=_nccl(plan), triton=_version("triton"),
     )  # fmt: skip
-    yield row(
-        "settings", float32_products=torch.get_float32_matmul_precision(),
-        deterministic=torch.are_deterministic_algorithms_enabled(),
-        warns_only=torch.is_deterministic_algorithms_warn_only_enabled(),
-        **{key: os.environ.get(key) for key in ("CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF",
-                                                "PYTORCH_ALLOC_CONF")},
-    )  # fmt: skip
+    settings = {
+        "float32_products": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "only_warns": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "cudnn_attention": torch.backends.cuda.cudnn_sdp_enabled(),
+        "allocator": os.environ.get(ALLOCATOR_SETTINGS[0]),
+    }
+    yield row("settings", settings == MEANT if plan.cuda else None, **settings)
     side, elements = plan.pick(8192, 4096, 64), plan.pick(COPIED, COPIED, 2**12)
     product: Any = matrix_product((side, side, side), str(device), "bfloat16")
     a, b = product.args
@@ -156,9 +161,8 @@ def stable(plan: Plan) -> Iterator[Row]:
     yield row("adm", ok, median_ms=1e3 * median, last_but_one_ms=1e3 * times[-2], slowest_ms=1e3 * times[-1])
     if plan.cuda:
         memory = torch.cuda.memory_stats()
-        yield row(
-            "adm, allocator", allocations=memory["num_device_alloc"], retries=memory["num_alloc_retries"]
-        )
+        counts = {name: memory.get(f"num_{name}") for name in ("device_alloc", "alloc_retries")}
+        yield row("adm, allocator", **counts)
 
 
 def _place(error: BaseException) -> str:

@@ -71,13 +71,11 @@ class Training:
     ) -> None:  # fmt: skip
         known = {
             **model_flags(model, size), "device": device, "dtype": dtype, "batch_size": size.batch,
-            "acc_steps": 1, "iterations": 10_000, **flags,
+            "acc_steps": 1, "iterations": 10_000, "tf32": str(tf32).lower(), **flags,
         }  # fmt: skip
         self.args = parse_args(_words(known))
         self.config = TrainConfig.from_args(self.args)
-        self.device = choose_device(self.args.device)
-        if not tf32:
-            torch.set_float32_matmul_precision("highest")
+        self.device = choose_device(self.args.device, self.args.deterministic, self.args.tf32)
         self.precision = choose_precision(self.args.dtype, self.device)
         self.parallel = SingleProcess() if parallel is None else parallel
         seed_torch(self.args.seed, "initialisation")
