@@ -123,8 +123,9 @@ def kernels(plan: Plan) -> Iterator[Row]:
 def waits(plan: Plan) -> Iterator[Row]:
     """A micro-batch in torch's mode in which whatever waits for the GPU raises."""
     cuda = plan.cuda and hasattr(torch._C, "_cuda_set_sync_debug_mode")
-    for model in plan.models:
-        training = Training(model, size_of(plan), plan.device)
+    compiling = ("ln_cotformer", "adm") if plan.cuda and _version("triton") else ()
+    for model, mode in [*((one, "none") for one in plan.models), *((one, "block") for one in compiling)]:
+        training = Training(model, size_of(plan), plan.device, compile=mode)
         training.steps(1)
         training.micro_batch()
         if cuda:
@@ -141,7 +142,8 @@ def waits(plan: Plan) -> Iterator[Row]:
             if cuda:
                 torch.cuda.set_sync_debug_mode("default")
         allowed = model in WAITING or not cuda
-        yield row(model, None if allowed else where is None, waits_at=where or "nowhere")
+        name = model if mode == "none" else f"{model}, compiled"
+        yield row(name, None if allowed else where is None, waits_at=where or "nowhere")
     if not cuda:
         raise Skipped("only CUDA knows when the host waits")
 

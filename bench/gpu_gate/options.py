@@ -2,22 +2,22 @@
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from bench.gpu_gate.rows import Row, Skipped, close, skipped
-from bench.gpu_gate.training import SMALL, Training, first_known
+from bench.gpu_gate.rows import Row, Skipped, close, row, skipped
+from bench.gpu_gate.training import SMALL, Training, known
 from bench.plan import Plan, Size
-from bench.works import in_turn
+from bench.works import in_turn, seconds_of
+from distributed import choose_device
+from models.embeddings import Rotary, rotate, rotate_parts
 
 STEPS = 10
 COMPILED, ATTENTION = 1e-3, 1e-4  # differences of losses in float32
 MOST_GRAPHS = 8
-MODES: dict[str, tuple[dict[str, Any], ...]] = {  # older main.py: --compile is a switch
-    "block": ({"compile": "block"},), "step": ({"compile": "step"}, {"compile": True}),
-}  # fmt: skip
 FORMS = ("masked", "flash", "flex", "fast")
 
 
@@ -32,68 +32,104 @@ def _full(model: str, plan: Plan, **flags: Any) -> Training:
 
 
 def compiled(plan: Plan, model: str) -> Iterator[Row]:
-    """Losses as without, number of graphs, seconds of compiling: the first steps over the later ones."""
-    plain = _full(model, plan, **(first_known({"compile": "none"}) or {}))
+    """Losses as without, number of graphs, seconds of compiling: all but those of steps."""
+    plain = _full(model, plan)
     losses = plain.losses(STEPS)
-    for mode, settings in MODES.items():
-        flags = first_known(*settings)
-        if flags is None:
-            yield skipped(mode, f"main.py has no --compile {mode}")
-            continue
+    for mode in ("block", "step"):
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
-        training = _full(model, plan, **flags)
         started = time.perf_counter()
+        training = _full(model, plan, compile=mode)
         found = training.losses(STEPS)
-        usual = statistics.median(training.seconds[STEPS // 2 :])
+        usual = _usual(training)
         seconds = time.perf_counter() - started - STEPS * usual
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         one = close(
             mode, found, losses, COMPILED, graphs=graphs, compiling_s=seconds, ms=1e3 * usual,
-            ms_without=1e3 * statistics.median(plain.seconds[STEPS // 2 :]),
+            ms_without=1e3 * _usual(plain),
         )  # fmt: skip
         yield one | {"ok": one["ok"] and 0 < graphs <= MOST_GRAPHS}
 
 
 def cuda_graphs(plan: Plan) -> Iterator[Row]:
-    """The same losses to rounding, bit for bit where nothing is compiled."""
-    flags = first_known({"cuda_graphs": True})
-    if flags is None:
+    """The same losses to rounding; pondernet has several exits, adm's shapes change."""
+    if not known({"cuda_graphs": True}):
         raise Skipped("main.py has no --cuda_graphs")
-    none = first_known({"compile": "none"}) or {}
-    for model in ("ln_cotformer", "adm", "pondernet"):
-        without, graphed = _full(model, plan, **none), _full(model, plan, **none, **flags)
+    for model in ("ln_cotformer", "pondernet", "adm"):
+        without, graphed = _full(model, plan), _full(model, plan, cuda_graphs=True)
         losses, found = without.losses(STEPS), graphed.losses(STEPS)
-        half = STEPS // 2
-        yield close(
-            model, found, losses, 1e-5, ms=1e3 * statistics.median(graphed.seconds[half:]),
-            ms_without=1e3 * statistics.median(without.seconds[half:]),
-        )  # fmt: skip
+        yield close(model, found, losses, 1e-5, ms=1e3 * _usual(graphed), ms_without=1e3 * _usual(without))
 
 
 def attention(plan: Plan) -> Iterator[Row]:
     """The forms of attention: losses and gradient norms of `plain` in float32, and times in bfloat16."""
-    none = first_known({"compile": "none"}) or {}
-    forms = [form for form in FORMS if first_known({"attention": form})]
+    forms = [form for form in FORMS if known({"attention": form})]
     for model in ("ln_cotformer", "adm"):
-        reference = _full(model, plan, attention="plain", **none).steps(STEPS)
-        numbers = [number for step in reference for number in step]
-        timed = [
-            Training(model, _size(plan), plan.device, attention=form, **none) for form in ("plain", *forms)
-        ]
-        seconds = in_turn([lambda one=one: one.steps(1) for one in timed], plan.pick(8, 4, 1), warm_up=3)
+        numbers = _numbers(_full(model, plan, attention="plain"))
+        timed = [Training(model, _size(plan), plan.device, attention=form) for form in ("plain", *forms)]
+        seconds = in_turn([partial(one.steps, 1) for one in timed], plan.pick(8, 4, 1), warm_up=3)
         plain_ms = 1e3 * statistics.median(seconds[0])
         for form, times in zip(forms, seconds[1:], strict=True):
-            steps = _full(model, plan, attention=form, **none).steps(STEPS)
+            found = _numbers(_full(model, plan, attention=form))
             ms = {"ms": 1e3 * statistics.median(times), "plain_ms": plain_ms}
-            yield close(
-                f"{model}, {form}", [n for step in steps for n in step], numbers, 10 * ATTENTION, **ms
-            )
-    for form in set(FORMS) - set(forms):
-        yield skipped(form, f"main.py has no --attention {form}")
+            yield close(f"{model}, {form}", found, numbers, 10 * ATTENTION, **ms)
+    for form in FORMS:
+        if form not in forms:
+            yield skipped(form, f"main.py has no --attention {form}")
 
 
 def rotary(plan: Plan) -> Iterator[Row]:
-    """The kernel against its plain form."""
-    raise Skipped("there is no rotary kernel yet")
-    yield
+    """Rotation as one operation, by the kernel and by a complex product, against the formula: forward and
+    backward of queries and keys next to values, as attention has them."""
+    from models.fused_rotation import FusedRotation, has_kernel, turn_by_kernel, turn_by_product
+
+    device, size = choose_device(plan.device), _size(plan)
+    heads, head = size.flags["n_head"], size.flags["n_embd"] // size.flags["n_head"]
+    cos, sin = (one.float() for one in Rotary(head)(torch.arange(size.length, device=device)))
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2**-5)):  # a step of numbers around 4
+        torch.manual_seed(0)
+        x = torch.randn(8, size.length, 3 * heads, head, device=device, dtype=dtype)
+        parts = x.chunk(3, dim=-2)
+        name = str(dtype).removeprefix("torch.")
+        reference = [rotate(part, (cos, sin)) for part in parts[:2]]
+        forms = {"product": turn_by_product}
+        if has_kernel(x):
+            forms["kernel"] = turn_by_kernel
+        elif plan.cuda:
+            yield row(f"kernel, {name}", False, why="Triton is missing, or does not compile here")
+        for form, turn in forms.items():
+            made = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in reference]
+            work = partial(turn, parts[:2], made, cos, sin, 2, False)
+            work()
+            error = _error(made, reference)
+            us = 1e6 * seconds_of(work, plan.pick(0.2, 0.1, 0.001))
+            yield row(f"{form}, {name}", error <= tolerance, error=error, us=us)
+        gradients = []
+        for rotated in (
+            lambda x: FusedRotation.apply(x, cos, sin, 3, 2),
+            lambda x: rotate_parts(x, (cos, sin), 3, 2, fused=False),
+        ):
+            leaf = x.clone().requires_grad_()
+            results = rotated(leaf)
+            torch.autograd.backward(results, [part.detach().square() for part in results])
+            gradients.append(leaf.grad)
+        error = _error(gradients[:1], gradients[1:])
+        yield row(f"backward, {name}", error <= 8 * tolerance, error=error)
+
+
+def _error(found: Sequence[torch.Tensor | None], reference: Sequence[torch.Tensor | None]) -> float:
+    """The largest absolute difference."""
+    pairs = zip(found, reference, strict=True)
+    return max(
+        (a.float() - b.float()).abs().max().item() for a, b in pairs if a is not None and b is not None
+    )
+
+
+def _usual(training: Training) -> float:
+    """Seconds of a step, after the first half."""
+    return statistics.median(training.seconds[STEPS // 2 :])
+
+
+def _numbers(training: Training) -> list[float | None]:
+    """Losses and norms of steps."""
+    return [number for step in training.steps(STEPS) for number in step]

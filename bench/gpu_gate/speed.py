@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 
 from bench.gpu_gate.kernels import count_launches, profiled
 from bench.gpu_gate.rows import Row, row, skipped
-from bench.gpu_gate.training import Training, first_known
+from bench.gpu_gate.training import Training, known, text_of
 from bench.plan import SIZES, Plan, Size, model_config
 from bench.processes import DoesNotFit
 from errors import Failure
@@ -25,37 +26,41 @@ AIM_RATIO, AIM_MFU, AIM_MFU_CARD = (
     35.0,
     "H100",
 )  # over the plain form; percent, at a micro-batch of LARGEST
-PLAIN: Mapping[str, Any] = {"attention": "plain", "loss": "plain"}
-# Each against ours as it is by default; of several flags the first that main.py knows.
-OPTIONS: Mapping[str, tuple[dict[str, Any], ...]] = {
-    "not compiled": ({"compile": "none"},),
-    "compiled block": ({"compile": "block"},),
-    "CUDA graphs": ({"cuda_graphs": True},),
-    "CUDA graphs, compiled block": ({"cuda_graphs": True, "compile": "block"},),
-    "attention masked": ({"attention": "masked"},),
-    "attention flash": ({"attention": "flash"},),
-    "attention flex": ({"attention": "flex"},),
-    "loss plain": ({"loss": "plain"},),
-    "not deterministic": ({"deterministic": "false"},),
-    "recomputed by block": ({"activation_checkpointing": "block"},),
+PLAIN: Mapping[str, Any] = {"attention": "plain", "loss": "plain", "compile": "none"}
+OURS: Mapping[str, Any] = {"compile": "auto"}  # as a run of main.py computes without flags
+OPTIONS: Mapping[str, dict[str, Any]] = {  # each with the rest as it is in ours
+    "not compiled": {"compile": "none"},
+    "CUDA graphs": {"cuda_graphs": True},
+    "CUDA graphs, not compiled": {"cuda_graphs": True, "compile": "none"},
+    "attention masked": {"attention": "masked"},
+    "attention flash": {"attention": "flash"},
+    "attention flex": {"attention": "flex"},
+    "attention plain": {"attention": "plain"},
+    "loss plain": {"loss": "plain"},
+    "not deterministic": {"deterministic": "false"},
+    "recomputed by block": {"activation_checkpointing": "block"},
 }
 
 
 class Timed(NamedTuple):
-    """Seconds of a micro-batch, the optimiser's part included; of the first step; kernels and launches."""
+    """Seconds of a micro-batch, the optimiser's part included; those before the later steps, in which a model
+    is built and compiled; kernels and launches."""
 
     seconds: float
-    first_s: float
+    start_s: float
     counts: dict[str, int]
 
 
 def time_micro_batch(model: str, size: Size, device: str, flags: dict[str, Any], acc_steps: int) -> Timed:
     """Run in a process of its own, of which the peak memory is then known."""
+    started = time.perf_counter()
     training = Training(model, size, device, acc_steps=acc_steps, **flags)
-    training.steps(WARM_UP + TIMED)
+    training.steps(1)
+    start_s = time.perf_counter() - started
+    training.steps(WARM_UP + TIMED - 1)
     events = profiled(training.micro_batch, training.device.type == "cuda")
     seconds = statistics.median(training.seconds[WARM_UP:]) / acc_steps
-    return Timed(seconds, training.seconds[0], count_launches(events))
+    return Timed(seconds, start_s, count_launches(events))
 
 
 def measure(model: str, name: str, batch: int, flags: dict[str, Any], plan: Plan, acc_steps: int) -> Row:
@@ -72,23 +77,21 @@ def measure(model: str, name: str, batch: int, flags: dict[str, Any], plan: Plan
     return row(
         name, ms=1e3 * timed.seconds, tokens_per_s=batch * size.length / timed.seconds, **mfu,
         tflops=flops / timed.seconds / 1e12, peak_gib=found.memory_mib / 1024, **timed.counts,
-        first_step_s=timed.first_s,
+        start_s=timed.start_s,
     )  # fmt: skip
 
 
 def paper(plan: Plan, model: str) -> Iterator[Row]:
     """Micro-batches of 8: the plain form, ours, and each option. A row that fails says why."""
     acc_steps = plan.pick(ACCUMULATED, ACCUMULATED, 1)
-    plain_flags = {**PLAIN, **(first_known({"compile": "none"}) or {})}
-    plain = _measured(model, "plain", BATCH, plain_flags, plan, acc_steps)
+    plain = _measured(model, "plain", BATCH, dict(PLAIN), plan, acc_steps)
     yield plain
-    options = {"ours": ({},), **OPTIONS} if model == "ln_cotformer" else {"ours": ({},)}
-    for name, settings in options.items():
-        flags = first_known(*settings)
-        if flags is None:
-            yield skipped(name, f"main.py does not know {_text(settings[0])}")
+    options = {"ours": {}, **OPTIONS} if model == "ln_cotformer" else {"ours": {}}
+    for name, flags in options.items():
+        if not known(flags):
+            yield skipped(name, f"main.py does not know {text_of(flags)}")
             continue
-        one = _measured(model, name, BATCH, flags, plan, acc_steps)
+        one = _measured(model, name, BATCH, {**OURS, **flags}, plan, acc_steps)
         if "ms" in one and "ms" in plain:
             one["over_plain"] = round(plain["ms"] / one["ms"], 3)
         if name == "ours" and plan.cuda and "over_plain" in one:
@@ -105,7 +108,7 @@ def largest_batch(plan: Plan) -> Iterator[Row]:
         batch = min(batch, 2 ** math.floor(math.log2(fits)))
     while batch:
         try:
-            one = measure("ln_cotformer", f"ours, {batch} sequences", batch, {}, plan, 1)
+            one = measure("ln_cotformer", f"ours, {batch} sequences", batch, dict(OURS), plan, 1)
         except DoesNotFit as error:
             yield row(f"ours, {batch} sequences", fits="no", why=str(error)[:200])
             batch //= 2
@@ -133,7 +136,3 @@ def _size(plan: Plan, batch: int) -> Size:
 
 def _aim(met: bool, aim: str) -> Row:
     return {"aim": f"{aim}: {'met' if met else 'not met'}"}
-
-
-def _text(flags: Mapping[str, Any]) -> str:
-    return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in flags.items())

@@ -11,6 +11,7 @@ from bench.gpu_gate.rows import Row, Skipped, row
 from bench.plan import Plan
 from bench.results import ROOT
 
+TAKES_DEVICE = re.compile(r"^def \w+\([^)]*\bdevice\b", re.MULTILINE)  # the fixture that marks a test
 NOTHING_COLLECTED = 5  # pytest's exit code
 
 
@@ -20,7 +21,10 @@ def cuda_tests(plan: Plan) -> Iterator[Row]:
         raise Skipped("pytest is not installed")
     if not plan.cuda:
         raise Skipped("on a CPU these tests run, or are skipped, with all the others")
+    # Others may not even be imported where packages are missing.
+    files = [str(path) for path in ROOT.glob("tests/**/test_*.py") if TAKES_DEVICE.search(path.read_text())]
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "-rfE", "--tb=short"]
+    command += files
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     print(done.stdout[-8000:], done.stderr[-4000:], sep="\n")

@@ -44,15 +44,14 @@ def knows(flag: str, value: str | None = None) -> bool:
     return True
 
 
-def first_known(*settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The first of some flags whose names and values main.py takes; None: it takes none of them.
+def known(flags: Mapping[str, Any]) -> bool:
+    """Whether main.py has these flags, and takes their values; True stands for a switch."""
+    return all(knows(name, None if value is True else str(value)) for name, value in flags.items())
 
-    A value of True stands for a switch.
-    """
-    for one in settings:
-        if all(knows(name, None if value is True else str(value)) for name, value in one.items()):
-            return one
-    return None
+
+def text_of(flags: Mapping[str, Any]) -> str:
+    """Flags as on a command line."""
+    return " ".join(_words(flags))
 
 
 class Training:
@@ -62,7 +61,7 @@ class Training:
         tf32: as in a run; False: full float32, for comparisons with a CPU.
         parallel: a way to train; None: one process.
         flags: of main.py, besides those of the model's size; True stands for a switch, a list for several
-            values.
+            values. Nothing is compiled unless they say so.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class Training:
     ) -> None:  # fmt: skip
         known = {
             **model_flags(model, size), "device": device, "dtype": dtype, "batch_size": size.batch,
-            "acc_steps": 1, "iterations": 10_000, "tf32": str(tf32).lower(), **flags,
+            "acc_steps": 1, "iterations": 10_000, "compile": "none", "tf32": str(tf32).lower(), **flags,
         }  # fmt: skip
         self.args = parse_args(_words(known))
         self.config = TrainConfig.from_args(self.args)
