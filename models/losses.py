@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 IGNORED = -1  # a target that no loss counts
 
 # Logits of a chunk. On a CPU they should fit its caches, on a GPU keep it busy; but small chunks make slow
-# products, and the (V, C) gradient of the head is added up once per chunk.
-CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**26}
+# products, and the (V, C) gradient of the head is added up once per chunk: on a GPU a micro-batch of 2,048
+# tokens is one chunk with GPT-2's vocabulary, a quarter of a GiB in bfloat16, and nothing is added.
+CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**27}
 FEWEST_TOKENS = 256
 # Numbers computed from them at a time: on a CPU, each tensor from 32 MiB on is newly mapped memory, which
 # costs more than filling it.
@@ -111,7 +112,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         work = torch.promote_types(product, torch.float32)
         needs_x, needs_weight = recording and ctx.needs_input_grad[0], recording and ctx.needs_input_grad[1]
         grad_x = torch.empty_like(x) if needs_x else None
-        grad_weight = torch.zeros_like(weight, dtype=work) if needs_weight else None
+        grad_weight: Tensor | None = None
         counted = targets != IGNORED
         target = torch.where(counted, targets, 0)[:, None]  # any valid id
         scale = counted.to(work)
@@ -136,8 +137,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 # Token weights multiply rows of x or of its gradient, C numbers each, instead of V logits.
                 if grad_x is not None:
                     grad_x[part] = (grad_logits @ head) * scale[part, None]
-                if grad_weight is not None:
-                    _add_product(grad_weight, grad_logits, x[part] * scale[part, None])
+                if needs_weight:
+                    grad_weight = _add_product(grad_weight, grad_logits, x[part] * scale[part, None], work)
+        if needs_weight and grad_weight is None:  # without tokens
+            grad_weight = torch.zeros_like(weight, dtype=work)
         each = torch.where(counted, each, 0.0)
         ctx.save_for_backward(grad_x, grad_weight, each)
         ctx.formats = weight.dtype, token_weights.dtype if token_weights is not None else None
@@ -184,17 +187,23 @@ def _scored(
     return each
 
 
-def _add_product(total: Tensor, grad_logits: Tensor, x: Tensor) -> None:
-    """total (V, C) += grad_logits (n, V).T @ x (n, C)."""
+def _add_product(total: Tensor | None, grad_logits: Tensor, x: Tensor, work: torch.dtype) -> Tensor:
+    """total (V, C), None: zero, + grad_logits (n, V).T @ x (n, C), in `work`; total is overwritten."""
+    if grad_logits.is_cuda and grad_logits.dtype != work:
+        # In and out of one kernel, whose sums are in float32 and stay so; PyTorch has it on CUDA only.
+        product = torch.mm(grad_logits.T, x.to(grad_logits.dtype), out_dtype=work)
+        return product if total is None else total.add_(product)
+    if total is None:
+        total = x.new_zeros(grad_logits.shape[1], x.shape[1], dtype=work)
     # A sum over all tokens of the chunk, before loss scaling, would overflow float16.
-    form = total.dtype if grad_logits.dtype == torch.float16 else grad_logits.dtype
+    form = work if grad_logits.dtype == torch.float16 else grad_logits.dtype
     x = x.to(form)
-    if form == total.dtype:
-        total.addmm_(grad_logits.to(form).T, x)
-        return
+    if form == work:
+        return total.addmm_(grad_logits.to(form).T, x)
     count, width = total.shape
     for part in _parts(count, width, total.device):
-        total[part] += torch.mm(grad_logits[:, part].T, x).to(total.dtype)
+        total[part] += torch.mm(grad_logits[:, part].T, x).to(work)
+    return total
 
 
 class Scores(NamedTuple):

@@ -171,11 +171,16 @@ def _softmax_backward(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return backward
 
 
+def _product(first: Tensor, second: Tensor, out_dtype: torch.dtype) -> Tensor:
+    return first.to(out_dtype) @ second.to(out_dtype)
+
+
 ONLY_ON_CUDA: dict[Any, Callable[..., Any]] = {
     aten._scaled_dot_product_flash_attention.default: _flash,
     aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
     aten._scaled_dot_product_efficient_attention.default: _efficient,
     aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
+    aten.mm.dtype: _product,
     aten._softmax.default: _softmax(aten._softmax.default),
     aten._log_softmax.default: _softmax(aten._log_softmax.default),
     aten._softmax_backward_data.default: _softmax_backward(aten._softmax_backward_data.default),
