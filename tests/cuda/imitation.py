@@ -8,6 +8,7 @@ there is one stream, one device, and no NCCL.
 For a process of its own (`tests.cuda.worker`) that has called `hooks.load`: it changes torch for good.
 """
 
+import functools
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -42,13 +43,17 @@ class WrongDevice(RuntimeError):
 
 
 class Operation(NamedTuple):
-    """An operation on the imitated device, with the tensors that were computed on in its place."""
+    """An operation on the imitated device, with the tensors that were computed on in its place.
 
-    name: str  # without "aten::" and overload
+    name: without "aten::" and overload. cost: (bytes, FLOPs) of a kernel that is known by these alone.
+    """
+
+    name: str
     function: Any
     args: Sequence[Any]
     kwargs: dict[str, Any]
     result: Any
+    cost: tuple[int, int] | None = None
 
 
 @dataclass
@@ -61,6 +66,12 @@ class Notes:
 
 
 NOTES = Notes()
+
+
+def note(operation: Operation) -> None:
+    """Tell the observers of an operation."""
+    for observer in NOTES.observers:
+        observer(operation)
 
 
 @contextmanager
@@ -124,20 +135,28 @@ class _Mode(TorchDispatchMode):
 _backing = torch.device("cpu")
 
 
-def install(backing: str = "cpu") -> torch.device:
-    """Imitate CUDA in this process from now on; returns its device.
-
-    backing: "cpu" computes; "meta" computes shapes only, which lets the largest model be traced in seconds.
-    """
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Inside, operations compute shapes alone: the largest model is traced in seconds."""
     global _backing
-    _backing = torch.device(backing)
+    before, _backing = _backing, torch.device("meta")
+    try:
+        yield
+    finally:
+        _backing = before
+
+
+@functools.cache
+def install() -> torch.device:
+    """Imitate CUDA in this process from now on; returns its device."""
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     answers = {
         "is_available": True, "device_count": 1, "current_device": 0, "get_device_name": "imitated",
         "is_bf16_supported": True, "set_device": None, "synchronize": None, "manual_seed_all": None,
         "max_memory_allocated": 0, "reset_peak_memory_stats": None, "_lazy_init": None,
         "get_device_capability": (9, 0), "is_current_stream_capturing": False,
-        "get_rng_state": torch.zeros(1), "set_rng_state": None,
+        "get_rng_state": torch.zeros(16, dtype=torch.uint8), "set_rng_state": None,
+        "_exchange_device": 0, "_maybe_exchange_device": 0,
     }  # fmt: skip
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer)
@@ -158,8 +177,7 @@ def custom_kernel(name: str, function: Callable[..., Any]) -> Callable[..., Any]
         real_args, real_kwargs = _real(args), _real(kwargs)
         with _disable_current_modes():
             result = function(*real_args, **real_kwargs)
-        for observer in NOTES.observers:
-            observer(Operation(name, function, real_args, real_kwargs, result))
+        note(Operation(name, function, real_args, real_kwargs, result))
         return _map(CudaTensor, result)
 
     return launched
@@ -176,7 +194,8 @@ def _map(function: Callable[[Tensor], Any], value: Any) -> Any:
     return value
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in lists, tuples and dictionaries."""
     found: list[Tensor] = []
     _map(found.append, value)
     return found
@@ -189,7 +208,7 @@ def _real(value: Any) -> Any:
 def _run(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """An operation of any tensors: checked, noted, and computed on the backing device."""
     name = function._schema.name.removeprefix("aten::")
-    tensors = _tensors((args, kwargs))
+    tensors = tensors_in((args, kwargs))
     on_cuda = [tensor for tensor in tensors if isinstance(tensor, CudaTensor)]
     others = [tensor for tensor in tensors if not isinstance(tensor, CudaTensor)]
     device = kwargs.get("device")
@@ -211,8 +230,7 @@ def _run(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     across = name == "_to_copy" and device is not None and to_cuda != bool(on_cuda)
     if across and isinstance(result, Tensor) and _shares_memory(result, real_args[0]):
         result = result.clone()  # on a GPU it is a copy
-    for observer in NOTES.observers:
-        observer(Operation(name, function, real_args, real_kwargs, result))
+    note(Operation(name, function, real_args, real_kwargs, result))
     stays = isinstance(args[0], CudaTensor) if name in ("copy_", "index") else to_cuda or device is None
     if not stays:
         return result
@@ -264,7 +282,7 @@ def _note_waits(
     if name == "repeat_interleave" and on_cuda and kwargs.get("output_size") is None:
         _wait("repeat_interleave without output_size")
     if name in INDEXING:
-        indices = _tensors(args[1])
+        indices = tensors_in(args[1])
         if any(index.dtype in (torch.bool, torch.uint8) for index in indices):
             _wait(f"{name} by a mask")
         if others and any(not isinstance(index, CudaTensor) for index in indices):
