@@ -18,6 +18,7 @@ DEFAULT = ("ln_cotformer", "adm", "standard", "but")
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.cuda.count", description=__doc__)
     parser.add_argument("models", nargs="*", default=DEFAULT, help="as --model of main.py takes them")
+    parser.add_argument("--compile", choices=("none", "block"), nargs="+", default=("none", "block"))
     parser.add_argument("--batch", type=int, default=8, help="sequences of the micro-batch")
     parser.add_argument("--rows", type=int, default=20, help="operations that are listed")
     parser.add_argument("--flag", action="append", default=[], help="a model's flag, as attention=plain")
@@ -30,9 +31,10 @@ def main() -> None:
 
     flags = dict(flag.split("=", 1) for flag in args.flag)
     for model in args.models:
-        count = count_micro_batch(model, args.batch, **flags)
-        print(f"{model}, {args.batch} sequences: {summary(count)}")
-        print(table(count, args.rows), flush=True)
+        for compiled in args.compile:
+            count = count_micro_batch(model, compiled, args.batch, **flags)
+            print(f"{model} --compile {compiled}, {args.batch} sequences: {summary(count)}")
+            print(table(count, args.rows), flush=True)
 
 
 def summary(count: "Count") -> str:

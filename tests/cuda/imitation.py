@@ -20,11 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import (
-    TorchDispatchMode,
-    _disable_current_modes,
-    return_and_correct_aliasing,
-)
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
 from tests.cuda import kernels
 from tests.cuda.deterministic import refuses
@@ -168,19 +164,6 @@ def install() -> torch.device:
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor([...], device="cuda") is a copy from the CPU
     _Mode().__enter__()
     return torch.device("cuda", 0)
-
-
-def custom_kernel(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, which describes a kernel of ours in plain PyTorch, as one operation of that name."""
-
-    def launched(*args: Any, **kwargs: Any) -> Any:
-        real_args, real_kwargs = _real(args), _real(kwargs)
-        with _disable_current_modes():
-            result = function(*real_args, **real_kwargs)
-        note(Operation(name, function, real_args, real_kwargs, result))
-        return _map(CudaTensor, result)
-
-    return launched
 
 
 def _map(function: Callable[[Tensor], Any], value: Any) -> Any:

@@ -21,12 +21,12 @@ from torch.utils.flop_counter import flop_registry
 from tests.cuda.imitation import Operation, tensors_in
 
 FREE = frozenset(
-    "view _unsafe_view t transpose permute expand unsqueeze squeeze slice select split split_with_sizes chunk "
-    "unbind as_strided detach alias empty empty_like empty_strided new_empty new_empty_strided reshape "
+    "view _unsafe_view t transpose permute expand unsqueeze squeeze slice select split split_with_sizes "
+    "chunk unbind as_strided detach alias empty empty_like empty_strided new_empty new_empty_strided reshape "
     "lift_fresh _reshape_alias unfold diagonal resize_ set_ is_same_size narrow view_as_real view_as_complex "
     "_conj".split()
 )
-# Of operations that launch several kernels. Where the order of a sum must not vary, indexed writes sort first.
+# Of operations that launch several. Where the order of a sum must not vary, indexed writes sort first.
 KERNELS = {
     "native_layer_norm_backward": 2, "embedding_dense_backward": 4, "topk": 4, "sort": 4, "index_put_": 8,
     "index_put": 8, "_index_put_impl_": 8, "scatter_add_": 8, "scatter_add": 8, "index_add_": 8,
