@@ -15,7 +15,8 @@ from tests.conftest import ROOT
 
 @pytest.fixture(scope="session")
 def on_cuda() -> Iterator[Callable[..., Any]]:
-    """on_cuda(name, **arguments): the result of that function of checks.py, where CUDA is imitated.
+    """on_cuda(name, **arguments): the result of that function of checks.py or counts.py, where CUDA is
+    imitated.
 
     Asked for again, a result is the one of before.
     """

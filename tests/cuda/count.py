@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=DEFAULT, help="as --model of main.py takes them")
     parser.add_argument("--compile", choices=("none", "block"), nargs="+", default=("none", "block"))
     parser.add_argument("--batch", type=int, default=8, help="sequences of the micro-batch")
-    parser.add_argument("--rows", type=int, default=20, help="operations that are listed")
+    parser.add_argument("--rows", type=int, default=20, help="operations and places that are listed")
     parser.add_argument("--flag", action="append", default=[], help="a model's flag, as attention=plain")
     args = parser.parse_args()
     try:
@@ -34,7 +34,8 @@ def main() -> None:
         for compiled in args.compile:
             count = count_micro_batch(model, compiled, args.batch, **flags)
             print(f"{model} --compile {compiled}, {args.batch} sequences: {summary(count)}")
-            print(table(count, args.rows), flush=True)
+            for by in ("name", "place"):
+                print(table(count, by, args.rows), flush=True)
 
 
 def summary(count: "Count") -> str:
@@ -45,9 +46,9 @@ def summary(count: "Count") -> str:
     return f"{count.launches:,} launches, {size}; {times}; the host {1e3 * count.host_seconds:.0f} ms"
 
 
-def table(count: "Count", rows: int) -> str:
-    lines = [f"  {'launches':>8}  {'GB':>6}  {'TFLOP':>6}  operation"]
-    for name, launches, size, flops in count.by_name()[:rows]:
+def table(count: "Count", by: str, rows: int) -> str:
+    lines = [f"  {'launches':>8}  {'GB':>6}  {'TFLOP':>6}  {by}"]
+    for name, launches, size, flops, _ in count.sums(by)[:rows]:
         lines.append(f"  {launches:>8,}  {size / 1e9:>6.2f}  {flops / 1e12:>6.2f}  {name}")
     return "\n".join(lines)
 

@@ -9,7 +9,7 @@ For a process of its own (`tests.cuda.worker`) that has called `hooks.load`: it 
 """
 
 import functools
-import traceback
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -240,7 +240,7 @@ def _require_one_device(
     """Raises WrongDevice where CUDA's kernels would refuse a tensor or a generator of the CPU."""
     generators = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Generator)]
     if any(generator.device.type == "cpu" for generator in generators):
-        raise WrongDevice(f"{name} on CUDA draws from a CPU generator, at {_place()}")
+        raise WrongDevice(f"{name} on CUDA draws from a CPU generator, at {place()}")
     if not on_cuda or name in COPIES or (name in INDEXING and isinstance(args[0], CudaTensor)):
         return
     pointwise = (
@@ -249,7 +249,7 @@ def _require_one_device(
     wrong = [tuple(tensor.shape) for tensor in others if tensor.dim() or not pointwise]
     if wrong:
         shapes = [tuple(tensor.shape) for tensor in on_cuda]
-        raise WrongDevice(f"{name} of CUDA tensors {shapes} and CPU tensors {wrong}, at {_place()}")
+        raise WrongDevice(f"{name} of CUDA tensors {shapes} and CPU tensors {wrong}, at {place()}")
 
 
 def _note_waits(
@@ -279,13 +279,17 @@ def _note_waits(
 
 
 def _wait(operation: str) -> None:
-    NOTES.waits[operation, _place()] += 1
+    NOTES.waits[operation, place()] += 1
 
 
-def _place() -> str:
-    """The innermost line of the project, or of torch's autograd, that led here."""
-    for frame in reversed(traceback.extract_stack()):
-        path = frame.filename.removeprefix(f"{ROOT}/")
-        if path != frame.filename and not path.startswith(("tests/cuda/", ".venv/")):
-            return f"{path}:{frame.lineno}"
-    return "outside the project"
+def place() -> str:
+    """The innermost line of the project that led here, or the backward pass of which operation."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        inside = path.startswith(ROOT) and not path.startswith((f"{ROOT}/tests/cuda/", f"{ROOT}/.venv/"))
+        if inside:
+            return f"{path.removeprefix(ROOT + '/')}:{frame.f_lineno}"
+        frame = frame.f_back
+    node = torch._C._current_autograd_node()
+    return "gradients added up" if node is None else node.name()

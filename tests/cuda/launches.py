@@ -18,7 +18,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from tests.cuda.imitation import Operation, tensors_in
+from tests.cuda.imitation import Operation, place, tensors_in
 
 FREE = frozenset(
     "view _unsafe_view t transpose permute expand unsqueeze squeeze slice select split split_with_sizes "
@@ -37,12 +37,16 @@ KERNELS = {
 
 
 class Kernel(NamedTuple):
-    """One operation's: launches of one after another, bytes moved and floating-point operations in all."""
+    """The kernels of one operation: how many, the bytes that they move, their floating-point operations.
+
+    place: the line of ours that asked for it, or whose backward pass it belongs to.
+    """
 
     name: str
     launches: int
     bytes: int
     flops: int
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Count:
 
     def __call__(self, operation: Operation) -> None:
         if operation.name not in FREE:
-            self.kernels.append(kernel_of(operation))
+            self.kernels.append(kernel_of(operation)._replace(place=place()))
 
     @property
     def launches(self) -> int:
@@ -87,14 +91,15 @@ class Count:
     def flops(self) -> int:
         return sum(kernel.flops for kernel in self.kernels)
 
-    def by_name(self) -> list[Kernel]:
-        """Sums of equal names, the most bytes first."""
+    def sums(self, by: str) -> list[Kernel]:
+        """Sums of kernels with the same name or place (`by`), as kernels of that name, most bytes first."""
         launches, moved, flops = Counter(), Counter(), Counter()
         for kernel in self.kernels:
-            launches[kernel.name] += kernel.launches
-            moved[kernel.name] += kernel.bytes
-            flops[kernel.name] += kernel.flops
-        return [Kernel(name, launches[name], size, flops[name]) for name, size in moved.most_common()]
+            key = getattr(kernel, by)
+            launches[key] += kernel.launches
+            moved[key] += kernel.bytes
+            flops[key] += kernel.flops
+        return [Kernel(key, launches[key], size, flops[key]) for key, size in moved.most_common()]
 
     def seconds(self, card: Card) -> float:
         """On the GPU, if the host keeps up."""

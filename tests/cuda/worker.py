@@ -1,4 +1,4 @@
-"""The process in which CUDA is imitated: calls functions of tests/cuda/checks.py and answers in JSON.
+"""The process in which CUDA is imitated: calls functions of checks.py and counts.py and answers in JSON.
 
 Each line of stdin is a call, {"check": name, "arguments": {...}}; each line of stdout its answer, {"result":
 ...} or {"error": traceback}. The first line says whether CUDA can be imitated here: {"result": null} or
@@ -26,13 +26,14 @@ def main() -> None:
     except hooks.Unavailable as reason:
         answer(unavailable=str(reason))
         return
-    from tests.cuda import checks
+    from tests.cuda import checks, counts
 
+    functions = {**vars(checks), **vars(counts)}
     answer(result=None)
     for line in sys.stdin:
         call = json.loads(line)
         try:
-            answer(result=getattr(checks, call["check"])(**call["arguments"]))
+            answer(result=functions[call["check"]](**call["arguments"]))
         except Exception:
             answer(error=traceback.format_exc())
 
