@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 PADDING = 2**30  # the position of padding: after every token, so that no token attends to it
@@ -72,7 +73,7 @@ class ActiveTokens:
             self.rotation = rotation
             self._slot = without_waiting(_padded_slots(self.counts, longest), index.device)
             padded = positions.new_full((grid.batch * longest,), PADDING)
-            self.positions = padded.index_copy(0, self._slot, positions).view(grid.batch, longest)
+            self.positions = replace(padded, self._slot, positions).view(grid.batch, longest)
 
     @property
     def count(self) -> int:
@@ -125,27 +126,25 @@ class ActiveTokens:
         """x (*shape of the tokens these were selected from, ...) -> (*shape, ...)."""
         if self._origin is None:
             return x
-        return x.flatten(0, len(x.shape) - 2).index_select(0, self._origin).unflatten(0, self.shape)
+        return take(x.flatten(0, len(x.shape) - 2), self._origin).unflatten(0, self.shape)
 
     def places_in(self, others: "ActiveTokens") -> Tensor:
         """For each of these tokens its place among `others`, which include them all: (count,)."""
         if others.index is None:
             return self.flat_index
-        place = self.flat_index.new_zeros(self.grid.batch * self.grid.length)
-        place[others.index] = torch.arange(others.count, device=place.device)
-        return place[self.flat_index]
+        return torch.searchsorted(others.index, self.flat_index)  # both ascend
 
     def pad(self, x: Tensor) -> Tensor:
         """x (*shape, H, D) -> (B, H, n, D), for attention."""
         if self._slot is not None:
-            padded = x.new_zeros(self.positions.numel(), *x.shape[1:]).index_copy(0, self._slot, x)
+            padded = replace(x.new_zeros(self.positions.numel(), *x.shape[1:]), self._slot, x)
             x = padded.unflatten(0, self.positions.shape)
         return x.transpose(1, 2)
 
     def unpad(self, x: Tensor) -> Tensor:
         """The inverse of `pad`: (B, H, n, D) -> (*shape, H, D)."""
         x = x.transpose(1, 2)
-        return x if self._slot is None else x.flatten(0, 1).index_select(0, self._slot)
+        return x if self._slot is None else take(x.flatten(0, 1), self._slot)
 
     def last(self, x: Tensor) -> Tensor:
         """x (*shape, C) -> (B, 1, C): the last token of each sequence."""
@@ -214,24 +213,76 @@ def _padded_slots(counts: Sequence[int], width: int) -> Tensor:
     return torch.arange(sum(counts)) + shift.repeat_interleave(count)
 
 
+def take(x: Tensor, place: Tensor) -> Tensor:
+    """Rows of x (N, ...) at distinct places (n,): (n, ...)."""
+    return _Take.apply(x, place) if _would_sort(x) else x.index_select(0, place)
+
+
+def replace(x: Tensor, place: Tensor, new: Tensor) -> Tensor:
+    """x (N, ...), its rows at distinct places (n,) replaced by new (n, ...)."""
+    return _Replace.apply(x, place, new) if _would_sort(x) else x.index_copy(0, place, new)
+
+
 def replace_at(x: Tensor, place: Tensor, new: Tensor) -> Tensor:
     """x (*, C), its tokens flattened, with those at `place` replaced by `new`."""
-    flat = x.flatten(0, -2)
-    return flat.index_copy(0, place, new.flatten(0, -2).to(x.dtype)).view_as(x)
+    return replace(x.flatten(0, -2), place, new.flatten(0, -2).to(x.dtype)).view_as(x)
+
+
+def _would_sort(x: Tensor) -> bool:
+    """Whether index_copy, and index_select backward, would sort: in eight kernels, as places might repeat."""
+    return x.is_cuda and torch.are_deterministic_algorithms_enabled() and not torch.compiler.is_compiling()
+
+
+def put_(x: Tensor, place: Tensor, new: Tensor) -> Tensor:
+    """x[place] = new for distinct places, in two kernels: of one number the maximum is that number."""
+    index = place.view(-1, *[1] * (new.dim() - 1)).expand_as(new)
+    return x.scatter_reduce_(0, index, new, "amax", include_self=False)
+
+
+class _Take(torch.autograd.Function):
+    """`take`, in deterministic mode on CUDA."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(place)
+        ctx.shape = x.shape
+        return x.index_select(0, place)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return put_(grad.new_zeros(ctx.shape), *ctx.saved_tensors, grad), None
+
+
+class _Replace(torch.autograd.Function):
+    """`replace`, in deterministic mode on CUDA."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, place: Tensor, new: Tensor) -> Tensor:
+        ctx.save_for_backward(place)
+        return put_(x.clone(), place, new)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (place,) = ctx.saved_tensors
+        needs_x, _, needs_new = ctx.needs_input_grad
+        grad_x = grad.index_fill(0, place, 0) if needs_x else None
+        return grad_x, None, grad.index_select(0, place) if needs_new else None
 
 
 def final_states(by_pass: Sequence[tuple[ActiveTokens, Tensor]], tokens: ActiveTokens) -> Tensor:
     """Each token's representation after the last pass that it took: (*tokens.shape, C).
 
     by_pass: the active tokens of each pass and their representations after it; all of `tokens` took the
-    first. Each pass writes down where a token's newest representation is, and one gather reads them.
+    first. A token's newest representation is its last among those of all passes, which one gather reads.
     """
     if len(by_pass) == 1:
         return by_pass[0][1]
-    newest = tokens.flat_index.new_zeros(tokens.grid.batch * tokens.grid.length)
-    start = 0
-    for active, _ in by_pass:
-        newest[active.flat_index] = torch.arange(start, start + active.count, device=newest.device)
-        start += active.count
     everything = torch.cat([x.flatten(0, -2) for _, x in by_pass])
-    return everything.index_select(0, newest[tokens.flat_index]).unflatten(0, tokens.shape)
+    index = torch.cat([active.flat_index for active, _ in by_pass])
+    number = torch.arange(len(index), device=index.device)
+    newest = index.new_zeros(tokens.grid.batch * tokens.grid.length).scatter_reduce_(0, index, number, "amax")
+    if tokens.index is not None:
+        newest = newest[tokens.index]
+    return take(everything, newest).unflatten(0, tokens.shape)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.active_tokens import ActiveTokens, replace_at
+from models.active_tokens import ActiveTokens, replace, replace_at, take
 from models.attention import KeySource
 from models.config import ModelConfig
 from models.kv_cache import KVCache, LayerKeys, PassKeys
@@ -74,14 +74,14 @@ class StickBreaking:
         frozen = never.new_zeros(len(never), dtype=torch.bool) if torch.compiler.is_compiling() else None
         for repeat in range(1, middle.n_repeat + 1):
             place = active.places_in(tokens)
-            active_x = flat.index_select(0, place)
+            active_x = take(flat, place)
             mixture = fixed + going[:, None] * flat
             run = partial(_among_mixtures, middle, active, tokens, place)
             keys = middle.keys(cache, repeat, all_passes=False)
-            own = fixed[place], going[place, None]
+            own = take(fixed, place), take(going, place)[:, None]
             active_x = middle.run(run, keys, tokens, active, active_x, mixture, *own)
             go, halt = middle.halting_gate(active_x)
-            halting = never[place] * halt.exp()
+            halting = take(never, place) * halt.exp()
             if frozen is not None:
                 active_x = torch.where(frozen[:, None], flat, active_x)
                 go = torch.where(frozen, log_continue, go)
@@ -92,12 +92,13 @@ class StickBreaking:
                 passes.append(active)
             penalty = penalty + repeat * halting.sum()
             # A frozen token's gate stays as it was, and its chance of never halting keeps falling.
-            log_continue = log_continue.index_copy(0, place, go)
+            log_continue = replace(log_continue, place, go)
             never = never * log_continue.exp()
             if repeat == middle.n_repeat:
                 break
-            still = never[place] >= 1.0 - middle.halt_threshold
-            going_now = torch.zeros_like(going).index_copy(0, place, torch.where(still, never[place], 0.0))
+            left = take(never, place)
+            still = left >= 1.0 - middle.halt_threshold
+            going_now = replace(torch.zeros_like(going), place, torch.where(still, left, 0.0))
             fixed = fixed + (going - going_now)[:, None] * flat
             going = going_now
             if frozen is not None:

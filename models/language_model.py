@@ -210,7 +210,8 @@ class LanguageModel(nn.Module):
     def _embed(self, idx: Tensor, tokens: ActiveTokens) -> Tensor:
         """Token ids (B, T) -> (*tokens.shape, C), each token followed by its pause tokens."""
         each = self.positions_per_token
-        x = self.transformer.wte(idx.flatten()[tokens.flat_index[::each] // each])
+        ids = idx.flatten()
+        x = self.transformer.wte(ids if tokens.index is None else ids[tokens.index[::each] // each])
         if self.pause_emb is not None:
             x = self.pause_emb(x)
         return self.drop(x.view(*tokens.shape, -1))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.active_tokens import ActiveTokens, final_states, replace_at
+from models.active_tokens import ActiveTokens, final_states, replace_at, take
 from models.attention import KeySource
 from models.config import ModelConfig
 from models.kv_cache import KVCache, LayerKeys, PassKeys
@@ -192,4 +192,4 @@ def _mixed(entering: Tensor, passed: Tensor, score: Tensor | None) -> Tensor:
 
 def _at(x: Tensor, place: Tensor, active: ActiveTokens) -> Tensor:
     """The active tokens at `place` among all: (*active.shape, C)."""
-    return x.flatten(0, -2).index_select(0, place).unflatten(0, active.shape)
+    return take(x.flatten(0, -2), place).unflatten(0, active.shape)

@@ -99,8 +99,8 @@ class RepeaterOutput:
         """router_scores (B, R - 1, T), NaN where a router did not see a token, and passes (B, T) it took."""
         grid, device = self.passes[0].grid, self.passes[0].flat_index.device
         passes = torch.zeros(grid.batch, grid.length, dtype=torch.long, device=device)
-        for active in self.passes:
-            passes.view(-1)[active.flat_index] += 1
+        for number, active in enumerate(self.passes, start=1):  # a token of a pass took all before it
+            passes.view(-1).index_fill_(0, active.flat_index, number)
         scores = torch.full((n_repeat - 1, grid.batch, grid.length), torch.nan, device=device)
         for number, (active, score) in enumerate(self.scores):
             scores[number].view(-1)[active.flat_index] = score.detach().flatten().float()
