@@ -251,7 +251,8 @@ class _Take(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return put_(grad.new_zeros(ctx.shape), *ctx.saved_tensors, grad), None
+        (place,) = ctx.saved_tensors
+        return put_(grad.new_zeros(ctx.shape), place, grad), None
 
 
 class _Replace(torch.autograd.Function):
