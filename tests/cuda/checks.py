@@ -1,8 +1,11 @@
 """What the tests of this folder ask of the process in which CUDA is imitated. Results are plain data."""
 
+import contextlib
+import importlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -219,3 +222,20 @@ def formats(model: str, flags: dict[str, Any] | None = None) -> dict[str, list[s
             loss = network(one.inputs.to("cuda"), one.targets.to("cuda"))["loss"]
         loss.backward()
     return {name: sorted(dtypes) for name, dtypes in found.items()}
+
+
+def gate_item(name: str) -> list[dict[str, Any]]:
+    """The rows of an item of the GPU gate, at tiny sizes; those until then where it is skipped."""
+    from bench.gpu_gate.items import ITEMS
+    from bench.gpu_gate.rows import Skipped
+    from bench.plan import Plan
+
+    plan = Plan(("ln_cotformer", "adm"), None, (), "cuda", None, 1, "tiny", "bfloat16")
+    (item,) = (one for one in ITEMS if one.name == name)
+    module, _, function = item.function.partition(":")
+    rows = []
+    # The clock waits for the GPU by a call that the hooks do not have.
+    with contextlib.suppress(Skipped), patch.object(torch.accelerator, "synchronize"):
+        for one in getattr(importlib.import_module(f"bench.gpu_gate.{module}"), function)(plan):
+            rows.append(one)
+    return rows
