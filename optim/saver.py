@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -17,42 +17,84 @@ from optim import checkpoint
 logger = logging.getLogger(__name__)
 
 _LONG_SECONDS = 5.0  # a longer wait for the previous checkpoint is logged
+_SLAB, _ALIGNMENT = 2**28, 512  # bytes
 
 
 class HostCopy:
-    """Copies nested dicts of tensors into reused host buffers, as fresh memory costs more than the copy.
+    """Copies nested dicts of tensors into reused host memory, as fresh memory costs more than the copy.
 
     Tied weights stay tied in the copy, which is valid until the next call.
     """
 
     def __init__(self, on_cuda: bool) -> None:
         self._on_cuda = on_cuda
-        self._buffers: dict[tuple, Tensor] = {}
+        self._slabs: list[Tensor] = []
 
     def __call__(self, content: dict[str, Any]) -> dict[str, Any]:
-        done: dict[tuple, Tensor] = {}
-
-        def copy(value: Any, path: tuple) -> Any:
-            if isinstance(value, dict):
-                return {key: copy(part, (*path, key)) for key, part in value.items()}
-            if not isinstance(value, Tensor):
-                return value
-            place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
-            if place not in done:
-                done[place] = self._buffer(path, value).copy_(value, non_blocking=self._on_cuda)
-            return done[place]
-
-        copied = copy(content, ())
+        tensors: dict[tuple, Tensor] = {}
+        _map_tensors(content, lambda tensor: tensors.setdefault(_identity(tensor), tensor))
+        slabs, places = layout([tensor.nbytes for tensor in tensors.values()])
+        if [len(slab) for slab in self._slabs] != slabs:
+            self._slabs.clear()  # before others are allocated
+            self._slabs += [torch.empty(n, dtype=torch.uint8, pin_memory=self._on_cuda) for n in slabs]
+        copies = {
+            key: _view(self._slabs[slab], offset, tensor).copy_(tensor, non_blocking=self._on_cuda)
+            for (key, tensor), (slab, offset) in zip(tensors.items(), places, strict=True)
+        }
         if self._on_cuda:
             torch.cuda.synchronize()
-        return copied
+        return _map_tensors(content, lambda tensor: copies[_identity(tensor)])
 
-    def _buffer(self, path: tuple, like: Tensor) -> Tensor:
-        known = self._buffers.get(path)
-        if known is None or known.shape != like.shape or known.dtype != like.dtype:
-            pinned = self._on_cuda and like.is_cuda
-            self._buffers[path] = torch.empty_like(like, device="cpu", pin_memory=pinned)
-        return self._buffers[path]
+
+def layout(sizes: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Where tensors lie in a few slabs of memory: the slabs' sizes, and (slab, offset) of each tensor.
+
+    torch rounds pinned memory up to powers of two, so slabs have such sizes; a buffer for each tensor, or one
+    for all, would take up to twice the memory.
+
+    sizes: of the tensors; all in bytes.
+    """
+    padded = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
+    slabs: list[int] = []
+    used: list[int] = []
+    places: dict[int, tuple[int, int]] = {}
+    left = sum(padded)
+    for index in sorted(range(len(sizes)), key=padded.__getitem__, reverse=True):
+        size = padded[index]
+        slab = next((n for n, most in enumerate(slabs) if used[n] + size <= most), len(slabs))
+        if slab == len(slabs):
+            slabs.append(max(_power_of_two(size), min(_power_of_two(left), _SLAB)))
+            used.append(0)
+        places[index] = slab, used[slab]
+        used[slab] += size
+        left -= size
+    return slabs, [places[index] for index in range(len(sizes))]
+
+
+def _power_of_two(size: int) -> int:
+    """The smallest that is no less than `size`."""
+    return 1 << max(size - 1, 0).bit_length()
+
+
+def _identity(tensor: Tensor) -> tuple:
+    """Equal for tensors that are the same values in the same memory."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _view(slab: Tensor, offset: int, like: Tensor) -> Tensor:
+    """A tensor in a slab, with the shape and strides of a clone of `like`. It has a storage of its own, as
+    torch.save writes whole storages."""
+    if not like.nbytes:
+        return torch.empty_like(like, device="cpu")
+    flat = torch.frombuffer(slab.numpy(), dtype=like.dtype, count=like.numel(), offset=offset)
+    return flat.as_strided(like.shape, torch.empty_like(like, device="meta").stride())
+
+
+def _map_tensors(content: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Nested dicts with their tensors changed."""
+    if isinstance(content, dict):
+        return {key: _map_tensors(part, change) for key, part in content.items()}
+    return change(content) if isinstance(content, Tensor) else content
 
 
 def _shards_on_host(on_cuda: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
