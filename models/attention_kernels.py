@@ -7,9 +7,6 @@ operation, so that all of it is tested there, in float64 too.
 Shapes: B batch, H heads, n queries, S keys, D head size.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -123,20 +120,3 @@ def _sum_over_passes(x: Tensor, passes: int, weights: Tensor | None = None) -> T
         return x
     parts = x.transpose(1, 2).unflatten(0, (passes, -1))
     return (parts if weights is None else parts * weights).sum(0).transpose(1, 2)
-
-
-class Form(NamedTuple):
-    """A way to attend to the keys of all passes.
-
-    by_pass: the passes are sequences of a batch, with the same tokens, rather than parts of one sequence.
-    """
-
-    attend: Callable[..., Result]
-    backward: Callable[..., Result]
-    by_pass: bool
-
-
-FORMS = {
-    "masked": Form(attend, attend_backward, by_pass=False),
-    "flash": Form(attend_by_pass, attend_by_pass_backward, by_pass=True),
-}

@@ -4,12 +4,15 @@ Shapes: B batch, n queries, S_i keys of the i-th pass, S all of them.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from models.active_tokens import PADDING
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 ALIGNMENT = 16  # numbers: kernels read at most 16 bytes at once, and PyTorch pads rows to 16 in gradients
 
@@ -74,6 +77,13 @@ class AttentionMask:
             return None
         return self._once(dtype, lambda: _aligned_bias(self._over_all_passes(), dtype))
 
+    @property
+    def block_mask(self) -> "BlockMask | None":
+        """`tensor` as FlexAttention takes it, with the blocks that are hidden as a whole."""
+        if self._sees_all or self.is_causal:
+            return None
+        return self._once("block mask", self._block_mask)
+
     def blocks(self, size: int, dtype: torch.dtype) -> list[MaskBlock]:
         """The mask as blocks of `size` queries, each with the keys that it needs; biases in `dtype`.
 
@@ -86,11 +96,31 @@ class AttentionMask:
         return self._keys[number] is self._query and self._window is None and not self._sees_all
 
     def _over_all_passes(self) -> Tensor:
+        return visible(self._query, self._all_keys(), self._window)
+
+    def _all_keys(self) -> Tensor:
+        """Positions of the keys of all passes, (S,) or (B, S)."""
         keys = self._keys
         if any(positions.dim() == 2 for positions in keys):
             batch = max(len(positions) for positions in keys if positions.dim() == 2)
             keys = [positions.expand(batch, -1) for positions in keys]
-        return visible(self._query, torch.cat(list(keys), -1), self._window)
+        return torch.cat(list(keys), -1)
+
+    def _block_mask(self) -> "BlockMask":
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        query, key, window = self._query, self._all_keys(), self._window
+
+        def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            query_position = query[i] if query.dim() == 1 else query[b, i]
+            key_position = key[j] if key.dim() == 1 else key[b, j]
+            mask = query_position >= key_position
+            if window is None:
+                return mask
+            return mask & ((query_position - key_position < window) | (query_position == PADDING))
+
+        batch = max([len(x) for x in (query, key) if x.dim() == 2], default=None)
+        return create_block_mask(sees, batch, None, query.shape[-1], key.shape[-1], query.device.type)
 
     def _block(self, start: int, size: int, dtype: torch.dtype) -> MaskBlock:
         queries = slice(start, min(start + size, self._query.shape[-1]))

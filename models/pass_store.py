@@ -7,17 +7,63 @@ values of all passes in one tensor: concatenated anew in each pass, with their g
 Shapes: B batch, H heads, n tokens of a pass, S keys so far, D head size.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._triton import has_triton
 
-from models.attention_kernels import FORMS, HALF
+from models.attention_kernels import (
+    HALF,
+    Result,
+    attend,
+    attend_backward,
+    attend_by_pass,
+    attend_by_pass_backward,
+)
 from models.attention_op import attention_dtype
 from models.config import ModelConfig
 from models.masks import AttentionMask
 
+
+class Form(NamedTuple):
+    """A way to attend to the keys of all passes.
+
+    attend, backward: `models.attention_kernels`. mask: as they take it, of an AttentionMask and the queries'
+    format; None where there is one pass, and it is causal.
+    by_pass: the passes are sequences of a batch, with the same tokens, rather than parts of one sequence.
+    """
+
+    attend: Callable[..., Result]
+    backward: Callable[..., Result]
+    mask: Callable[[AttentionMask, torch.dtype], Any]
+    by_pass: bool = False
+
+
+def _flex_attend(*args: Any) -> Result:
+    from models.flex import attend_to_blocks
+
+    return attend_to_blocks(*args)
+
+
+def _flex_backward(*args: Any, scale: float) -> Result:
+    from models.flex import attend_to_blocks_backward
+
+    return attend_to_blocks_backward(*args, scale=scale)
+
+
+def _no_mask(mask: AttentionMask, dtype: torch.dtype) -> None:
+    if not mask.every_pass_is_causal:
+        raise ValueError("attention pass by pass needs the same tokens in all passes, and no window")
+
+
+FORMS = {
+    "masked": Form(attend, attend_backward, lambda mask, dtype: mask.bias(dtype)),
+    "flash": Form(attend_by_pass, attend_by_pass_backward, _no_mask, by_pass=True),
+    "flex": Form(_flex_attend, _flex_backward, lambda mask, dtype: mask.block_mask),
+}
 HEAD_SIZES = range(8, 257, 8)  # that the kernels take
 AMPERE = (8, 0)  # compute capability
 
@@ -25,6 +71,7 @@ AMPERE = (8, 0)  # compute capability
 def choose_form(config: ModelConfig, weight: Tensor, training: bool) -> str:
     """How passes attend to earlier ones: as `--attention` asks for, or the next of these that applies.
 
+    - flex: for any tokens, on GPUs where Triton is installed.
     - flash: for passes of the same tokens without a window, on GPUs in half precision.
     - masked: for any tokens, on GPUs since Ampere with heads that the kernels take.
     - plain: PyTorch's operation on concatenated keys and values. Always with dropout, under activation
@@ -46,7 +93,7 @@ def choose_form(config: ModelConfig, weight: Tensor, training: bool) -> str:
         return "masked"
     if form == "flash" and on_cuda and attention_dtype(weight) not in HALF:
         return "masked"
-    return form
+    return "masked" if form == "flex" and on_cuda and not has_triton() else form
 
 
 def _kernels_run(head_size: int, device: torch.device) -> bool:
@@ -64,7 +111,7 @@ class PassStore:
     def __init__(self, form: str, capacity: int, like: Tensor) -> None:
         """
         Args:
-            form: key into `models.attention_kernels.FORMS`.
+            form: key into FORMS.
             capacity: about how many tokens of a sequence there will be, over all passes.
             like: keys (B, H, n, D) of the first pass.
         """
@@ -120,12 +167,8 @@ class StoredPass(NamedTuple):
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: AttentionMask, scale: float
     ) -> Tensor:
         """Keep the keys and values of the pass, and attend to those of all passes so far: (B, H, n, D)."""
-        bias = None
-        if not self.store.form.by_pass:
-            bias = mask.bias(queries.dtype)
-        elif not mask.every_pass_is_causal:
-            raise ValueError("attention pass by pass needs the same tokens in all passes, and no window")
-        y, self.store.link = _PassAttention.apply(queries, keys, values, self.store.link, self, bias, scale)
+        given = self.store.form.mask(mask, queries.dtype)
+        y, self.store.link = _PassAttention.apply(queries, keys, values, self.store.link, self, given, scale)
         return y
 
 
@@ -162,7 +205,7 @@ class _PassGradients:
 
 
 class _PassAttention(torch.autograd.Function):
-    """softmax(scale Q K^T + bias) V for the queries of a pass and the keys of all passes so far.
+    """Masked softmax attention of the queries of a pass to the keys of all passes so far.
 
     Autograd sees the keys and values of this pass alone. It reads those of earlier passes in the buffer, and
     their gradients go through `_PassGradients`: the backward function of each pass adds the gradients of all
@@ -181,15 +224,15 @@ class _PassAttention(torch.autograd.Function):
         values: Tensor,
         link: Tensor | None,
         place: StoredPass,
-        bias: Tensor | None,
+        mask: Any,
         scale: float,
     ) -> tuple[Tensor, Tensor]:
         store = place.store
         store.write(place.start, place.stop, keys, values)
         seen = store.before(place.stop)
-        y, *saved = store.form.attend(queries, *seen, bias, scale)
-        ctx.save_for_backward(queries, *seen, bias, y, *saved)
-        ctx.form, ctx.gradients = store.form, store.gradients
+        y, *saved = store.form.attend(queries, *seen, mask, scale)
+        ctx.save_for_backward(queries, *seen, y, *saved)
+        ctx.form, ctx.gradients, ctx.mask = store.form, store.gradients, mask  # a mask is all layers'
         ctx.places, ctx.scale = (place.start, place.stop), scale
         ctx.set_materialize_grads(False)
         return y, queries.new_empty(0)
@@ -199,6 +242,9 @@ class _PassAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_queries = None
         if grad is not None:
-            grad_queries, *others = ctx.form.backward(grad, *ctx.saved_tensors, scale=ctx.scale)
+            queries, keys, values, *saved = ctx.saved_tensors
+            grad_queries, *others = ctx.form.backward(
+                grad, queries, keys, values, ctx.mask, *saved, scale=ctx.scale
+            )
             ctx.gradients.add(*others)
         return grad_queries, *ctx.gradients.take(*ctx.places), None, None, None, None

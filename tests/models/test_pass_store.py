@@ -5,14 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import create_mask
 
-from models import pass_store
+from models import flex, pass_store
 from models.active_tokens import PADDING
 from models.config import ModelConfig
 from models.kv_cache import Visible
 from models.masks import ALIGNMENT, AttentionMask
 from models.pass_store import PassStore, choose_form
-from models.variants import VARIANTS
+from models.variants import VARIANTS, find_variant
 from tests.models.reference import RESERVED, make
 
 B, H, T, D, R = 2, 3, 7, 4, 3
@@ -72,10 +73,13 @@ def weighted(results, passes=range(R)):
 
 
 def applies(form, kind):
-    return form == "masked" or kind == "same tokens"
+    return form != "flash" or kind == "same tokens"
 
 
-CASES = [(form, kind) for form in pass_store.FORMS for kind in KINDS if applies(form, kind)]
+# FlexAttention, not compiled, takes a quarter of a second a call: only in the tests of its results.
+FORMS = ["masked", "flash"]
+CASES = [(form, kind) for form in FORMS for kind in KINDS if applies(form, kind)]
+WITH_FLEX = [*CASES, *(("flex", kind) for kind in KINDS)]
 
 
 def assert_equal(found, expected):
@@ -83,7 +87,7 @@ def assert_equal(found, expected):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize(("form", "kind"), CASES)
+@pytest.mark.parametrize(("form", "kind"), WITH_FLEX)
 def test_results_and_gradients(form, kind):
     inputs = inputs_of(kind)
     results, expected = stored(form, kind, inputs), plain(kind, inputs)
@@ -108,7 +112,7 @@ def test_where_some_passes_have_no_gradient(form, kind, passes):
     assert_equal(found, expected)
 
 
-@pytest.mark.parametrize("form", pass_store.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_where_few_gradients_are_wanted_and_several_times(form):
     """Each backward pass starts anew, whatever the one before left behind: here it may end at any pass."""
     kind = "same tokens"
@@ -126,7 +130,7 @@ def test_where_few_gradients_are_wanted_and_several_times(form):
             assert_equal(found, right)
 
 
-@pytest.mark.parametrize("form", pass_store.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("frozen", [[0, 1, 2], [3, 4, 5], [6, 7, 8], [1, 4, 7], [0, 3, 6], [2]])
 def test_where_some_tensors_need_no_gradient(form, frozen):
     inputs = inputs_of("same tokens")
@@ -140,7 +144,7 @@ def test_where_some_tensors_need_no_gradient(form, frozen):
     assert_equal(found, expected)
 
 
-@pytest.mark.parametrize("form", pass_store.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_without_gradients(form):
     with torch.no_grad():
         inputs = inputs_of("same tokens")
@@ -149,7 +153,7 @@ def test_without_gradients(form):
     assert not any(y.requires_grad for y in results)
 
 
-@pytest.mark.parametrize("form", pass_store.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_a_store_that_was_made_too_small_grows(form):
     inputs = inputs_of("same tokens")
     results, expected = stored(form, "same tokens", inputs, capacity=T), plain("same tokens", inputs)
@@ -157,7 +161,7 @@ def test_a_store_that_was_made_too_small_grows(form):
     assert_equal(*(torch.autograd.grad(weighted(ys), inputs) for ys in (results, expected)))
 
 
-@pytest.mark.parametrize(("form", "kind"), CASES)
+@pytest.mark.parametrize(("form", "kind"), [*CASES, ("flex", "fewer tokens")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rounding_errors_are_those_of_concatenation(form, kind, dtype):
     exact = inputs_of(kind)
@@ -173,7 +177,7 @@ def test_rounding_errors_are_those_of_concatenation(form, kind, dtype):
         assert ours < 1.5 * concatenated + 1e-7
 
 
-@pytest.mark.parametrize("form", pass_store.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_keys_and_values_are_written_once_and_read_in_place(form, monkeypatch):
     """The kernel of each pass gets views of one buffer, and so does the backward pass."""
     read, saved = [], {}
@@ -212,9 +216,14 @@ def test_biases_are_aligned_and_those_of_the_mask():
                 assert mask.bias(torch.bfloat16) is bias  # the layers of a pass share it
 
 
-@pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("form", pass_store.FORMS)
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+MODELS = [(variant, form, window) for variant in VARIANTS for form in FORMS for window in (None, 3)]
+
+
+@pytest.mark.parametrize(
+    ("variant", "form", "window"),
+    [*MODELS, (find_variant("adm"), "flex", None), (find_variant("mla"), "flex", 3)],
+    ids=lambda part: getattr(part, "alias", part),
+)
 def test_models(variant, form, window, monkeypatch):
     """Loss and all gradients, of the same number of layers and passes, where tokens halt early too."""
     passes = []
@@ -240,7 +249,7 @@ def test_models(variant, form, window, monkeypatch):
         torch.testing.assert_close(gradient, reference[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("form", pass_store.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("model", ["cotformer", "adm", "mla"])
 def test_evaluation(model, form):
     """By thresholds, with sequences of different lengths, and with a cache, which keeps keys itself."""
@@ -257,7 +266,7 @@ def test_evaluation(model, form):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", pass_store.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_less_memory_than_concatenation(form):
     """Of 5 passes 5 keys and values are kept, not 1 + 2 + ... + 5."""
 
@@ -287,6 +296,7 @@ def form_of(device="cpu", training=True, dtype=torch.bfloat16, model="cotformer"
 
 def test_where_a_form_applies(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    monkeypatch.setattr(pass_store, "has_triton", lambda: True)
     assert form_of() == "plain"
     assert form_of("cuda") == "masked"
     for form in ("plain", *pass_store.FORMS):
@@ -297,11 +307,57 @@ def test_where_a_form_applies(monkeypatch):
         assert form_of("cuda", attention=form, **evaluation) == form
         for n_embd in (120, 1024):  # heads of 60 and 512 numbers
             assert form_of("cuda", attention=form, n_embd=n_embd) == "plain"
+    monkeypatch.setattr(pass_store, "has_triton", lambda: False)
+    assert form_of("cuda", attention="flex") == "masked"
     for fields in ({"attention_window_length": 3}, {"model": "adm"}, {"dtype": torch.float32}):
         assert form_of("cuda", attention="flash", **fields) == "masked"
     assert form_of(attention="flash", dtype=torch.float64) == "flash"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert form_of("cuda") == "plain"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_form_whose_backward_pass_is_a_graph_of_its_own(kind, monkeypatch):
+    """As FlexAttention's on GPUs, here with PyTorch's operation."""
+
+    def attend(queries, keys, values, mask, scale):
+        form = {"attn_mask": mask, "is_causal": mask is None, "scale": scale}
+        return flex.with_graph(F.scaled_dot_product_attention, queries, keys, values, **form)
+
+    def backward(grad, queries, keys, values, mask, y, *saved, scale):
+        return flex.gradients_of_graph(grad, *saved)
+
+    form = pass_store.Form(attend, backward, lambda mask, dtype: mask.tensor)
+    monkeypatch.setitem(pass_store.FORMS, "graph", form)
+    inputs = inputs_of(kind)
+    results, expected = stored("graph", kind, inputs), plain(kind, inputs)
+    assert_equal(results, expected)
+    assert_equal(*(torch.autograd.grad(weighted(ys), inputs) for ys in (results, expected)))
+
+
+def test_block_masks_are_those_of_the_mask():
+    for kind in KINDS:
+        for mask in masks(kind):
+            block_mask = mask.block_mask
+            assert (block_mask is None) == (mask.tensor is None)
+            if block_mask is not None:
+                batch = mask.tensor.dim() == 4 and B
+                sizes = {
+                    "B": batch or 1,
+                    "H": 1,
+                    "Q_LEN": mask.tensor.shape[-2],
+                    "KV_LEN": mask.tensor.shape[-1],
+                }
+                seen = create_mask(block_mask.mask_mod, **sizes, device="cpu")
+                assert torch.equal(seen, mask.tensor.expand_as(seen))
+                assert mask.block_mask is block_mask
+
+
+def test_hidden_blocks_are_left_out():
+    """Queries of the first block of 128 positions see one of two blocks of each pass."""
+    positions = torch.arange(256)
+    block_mask = AttentionMask(positions, [positions] * 3).block_mask
+    assert block_mask.sparsity() == pytest.approx(25)
 
 
 def test_by_pass_needs_the_same_tokens():
