@@ -99,10 +99,29 @@ class DDP(SingleProcess):
 
     def training_forward(self, model: nn.Module) -> nn.Module:
         devices = [self._device] if self._device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        forward = DistributedDataParallel(_Trained(model), device_ids=devices, gradient_as_bucket_view=True)
+        # DDP arranges its buckets anew after the first backward pass, in the order of its gradients, and how
+        # more than two ranks are added up depends on a number's place in a bucket. A run that resumes would
+        # go on with other last bits, if its first step were that pass.
+        forward().backward()
+        model.zero_grad(set_to_none=True)
+        return forward
 
     def accumulate(self, forward: nn.Module, last: bool) -> AbstractContextManager:
         return contextlib.nullcontext() if last else forward.no_sync()
+
+
+class _Trained(nn.Module):
+    """A model; called without arguments, a number with a gradient for every weight."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = model
+
+    def forward(self, *inputs: Tensor, **options: Any) -> Any:
+        if not inputs:
+            return torch.stack([weight.sum() for weight in self.parameters()]).sum()
+        return self._model(*inputs, **options)
 
 
 class FSDP(SingleProcess):

@@ -13,7 +13,7 @@ import torch
 from distributed.parallel import RankSlice, choose_parallel
 from distributed.processes import Processes, Stop, environment_number, require_single_process
 from errors import UsageError
-from tests.faults.team import Team, assert_close
+from tests.faults.team import Team, assert_close, assert_same
 
 
 def test_rank_slices_cover_a_step_once():
@@ -85,6 +85,17 @@ def test_the_same_losses_as_one_process(alone, tmp_path, model, size, backend):
     assert f"{size} processes ({'FSDP' if backend == 'fsdp' else 'DDP'})" in said
     assert said.count("run folder") == said.count("finished:") == 1  # only the first one speaks
     assert_close(team, alone(model))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("backend", ["gloo", "fsdp"])
+def test_four_ranks_resume_bit_for_bit(tmp_path, backend):
+    """Of more than two numbers, the sum depends on their order."""
+    straight, resumed = (Team(tmp_path / name, "adm", 4, backend) for name in ("straight", "resumed"))
+    straight.run()
+    resumed.run("--max_steps_this_run 11")
+    resumed.run()
+    assert_same(straight, resumed)
 
 
 @pytest.mark.process
