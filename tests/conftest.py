@@ -22,6 +22,7 @@ from tests.in_process import run_in_process
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 TINY = (
     "--dataset shakespeare-char --vocab_size 64 --n_layer 2 --n_head 2 --n_embd 16 --sequence_length 16 "
@@ -112,13 +113,10 @@ def processes():
 
 @pytest.fixture
 def device():
-    """The first GPU, without TF32; the CPU where there is none."""
-    if not torch.cuda.is_available():
-        yield torch.device("cpu")
-        return
+    """DEVICE, without TF32. Tests that take it have the marker `cuda`."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
-    yield torch.device("cuda", 0)
+    yield DEVICE
     torch.set_float32_matmul_precision(before)
 
 

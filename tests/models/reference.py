@@ -11,12 +11,12 @@ SIZES = {"vocab_size": 31, "sequence_length": 9, "n_layer": 4, "n_head": 2, "n_e
 RESERVED = {"n_layer_begin": 1, "n_layer_end": 1}
 
 
-def make(model, **fields):
+def make(model, device="cpu", **fields):
     torch.manual_seed(7)
     network = LanguageModel(ModelConfig(model=model, **{**SIZES, **fields})).double().eval()
     for parameter in network.parameters():  # larger than at initialisation, so that every part matters
         torch.nn.init.normal_(parameter, std=0.4)
-    return network
+    return network.to(device)
 
 
 def rotated(vector, position):

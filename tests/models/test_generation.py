@@ -52,7 +52,7 @@ def name(request):
 LIMIT = 12
 
 
-def build(name, dtype=torch.float64, **fields):
+def build(name, dtype=torch.float64, device="cpu", **fields):
     """A network whose weights are large enough that tokens differ in what they do."""
     torch.manual_seed(1)
     sizes = {"vocab_size": 31, "sequence_length": LIMIT, "n_layer": 4, "n_head": 2, "n_embd": 12}
@@ -62,7 +62,7 @@ def build(name, dtype=torch.float64, **fields):
     network = LanguageModel(config).to(dtype).eval()
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
-    return network
+    return network.to(device)
 
 
 def budgets(network):
@@ -89,9 +89,9 @@ PROMPTS = {
 
 
 @pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
-def test_the_cache_gives_the_tokens_of_full_recomputation(name, prompts):
+def test_the_cache_gives_the_tokens_of_full_recomputation(name, prompts, device):
     """In float64, drawn tokens and passes alike, through prefill, decoding and the cut of a full context."""
-    network = build(name)
+    network = build(name, device=device)
     for thresholds in budgets(network):
         cached, plain = (steps(network, prompts, cached=on, thresholds=thresholds) for on in (True, False))
         for ours, reference in zip(cached, plain, strict=True):
@@ -100,10 +100,10 @@ def test_the_cache_gives_the_tokens_of_full_recomputation(name, prompts):
 
 
 @pytest.mark.parametrize("window", [None, 5])
-def test_logits_of_decoding_equal_those_of_one_forward_pass(name, window):
+def test_logits_of_decoding_equal_those_of_one_forward_pass(name, window, device):
     """In float32 within 1e-4, token by token and in chunks."""
-    network = build(name, torch.float32, attention_window_length=window)
-    idx = torch.randint(0, 31, (3, LIMIT))
+    network = build(name, torch.float32, device, attention_window_length=window)
+    idx = torch.randint(0, 31, (3, LIMIT)).to(device)
     for thresholds in budgets(network):
         full = network(idx, idx, get_logits=True, thresholds=thresholds)["logits"].log_softmax(-1)
         for chunks in ([LIMIT], [1] * LIMIT, [4, 3, 1, 4]):
@@ -117,8 +117,8 @@ def test_logits_of_decoding_equal_those_of_one_forward_pass(name, window):
                 torch.testing.assert_close(ours, full[:, place - 1], atol=1e-4, rtol=0)
 
 
-def test_uneven_prompts_are_written_as_if_each_were_alone(name):
-    network = build(name)
+def test_uneven_prompts_are_written_as_if_each_were_alone(name, device):
+    network = build(name, device=device)
     for thresholds in budgets(network):
         settings = {"temperature": 0, "thresholds": thresholds}
         together = text(network, PROMPTS["uneven"], **settings)

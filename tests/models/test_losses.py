@@ -111,11 +111,11 @@ def test_many_tokens_that_all_say_the_same_do_not_overflow_in_float16():
     torch.testing.assert_close(weight.grad[0], torch.full((4,), -5.25), rtol=1e-3, atol=0)
 
 
-def both(model, dropout=0.0, **fields):
+def both(model, dropout=0.0, device="cpu", **fields):
     """The same network twice, in training mode: with the chunked loss and with the plain one."""
     chosen = {"chunked": None, "plain": None}
     for loss in chosen:
-        network = make(model, loss=loss, dropout=dropout, depth_embedding="learned", **fields)
+        network = make(model, device, loss=loss, dropout=dropout, depth_embedding="learned", **fields)
         chosen[loss] = network.train()
     return chosen
 
@@ -131,13 +131,13 @@ def scored(network, idx, targets):
 def chunks_of_three(monkeypatch):
     """Of tokens; without gradients of six, for these networks have more digits than half precision."""
     monkeypatch.setattr(losses, "FEWEST_TOKENS", 3)
-    monkeypatch.setattr(losses, "CHUNK_NUMBERS", {"cpu": 0})
+    monkeypatch.setattr(losses, "CHUNK_NUMBERS", {"cpu": 0, "cuda": 0})
 
 
 @pytest.mark.parametrize("model", [variant.name for variant in VARIANTS])
-def test_every_model_trains_as_with_the_plain_loss(model, chunks_of_three):
-    networks = both(model, **RESERVED)
-    idx, targets = torch.randint(0, 31, (2, 2, 7))
+def test_every_model_trains_as_with_the_plain_loss(model, chunks_of_three, device):
+    networks = both(model, device=device, **RESERVED)
+    idx, targets = torch.randint(0, 31, (2, 2, 7)).to(device)
     targets[0, 2:5] = losses.IGNORED
     (chunked, ours), (plain, theirs) = (scored(network, idx, targets) for network in networks.values())
     for name in ("loss", "cross_entropy_loss"):
@@ -159,15 +159,15 @@ def test_every_model_trains_as_with_the_plain_loss(model, chunks_of_three):
 
 
 @pytest.mark.parametrize("model", [variant.name for variant in VARIANTS])
-def test_every_model_trains_in_bfloat16(model, chunks_of_three):
-    networks = both(model)
-    idx, targets = torch.randint(0, 31, (2, 2, 9))
+def test_every_model_trains_in_bfloat16(model, chunks_of_three, device):
+    networks = both(model, device=device)
+    idx, targets = torch.randint(0, 31, (2, 2, 9)).to(device)
     found = []
     for network in networks.values():
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.mul_(0.3)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             output, gradients = scored(network.float(), idx, targets)
         found.append((output["loss"].item(), torch.cat([part.flatten() for part in gradients.values()])))
     (ours, slope), (theirs, reference) = found

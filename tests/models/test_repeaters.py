@@ -83,10 +83,9 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("model", "fields"), VARIANTS)
-def test_forward_and_backward_equal_the_reference(model, fields):
-    network = make(model, **fields)
-    ids = torch.randint(0, 31, (9,))
-    targets = torch.randint(0, 31, (9,))
+def test_forward_and_backward_equal_the_reference(model, fields, device):
+    network = make(model, device, **fields)
+    ids, targets = torch.randint(0, 31, (2, 9)).to(device)
     output = network(ids[None], targets[None], get_logits=True)
     expected = reference_logits(network, ids)
     torch.testing.assert_close(output["logits"][0], expected, atol=1e-9, rtol=1e-9)
