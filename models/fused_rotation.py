@@ -11,8 +11,6 @@ of queries, keys and values is written where the projection's backward reads it,
 Shapes: P parts of a projection, H heads, D head size; ... leading dimensions, (B, n) or (N,).
 """
 
-import functools
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,13 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # not a part of PyTorch's CPU builds
-    triton = None
-
-logger = logging.getLogger(__name__)
+from models import triton_kernels
+from models.triton_kernels import has_kernel
 
 NUMBERS_OF_A_PROGRAM = 2048  # of a part, at most: more would not fit the registers of four warps
 
@@ -77,23 +70,6 @@ def turn(
     form(sources, targets, cos, sin, rotated, inverse)
 
 
-def has_kernel(x: Tensor) -> bool:
-    """Whether the kernel can read x: a subclass of Tensor need not have memory, or not there."""
-    return triton is not None and type(x) is Tensor and _can_be_built(x.device)
-
-
-@functools.cache
-def _can_be_built(device: torch.device) -> bool:
-    """Triton needs a C compiler and Python's headers: found out with a small kernel, once in a process."""
-    x, cos = torch.zeros(1, 1, 2, device=device), torch.ones(1, 1, device=device)
-    try:
-        turn_by_kernel([x], [torch.empty_like(x)], cos, cos, 1, False)
-    except Exception as error:  # of any kind: compilers, drivers
-        logger.warning("rotary positions are computed without Triton, more slowly: %s", error)
-        return False
-    return True
-
-
 def turn_by_product(
     sources: Sequence[Tensor],
     targets: Sequence[Tensor],
@@ -127,42 +103,7 @@ def turn_by_kernel(
     strides = tuple((0, *x.stride()[:-1])[-3:] for x in (*sources, *targets))
     block, all_heads = (1 << (number - 1).bit_length() for number in (size, heads))  # powers of two
     block_heads = min(all_heads, max(1, NUMBERS_OF_A_PROGRAM // block))
-    _turn_token[sources[0].shape[:-2].numel(), all_heads // block_heads](
+    triton_kernels.turn_token[sources[0].shape[:-2].numel(), all_heads // block_heads](
         (*sources, *targets), strides, cos, sin, length, len(cos), len(sources), rotated, inverse,
         heads, size, block_heads, block,
     )  # fmt: skip
-
-
-if triton is not None:
-
-    @triton.jit(do_not_specialize=["length", "rows"])
-    def _turn_token(
-        # pyrefly: ignore[implicit-any-parameter]  # Triton reads annotations
-        tensors, strides, cos, sin, length, rows,
-        PARTS: tl.constexpr, ROTATED: tl.constexpr, INVERSE: tl.constexpr,
-        HEADS: tl.constexpr, SIZE: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK: tl.constexpr,
-    ) -> None:  # fmt: skip
-        """Program (token, group of heads): all parts. tensors, strides: PARTS sources, then PARTS targets."""
-        token = tl.program_id(0).to(tl.int64)
-        batch, place = token // length, token % length
-        head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)[:, None]
-        number = tl.arange(0, BLOCK)[None, :]
-        mask = (head < HEADS) & (number < SIZE)
-        pair = tl.arange(0, BLOCK // 2)[None, :]
-        at = token % rows * (SIZE // 2) + pair
-        c = tl.load(cos + at, mask=pair < SIZE // 2, other=0.0)
-        s = tl.load(sin + at, mask=pair < SIZE // 2, other=0.0)
-        if INVERSE:
-            s = -s
-        for part in tl.static_range(PARTS):
-            of = strides[part]
-            x = tl.load(tensors[part] + batch * of[0] + place * of[1] + head * of[2] + number, mask=mask)
-            if part < ROTATED:
-                pairs = tl.reshape(x.to(c.dtype), (BLOCK_HEADS, BLOCK // 2, 2))
-                even, odd = tl.split(pairs)
-                pairs = tl.join(even * c - odd * s, even * s + odd * c)
-                x = tl.reshape(pairs, (BLOCK_HEADS, BLOCK)).to(x.dtype)
-            of = strides[PARTS + part]
-            tl.store(
-                tensors[PARTS + part] + batch * of[0] + place * of[1] + head * of[2] + number, x, mask=mask
-            )

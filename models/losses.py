@@ -164,9 +164,15 @@ def _scored(
     """CE of logits (n, V) at target (n, 1), in `work`: (n,).
 
     predictions (n,): receives the most likely ids. grad_logits: receives d CE / d logits = softmax - one-hot;
-    may be `logits` itself.
+    None or `logits` itself.
     """
     each = logits.new_empty(len(logits), dtype=work)
+    if predictions is None and _runs_fused(logits):
+        from models import triton_kernels
+
+        if triton_kernels.has_kernel(logits):
+            triton_kernels.score(logits, target.squeeze(1), each, grad_logits is not None)
+            return each
     count, width = logits.shape
     for part in _parts(count, width, logits.device):
         these, at = logits[part], target[part]
@@ -185,6 +191,10 @@ def _scored(
         if grad_logits is not None:
             grad_logits[part] = p.scatter_add_(1, at, -torch.ones_like(p[:, :1]))
     return each
+
+
+def _runs_fused(logits: Tensor) -> bool:
+    return logits.is_cuda and not torch.compiler.is_compiling()
 
 
 def _add_product(total: Tensor | None, grad_logits: Tensor, x: Tensor, work: torch.dtype) -> Tensor:

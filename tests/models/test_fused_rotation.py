@@ -1,14 +1,7 @@
 """The fused rotation against the formula, forward and backward, in both its forms.
 
-The kernel runs here where Triton interprets it: in a process of its own, for Triton decides so when it is
-imported (`test_the_kernel_in_triton_s_interpreter` starts it).
+The kernel runs where Triton interprets it, in a process that `test_triton_kernels.py` starts.
 """
-
-import importlib.util
-import os
-import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,17 +10,10 @@ from models import embeddings, fused_rotation
 from models.embeddings import Rotary, rotate_parts
 from models.fused_rotation import FusedRotation
 from models.language_model import LanguageModel
-from tests.conftest import ROOT
 from tests.models.reference import RESERVED, make
+from tests.models.test_triton_kernels import INTERPRETED
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-NEEDS_TRITON = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed: see requirements-triton.txt"
-)
-FORMS = [
-    "product",
-    pytest.param("kernel", marks=pytest.mark.skipif(not INTERPRETED, reason="in a process of its own")),
-]
+FORMS = ["product", pytest.param("kernel", marks=INTERPRETED)]
 TOLERANCES = {  # the interpreter cuts digits off where a GPU rounds
     torch.float64: {"rtol": 1e-14, "atol": 1e-14},
     torch.float32: {"rtol": 1e-6, "atol": 1e-6},
@@ -147,66 +133,3 @@ def test_compiled_regions_take_the_formula(monkeypatch):
     rotation = table((3,), 8, torch.float32)
     compiled = torch.compile(lambda x: rotate_parts(x, rotation, 3, 2), backend="eager", fullgraph=True)
     assert len(compiled(torch.randn(2, 3, 6, 8))) == 3
-
-
-def test_without_a_compiler_the_product_is_taken(monkeypatch, caplog):
-    """As on nodes without gcc or Python's headers, where Triton is installed but cannot build kernels."""
-
-    def fail(*_):
-        raise RuntimeError("Failed to find C compiler")
-
-    monkeypatch.undo()
-    monkeypatch.setattr(fused_rotation, "triton", fused_rotation)
-    monkeypatch.setattr(fused_rotation, "turn_by_kernel", fail)
-    fused_rotation._can_be_built.cache_clear()
-    x = torch.randn(2, 3, 2, 8)
-    assert not any(fused_rotation.has_kernel(x) for _ in range(3))
-    assert [record.getMessage() for record in caplog.records] == [
-        "rotary positions are computed without Triton, more slowly: Failed to find C compiler"
-    ]
-    fused_rotation._can_be_built.cache_clear()
-
-
-@pytest.mark.process
-@NEEDS_TRITON
-def test_the_kernel_in_triton_s_interpreter():
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not process", "-k", "kernel"]
-    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, __file__], capture_output=True, text=True, timeout=300, cwd=ROOT, env=env
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    summary = done.stdout.splitlines()[-1]
-    assert re.fullmatch(r"(\d+) passed, \d+ deselected.*", summary), done.stdout
-
-
-# Prints the instructions that read and write the GPU's memory.
-COMPILE = """
-import re, sys
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-from models.fused_rotation import _turn_token
-
-parts, pointers = 3, ("*bf16",) * 6
-signature = {"tensors": pointers, "strides": (("i32",) * 3,) * 6, "cos": "*fp32", "sin": "*fp32"}
-signature |= {"length": "i32", "rows": "i32", **dict.fromkeys(_turn_token.arg_names[6:], "constexpr")}
-constants = {(place,): value for place, value in enumerate((3, 2, True, 12, 64, 16, 64), start=6)}
-aligned = [(0, i) for i in range(6)] + [(1, i, j) for i in range(6) for j in range(3)] + [(2,), (3,)]
-source = ASTSource(_turn_token, signature, constants, {path: [["tt.divisibility", 16]] for path in aligned})
-made = compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32))
-assert made.asm["cubin"]
-print(*sorted(set(re.findall(r"(?:ld|st)\\.(?!param)[.\\w]+", made.asm["ptx"]))))
-"""
-
-
-@pytest.mark.process
-@NEEDS_TRITON
-@pytest.mark.parametrize("capability", [80, 90])
-def test_the_kernel_compiles_for_gpus(capability, tmp_path):
-    """Here, without one; and it moves 16 bytes at a time, without shared memory."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    env |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
-    command = [sys.executable, "-c", COMPILE, str(capability)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["ld.global.v4.b32", "st.global.v4.b32"]
