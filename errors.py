@@ -36,6 +36,10 @@ def unknown(what: str, name: str, allowed: Iterable[str]) -> str:
     return f"{what}; {hint}choose from {', '.join(allowed)}"
 
 
+# Parts of torch's errors, on a GPU and on the CPU.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
+
+
 def explained(error: BaseException) -> Failure | None:
     """An error of torch that flags avoid, as a sentence about them; None for any other."""
     text = str(error)
@@ -43,6 +47,11 @@ def explained(error: BaseException) -> Failure | None:
         return Failure(
             f"{text.split()[0]} is an operation without a deterministic form on this device: give "
             "--deterministic false, with which a run resumes up to rounding instead of bit for bit"
+        )
+    if isinstance(error, RuntimeError) and any(part in text for part in _OUT_OF_MEMORY):
+        return Failure(
+            f"{'. '.join(text.split('. ')[:3])}: give a smaller --batch_size, in training with more "
+            "--acc_steps for the same step, or --activation_checkpointing block"
         )
     return None
 

@@ -6,20 +6,26 @@ Weights are float32.
 
 import ctypes
 import importlib.util
+import logging
 import os
 import platform
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from distributed.processes import local_rank
+from distributed.processes import environment_number, local_rank
 from errors import UsageError
 from hardware import cpu_multiplies_bfloat16
 
 # Compiling blocks takes about a minute, and saves from 20 ms (H100) to 200 ms (L4) of a micro-batch at the
 # paper's size: estimates by launches and bytes.
 COMPILING_PAYS = 3_000
+
+logger = logging.getLogger(__name__)
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 # Of torch's allocator; the second is the older name, which torch still reads.
 ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -46,6 +52,8 @@ def choose_device(name: str, deterministic: bool = True, tf32: bool = True) -> t
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         name = "cuda" if count else "cpu"
+        if not count and NVIDIA_DRIVER.exists():
+            logger.warning(f"this machine has an NVIDIA driver, but {_why_no_gpu()}: this runs on the CPU")
     device = torch.device(name)
     if device.type == "cpu":
         keep_heap()
@@ -53,12 +61,30 @@ def choose_device(name: str, deterministic: bool = True, tf32: bool = True) -> t
         device = torch.device("cuda", local_rank())
     if device.type == "cuda":
         if (device.index or 0) >= count:
-            found = f"{count} GPU{'s' if count != 1 else ''}"
-            raise UsageError(
-                f"--device {device}: this machine has {found} that torch can use; try --device auto"
-            )
+            raise UsageError(_no_such_gpu(device, count))
         _prepare_cuda(device, deterministic, tf32)
     return device
+
+
+def _no_such_gpu(device: torch.device, count: int) -> str:
+    """The error of a GPU that is not among `count`."""
+    found = f"{count} GPU{'s' if count != 1 else ''}"
+    if count and "LOCAL_RANK" in os.environ:
+        return (
+            f"each process takes a GPU of its own, and this machine has {found} that torch can use for "
+            f"{environment_number('LOCAL_WORLD_SIZE', 1)} processes: give torchrun --nproc_per_node {count}"
+        )
+    reason = "" if count else f" ({_why_no_gpu()})"
+    return f"--device {device}: this machine has {found} that torch can use{reason}; try --device auto"
+
+
+def _why_no_gpu() -> str:
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return f"CUDA_VISIBLE_DEVICES={visible!r} leaves torch no GPU"
+    return "torch finds no GPU that works with it"
 
 
 def _prepare_cuda(device: torch.device, deterministic: bool, tf32: bool) -> None:

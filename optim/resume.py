@@ -10,6 +10,7 @@ from config.run_name import identity
 from errors import UsageError
 from files import read_json
 from models import ModelConfig
+from models.variants import find_variant
 from optim import checkpoint
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,11 @@ def find_start(args: Namespace, folder: Path) -> tuple[Path, dict[str, Any]] | N
 
 def exactness(args: Namespace, on_gpu: bool) -> str:
     """How exactly an interrupted run resumes, and what that costs: one sentence."""
+    if args.compile == "step" and find_variant(args.model).routed:
+        return (
+            "an interrupted run resumes up to rounding: --compile step makes its kernels for the numbers of "
+            "tokens that a process routes first"
+        )
     if not on_gpu:
         return "an interrupted run resumes bit for bit on this machine, with as many threads and processes"
     if args.deterministic:

@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 
+import distributed.device
 from distributed import choose_compile, choose_device, choose_precision
 from distributed.device import ALLOCATOR_SETTINGS, COMPILING_PAYS, CUBLAS_WORKSPACES
 from errors import UsageError
@@ -74,6 +75,31 @@ def test_an_environment_in_which_cublas_is_not_deterministic(two_gpus, monkeypat
     with pytest.raises(UsageError, match=r"CUBLAS_WORKSPACE_CONFIG=':0:0'.*--deterministic false"):
         choose_device("cuda")
     assert choose_device("cuda", deterministic=False).type == "cuda"
+
+
+def test_more_processes_than_gpus(two_gpus, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(UsageError, match=r"2 GPUs that torch can use for 4 processes: .*--nproc_per_node 2"):
+        choose_device("auto")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device("auto") == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize("version", [None, "13.0"])
+def test_a_gpu_that_torch_cannot_use_is_no_silent_cpu(monkeypatch, tmp_path, capsys, version):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", version)
+    monkeypatch.setattr(distributed.device, "NVIDIA_DRIVER", tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    reason = "is built without CUDA" if version is None else "CUDA_VISIBLE_DEVICES='' leaves torch no GPU"
+    assert choose_device("auto") == CPU
+    said = capsys.readouterr().out
+    assert said.startswith("warning: this machine has an NVIDIA driver, but") and reason in said
+    assert choose_device("cpu") == CPU
+    assert not capsys.readouterr().out
+    with pytest.raises(UsageError, match=f"0 GPUs that torch can use .*{reason}"):
+        choose_device("cuda")
 
 
 @pytest.mark.parametrize("products", ["high", "highest"])

@@ -110,6 +110,9 @@ def test_a_dry_run_says_what_a_training_takes_and_leaves_nothing(scripts, tmp_pa
 
 
 def test_how_exactly_a_run_resumes_on_a_gpu_is_said():
-    strict, fast = (exactness(Namespace(deterministic=value), on_gpu=True) for value in (True, False))
+    flags = {"model": "adm", "compile": "block"}
+    strict, fast = (exactness(Namespace(deterministic=on, **flags), on_gpu=True) for on in (True, False))
     assert "resumes bit for bit on as many GPUs" in strict and "--deterministic false" in strict
     assert "resumes up to rounding" in fast and "--deterministic true" in fast
+    step = exactness(Namespace(model="adm", compile="step", deterministic=True), on_gpu=True)
+    assert "resumes up to rounding: --compile step" in step
