@@ -9,7 +9,7 @@ Shapes: *tokens.shape as in `models.active_tokens`, N tokens, C = n_embd.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,9 @@ from models.language_model import LanguageModel
 # compiler cannot take the two for one.
 TOKENS, SOURCE_TOKENS = 1033, 1171
 FEWEST_TOKENS = 2  # a compiler takes 0 and 1 for constants
+
+# LayerNorms, and the linear layers that read them.
+READERS = {"ln_1": ("attn.c_attn", "attn.q_down", "attn.kv_down"), "ln_2": ("mlp.c_fc",)}
 
 Weights = dict[str, Tensor]
 
@@ -70,17 +73,21 @@ class _Finish(nn.Module):
 
 
 class BlockGraphs:
-    """The compiled stages of a model's blocks, and the weights of a forward pass in autocast's format.
+    """The compiled stages of a model's blocks, and the weights of a forward pass as the stages read them.
 
-    Inside a graph autocast would convert weights at every use. Here each is converted once in a forward pass,
-    and the gradients of all its uses add up on the converted one, as with autocast's cache.
+    A block's weights are converted once in a forward pass, and the gradients of all its uses add up on the
+    converted ones. Linear layers get autocast's format, which a graph would otherwise convert to at every
+    use. A LayerNorm's weight is multiplied into the linear layers that read it: so its gradient, a sum over
+    all tokens, is computed once in a backward pass, not at every use.
     """
 
     def __init__(self, model: LanguageModel, backend: str = "inductor") -> None:
         self._model = model
         with torch.device("meta"):
             self._template = Block(model.config).train()  # every use brings its weights
-        prepare, finish = _Prepare(self._template), _Finish(self._template)
+        block = copy.copy(self._template)
+        block._modules = {**block._modules, "ln_1": _bare(block.ln_1), "ln_2": _bare(block.ln_2)}
+        prepare, finish = _Prepare(block), _Finish(block)
 
         # Two functions: the compiler looks through all graphs of a function for one that fits.
         def run_prepare(weights: Weights, *args: Any) -> list[Tensor]:
@@ -89,9 +96,10 @@ class BlockGraphs:
         def run_finish(weights: Weights, *args: Any) -> Tensor:
             return functional_call(finish, weights, args)
 
-        settings: dict[str, Any] = {"dynamic": True, "fullgraph": True, "backend": backend}
-        self._prepare = torch.compile(run_prepare, **settings)
-        self._finish = torch.compile(run_finish, **settings)
+        settings: dict[str, Any] = {"fullgraph": True, "backend": backend}
+        self._convert = torch.compile(_converted, dynamic=False, **settings)
+        self._prepare = torch.compile(run_prepare, dynamic=True, **settings)
+        self._finish = torch.compile(run_finish, dynamic=True, **settings)
         self._weights: dict[Block, tuple[Weights, Weights]] = {}
         self._rotations: dict[tuple[ActiveTokens, bool], Rotation | None] = {}
 
@@ -117,7 +125,7 @@ class BlockGraphs:
     ) -> Tensor:
         """What `block` makes of x, (*tokens.shape, C) -> the same."""
         if block not in self._weights:
-            self._weights[block] = _converted(block, _Prepare.reads), _converted(block, _Finish.reads)
+            self._weights[block] = self._of_stages(block)
         to_prepare, to_finish = self._weights[block]
         rows, rotation, key_tokens, of_source = _rows(x), self._rotation(tokens), tokens, (None, None)
         if source is not None:
@@ -136,7 +144,7 @@ class BlockGraphs:
         """
         config, like = self._model.config, self._model.lm_head.weight
         block = copy.deepcopy(self._template).to(like.dtype).to_empty(device=like.device)
-        to_prepare, to_finish = _converted(block, _Prepare.reads), _converted(block, _Finish.reads)
+        to_prepare, to_finish = self._of_stages(block)
         work = torch.promote_types(like.dtype, torch.float32)
 
         def batch(count: int) -> tuple[Tensor, Rotation | None]:
@@ -145,13 +153,37 @@ class BlockGraphs:
             return x, rotation and tuple(table.to(work) for table in rotation)
 
         x, rotation = batch(TOKENS)
-        prepared: list[Tensor] = []
         sources = [(None, None), *([batch(SOURCE_TOKENS)] if config.variant.halted_tokens_offer_keys else [])]
-        for source in sources:
-            prepared = self._prepare(to_prepare, x, rotation, *source)
-            torch.autograd.backward(prepared, [torch.zeros_like(part) for part in prepared])
-        y = prepared[0].new_ones(len(x), block.attn.c_proj.in_features, requires_grad=True)
-        self._finish(to_finish, x, y).sum().backward()
+        made = [part for source in sources for part in self._prepare(to_prepare, x, rotation, *source)]
+        y = made[0].new_ones(len(x), block.attn.c_proj.in_features, requires_grad=True)
+        made.append(self._finish(to_finish, x, y))
+        torch.autograd.backward(made, [torch.zeros_like(part) for part in made])
+
+    def _of_stages(self, block: Block) -> tuple[Weights, Weights]:
+        """A block's weights as the two stages read them."""
+        device = self._model.lm_head.weight.device.type
+        converted, others = {}, {}
+        for name, weight in block.named_parameters():
+            if not (_Prepare.reads(name) or _Finish.reads(name)):
+                continue
+            layer = block.get_submodule(name.rpartition(".")[0])
+            into = converted if isinstance(layer, nn.Linear | nn.LayerNorm) else others
+            into[name] = weight
+        dtype = converted["ln_1.weight"].dtype
+        if dtype != torch.float64 and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        # Outside of what activation checkpointing computes again, which finds them converted.
+        with torch.autograd.graph.saved_tensors_hooks(_same, _same):
+            converted = self._convert(converted, dtype)
+        for weight in converted.values():
+            if not isinstance(weight, nn.Parameter):  # which are static by themselves
+                torch._dynamo.mark_static(weight)
+        found = {**converted, **others}
+        prepare, finish = (
+            {name: weight for name, weight in found.items() if stage.reads(name)}
+            for stage in (_Prepare, _Finish)
+        )
+        return prepare, finish
 
     def _rotation(self, tokens: ActiveTokens, of_source: bool = False) -> Rotation | None:
         """The tokens' rotation written out row by row: (N, D/2) each."""
@@ -180,17 +212,27 @@ def _blocks(model: LanguageModel) -> Iterator[Block]:
     return (module for module in model.modules() if isinstance(module, Block))
 
 
-def _converted(block: Block, reads: Callable[[str], bool]) -> Weights:
-    """The weights of a stage, those of linear layers as autocast would convert them."""
-    found = {}
-    for name, weight in block.named_parameters():
-        if not reads(name):
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _bare(norm: nn.LayerNorm) -> nn.LayerNorm:
+    """A LayerNorm without weights."""
+    return nn.LayerNorm(norm.normalized_shape, norm.eps, elementwise_affine=False)
+
+
+def _converted(weights: Weights, dtype: torch.dtype) -> Weights:
+    """A block's weights of LayerNorms and linear layers as those of linear layers alone, in `dtype`."""
+    norm_of = {layer: norm for norm, layers in READERS.items() for layer in layers}
+    made = {}
+    for name, weight in weights.items():
+        layer, _, kind = name.rpartition(".")
+        if layer in READERS:
             continue
-        layer = block.get_submodule(name.rpartition(".")[0])
-        device = weight.device.type
-        if isinstance(layer, nn.Linear) and torch.is_autocast_enabled(device):
-            if weight.dtype != torch.float64:
-                weight = weight.to(torch.get_autocast_dtype(device))
-            torch._dynamo.mark_static(weight)  # parameters are static by themselves
-        found[name] = weight
-    return found
+        norm = norm_of.get(layer)
+        if norm is not None and kind == "weight":
+            weight = weight * weights[f"{norm}.weight"]
+        elif norm is not None:
+            weight = weight + (weights[f"{layer}.weight"] * weights[f"{norm}.bias"]).sum(-1)
+        made[name] = weight.to(dtype)
+    return made
