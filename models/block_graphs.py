@@ -218,7 +218,7 @@ def _same(tensor: Tensor) -> Tensor:
 
 def _bare(norm: nn.LayerNorm) -> nn.LayerNorm:
     """A LayerNorm without weights."""
-    return nn.LayerNorm(norm.normalized_shape, norm.eps, elementwise_affine=False)
+    return nn.LayerNorm(list(norm.normalized_shape), norm.eps, elementwise_affine=False)
 
 
 def _converted(weights: Weights, dtype: torch.dtype) -> Weights:
