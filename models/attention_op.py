@@ -35,7 +35,7 @@ def attention_op(
     if visible.stored is not None:  # never with dropout
         keys, values = visible.passes[0]
         return visible.stored.attend(queries.to(keys.dtype), keys, values.to(keys.dtype), visible.mask, scale)
-    dtype = attention_dtype(queries)
+    dtype = _dtype(queries)
     if fast and not dropout and _cpu_matmul_is_faster(queries, visible.passes, dtype):
         passes = [[tensor.to(dtype) for tensor in keys_values] for keys_values in visible.passes]
         return cpu_matmul_attention(queries.to(dtype), Visible(passes, visible.mask), scale)
@@ -49,11 +49,11 @@ def attention_op(
     )
 
 
-def attention_dtype(x: Tensor) -> torch.dtype:
-    """The format in which autocast computes attention of queries, or of a model with weights, like x."""
-    device = x.device.type
-    autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if autocast else x.dtype
+def _dtype(queries: Tensor) -> torch.dtype:
+    """The format in which autocast computes attention."""
+    device = queries.device.type
+    autocast = torch.is_autocast_enabled(device) and queries.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if autocast else queries.dtype
 
 
 def _cpu_matmul_is_faster(queries: Tensor, passes: Sequence[KeysValues], dtype: torch.dtype) -> bool:

@@ -71,14 +71,15 @@ class PassKeys:
 
     persistent = False
 
-    def __init__(self, window: int | None = None, form: str = "plain", capacity: int = 0) -> None:
+    def __init__(
+        self, window: int | None = None, new_store: "Callable[[Tensor], PassStore] | None" = None
+    ) -> None:
         """
         Args:
             window: `ModelConfig.attention_window_length`.
-            form: how passes attend to those of earlier passes: `models.pass_store.choose_form`.
-            capacity: about how many tokens of a sequence there will be, over all passes.
+            new_store: makes a layer's store of the keys of its first pass; None: each pass concatenates.
         """
-        self._window, self._form, self._capacity = window, form, capacity
+        self._window, self._new_store = window, new_store
         self._stores: dict[Hashable, PassStore] = {}  # by layer
         self._passes: dict[Hashable, list[tuple[KeysValues, Tensor]]] = {}  # by layer; with positions
         self._masks: dict[int, tuple[ActiveTokens, ActiveTokens, AttentionMask]] = {}
@@ -87,18 +88,13 @@ class PassKeys:
         self, of: LayerKeys, new: KeysValues, key_tokens: ActiveTokens, query_tokens: ActiveTokens
     ) -> Visible:
         seen = self.earlier(of, key_tokens, query_tokens)
-        if of.all_passes and self._form != "plain":
+        if of.all_passes and self._new_store is not None:
+            if of.layer not in self._stores:
+                self._stores[of.layer] = self._new_store(new[0])
             self.append(of, (), key_tokens)
-            return Visible([new], seen.mask, self._store(of.layer, new[0]).next_pass(new[0]))
+            return Visible([new], seen.mask, self._stores[of.layer].next_pass(new[0]))
         self.append(of, new, key_tokens)
         return Visible([*seen.passes, new], seen.mask)
-
-    def _store(self, layer: Hashable, keys: Tensor) -> "PassStore":
-        if layer not in self._stores:
-            from models.pass_store import PassStore
-
-            self._stores[layer] = PassStore(self._form, self._capacity, keys)
-        return self._stores[layer]
 
     def earlier(self, of: LayerKeys, key_tokens: ActiveTokens, query_tokens: ActiveTokens) -> Visible:
         """What `update` will return, without the new keys and values."""

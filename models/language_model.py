@@ -196,16 +196,13 @@ class LanguageModel(nn.Module):
         return tokens, cache
 
     def _pass_keys(self, length: int, routing: Routing | None) -> PassKeys:
-        """Where the keys of one forward pass are kept, of sequences of up to `length` tokens."""
-        config, weight, form = self.config, self.lm_head.weight, "plain"
-        if config.attention not in ("plain", "fast") or (config.attention == "fast" and weight.is_cuda):
-            from models.pass_store import choose_form
+        """For the keys of one forward pass, of sequences of up to `length` tokens."""
+        window = self.config.attention_window_length
+        if self.config.attention == ("plain" if self.lm_head.weight.is_cuda else "fast"):
+            return PassKeys(window)
+        from models.pass_store import choose_store
 
-            form = choose_form(config, weight, self.training)
-        if form == "plain":
-            return PassKeys(config.attention_window_length)
-        later = sum(routing.tokens[1:]) if isinstance(routing, TopK) else length * (self.repeats - 1)
-        return PassKeys(config.attention_window_length, form, length + later)
+        return PassKeys(window, choose_store(self, length, routing))
 
     def _embed(self, idx: Tensor, tokens: ActiveTokens) -> Tensor:
         """Token ids (B, T) -> (*tokens.shape, C), each token followed by its pause tokens."""

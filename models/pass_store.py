@@ -8,7 +8,7 @@ Shapes: B batch, H heads, n tokens of a pass, S keys so far, D head size.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,9 +23,13 @@ from models.attention_kernels import (
     attend_by_pass,
     attend_by_pass_backward,
 )
-from models.attention_op import attention_dtype
 from models.config import ModelConfig
+from models.losses import product_dtype
 from models.masks import AttentionMask
+from models.mixture_of_repeats import Routing, TopK
+
+if TYPE_CHECKING:
+    from models.language_model import LanguageModel
 
 
 class Form(NamedTuple):
@@ -68,14 +72,31 @@ HEAD_SIZES = range(8, 257, 8)  # that the kernels take
 AMPERE = (8, 0)  # compute capability
 
 
+def choose_store(
+    model: "LanguageModel", length: int, routing: Routing | None
+) -> "Callable[[Tensor], PassStore] | None":
+    """What makes the stores of a forward pass, or None where its passes concatenate keys.
+
+    length: the longest sequence's tokens.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    form = choose_form(model.config, model.lm_head.weight, model.training)
+    if form == "plain":
+        return None
+    later = sum(routing.tokens[1:]) if isinstance(routing, TopK) else length * (model.repeats - 1)
+    compiled = model.transformer.middle[0].graphs is not None  # graphs copy gradients that are in pieces
+    return lambda keys: PassStore(form, length + later, keys, contiguous_gradients=compiled)
+
+
 def choose_form(config: ModelConfig, weight: Tensor, training: bool) -> str:
     """How passes attend to earlier ones: as `--attention` asks for, or the next of these that applies.
 
     - flex: for any tokens, on GPUs where Triton is installed.
     - flash: for passes of the same tokens without a window, on GPUs in half precision.
     - masked: for any tokens, on GPUs since Ampere with heads that the kernels take.
-    - plain: PyTorch's operation on concatenated keys and values. Always with dropout, under activation
-      checkpointing (what is computed again must not write), and in a compiled step.
+    - plain: PyTorch's operation on concatenated keys and values. Always with dropout and under activation
+      checkpointing: what is computed again must not write.
 
     Args:
         weight: of the model: for its device and format.
@@ -83,7 +104,7 @@ def choose_form(config: ModelConfig, weight: Tensor, training: bool) -> str:
     """
     form, on_cuda = config.attention, weight.device.type == "cuda"
     recomputes = config.activation_checkpointing != "none"
-    if torch.compiler.is_compiling() or (training and (config.dropout or recomputes)):
+    if training and (config.dropout or recomputes):
         return "plain"
     if form == "fast":
         form = "masked" if on_cuda else "plain"
@@ -91,7 +112,7 @@ def choose_form(config: ModelConfig, weight: Tensor, training: bool) -> str:
         return "plain"
     if form == "flash" and (config.variant.stops_early or config.attention_window_length is not None):
         return "masked"
-    if form == "flash" and on_cuda and attention_dtype(weight) not in HALF:
+    if form == "flash" and on_cuda and product_dtype(weight, weight) not in HALF:
         return "masked"
     return "masked" if form == "flex" and on_cuda and not has_triton() else form
 
@@ -108,19 +129,20 @@ class PassStore:
     by pass.
     """
 
-    def __init__(self, form: str, capacity: int, like: Tensor) -> None:
+    def __init__(self, form: str, capacity: int, like: Tensor, contiguous_gradients: bool = False) -> None:
         """
         Args:
             form: key into FORMS.
             capacity: about how many tokens of a sequence there will be, over all passes.
             like: keys (B, H, n, D) of the first pass.
+            contiguous_gradients: of keys and values, as (B, n, H, D), for where others would be copied.
         """
         batch, heads, tokens, size = like.shape
         self.form, self.heads = FORMS[form], heads
         self.axis = 0 if self.form.by_pass else 1
         shape = (-(-capacity // tokens) * batch, tokens) if self.form.by_pass else (batch, capacity)
         self.buffer = like.new_empty(*shape, 2 * heads, size)
-        self.gradients = _PassGradients(axis=2 * self.axis)  # of (batch, H, tokens, D)
+        self.gradients = _PassGradients(2 * self.axis, contiguous_gradients)  # (batch, H, tokens, D)
         self.link: Tensor | None = None  # to the newest pass: see `_PassAttention`
         self._used = 0
 
@@ -173,35 +195,51 @@ class StoredPass(NamedTuple):
 
 
 class _PassGradients:
-    """Gradients of a layer's keys and values, summed over the passes that saw them: (B, H, S, D) each.
+    """Gradients of a layer's keys and values, summed over the passes that saw them: (B, H, S, D) each."""
 
-    axis: along which a pass has places.
-    """
-
-    def __init__(self, axis: int) -> None:
-        self._axis = axis
+    def __init__(self, axis: int, contiguous: bool) -> None:
+        """
+        Args:
+            axis: along which a pass has places.
+            contiguous: whether those of a pass shall be contiguous, as (B, n, H, D).
+        """
+        self._axis, self._contiguous = axis, contiguous
         self._sums: tuple[Tensor, ...] = ()
         self._backward = -1
 
-    def add(self, *gradients: Tensor) -> None:
-        """Add a pass' gradients of all keys and values that it saw."""
+    def finish(self, start: int, stop: int, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+        """Add a pass' gradients of all keys and values that it saw; the sums for those at its places.
+
+        gradients: of keys and values; empty where the result of the pass has none.
+        """
         # With retain_graph there are several backward passes, and one that is asked for the gradients of
         # few tensors may end before the first pass: what it left behind must not be added to.
         backward = torch._C._current_graph_task_id()
-        if not self._sums or backward != self._backward:
-            self._sums, self._backward = gradients, backward  # of the last pass, which saw all keys
-            return
-        for total, gradient in zip(self._sums, gradients, strict=True):
-            total.narrow(self._axis, 0, gradient.shape[self._axis]).add_(gradient)
-
-    def take(self, start: int, stop: int) -> tuple[Tensor | None, ...]:
-        """The sums for the keys and values at these places."""
-        if not self._sums or self._backward != torch._C._current_graph_task_id():
+        if backward != self._backward:
+            self._sums, self._backward = (), backward
+        if not self._sums:
+            self._sums = gradients  # of the last pass, which saw all keys
+        elif gradients:
+            totals = [total.narrow(self._axis, 0, stop) for total in self._sums]
+            if start == 0:  # nothing will be added to these
+                self._sums = tuple(total + new for total, new in zip(totals, gradients, strict=True))
+            else:
+                for total, new in zip(totals, gradients, strict=True):
+                    total.add_(new)
+        if not self._sums:
             return None, None
         parts = tuple(total.narrow(self._axis, start, stop - start) for total in self._sums)
         if start == 0:
             self._sums = ()
+        return _contiguous(parts) if self._contiguous else parts
+
+
+def _contiguous(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The same, contiguous as (B, n, H, D): one copy of both where it is one copy of each otherwise."""
+    transposed = [part.transpose(1, 2) for part in parts]
+    if all(part.is_contiguous() for part in transposed):
         return parts
+    return tuple(part.transpose(1, 2) for part in torch.cat(transposed).chunk(len(parts)))
 
 
 class _PassAttention(torch.autograd.Function):
@@ -240,11 +278,10 @@ class _PassAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad_queries = None
+        grad_queries, others = None, ()
         if grad is not None:
             queries, keys, values, *saved = ctx.saved_tensors
             grad_queries, *others = ctx.form.backward(
                 grad, queries, keys, values, ctx.mask, *saved, scale=ctx.scale
             )
-            ctx.gradients.add(*others)
-        return grad_queries, *ctx.gradients.take(*ctx.places), None, None, None, None
+        return grad_queries, *ctx.gradients.finish(*ctx.places, tuple(others)), None, None, None, None

@@ -42,9 +42,9 @@ def inputs_of(kind, dtype=torch.float64):
     return [torch.randn(size, generator=generator, dtype=dtype).requires_grad_() for size in sizes]
 
 
-def stored(form, kind, inputs, scale=0.3, capacity=3 * T):
+def stored(form, kind, inputs, scale=0.3, capacity=3 * T, **settings):
     """The results of all passes. A pass is not made from the one before."""
-    store, results = PassStore(form, capacity, inputs[1]), []
+    store, results = PassStore(form, capacity, inputs[1], **settings), []
     for mask, q, k, v in zip(masks(kind), inputs[::3], inputs[1::3], inputs[2::3], strict=True):
         results.append(store.next_pass(k).attend(q, k, v, mask, scale))
     return _used(kind, results)
@@ -93,6 +93,22 @@ def test_results_and_gradients(form, kind):
     results, expected = stored(form, kind, inputs), plain(kind, inputs)
     assert_equal(results, expected)
     assert_equal(*(torch.autograd.grad(weighted(ys), inputs) for ys in (results, expected)))
+
+
+@pytest.mark.parametrize("passes", [range(R), (2,), (1,), (0,)])
+@pytest.mark.parametrize(("form", "kind"), CASES)
+def test_contiguous_gradients(form, kind, passes):
+    """As the stages of compiled blocks want them."""
+    inputs = inputs_of(kind)
+    ys = stored(form, kind, inputs, contiguous_gradients=True)
+    found = torch.autograd.grad(weighted(ys, passes), inputs, allow_unused=True)
+    expected = torch.autograd.grad(weighted(plain(kind, inputs), passes), inputs, allow_unused=True)
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if one is None or other is None:
+            assert one is other
+            continue
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
+        assert not number % 3 or one.transpose(1, 2).is_contiguous()
 
 
 @pytest.mark.parametrize(("form", "kind"), CASES)
