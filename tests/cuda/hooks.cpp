@@ -1,5 +1,6 @@
-// Makes a torch built without CUDA take "cuda:0" for a device that exists and has one stream on which nothing
-// ever runs. Loaded before torch is imported: see hooks.py. Tensors on that device are imitated in Python.
+// Makes torch take "cuda:0" for a device that exists and has one stream on which nothing ever runs, whether it
+// was built with CUDA or without. Loaded before torch is imported: see hooks.py. Tensors on that device are
+// imitated in Python.
 
 #include <ATen/core/Generator.h>
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -25,7 +26,6 @@ struct Guard final : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> {
 };
 
 Guard guard;
-c10::impl::DeviceGuardImplRegistrar registrar(c10::DeviceType::CUDA, &guard);
 
 struct Hooks final : at::CUDAHooksInterface {
   explicit Hooks(at::CUDAHooksArgs) {}
@@ -48,7 +48,13 @@ struct Hooks final : at::CUDAHooksInterface {
 
 }  // namespace
 
+// Instead of those of a torch with CUDA, which are registered later.
 namespace at {
 using ImitatedHooks = ::Hooks;
-C10_REGISTER_TYPED_CLASS(CUDAHooksRegistry, "CUDAHooks", ImitatedHooks);
+C10_REGISTER_TYPED_CLASS_WITH_PRIORITY(CUDAHooksRegistry, "CUDAHooks", c10::REGISTRY_PREFERRED, ImitatedHooks);
 }  // namespace at
+
+// The guard that is registered last counts: called after torch has been imported.
+extern "C" void take_over() {
+  c10::impl::DeviceGuardImplRegistrar registrar(c10::DeviceType::CUDA, &guard);
+}

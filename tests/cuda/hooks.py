@@ -1,4 +1,4 @@
-"""Builds and loads hooks.cpp, without which a torch for CPUs refuses the device "cuda". No torch here."""
+"""Builds and loads hooks.cpp, without which torch refuses the device "cuda". No torch here."""
 
 import ctypes
 import hashlib
@@ -21,7 +21,7 @@ class Unavailable(Exception):
 def build() -> Path:
     """The shared library for the installed torch, compiled where it does not exist yet: three seconds.
 
-    Raises Unavailable where there is no Linux, no g++, a torch with CUDA, or headers that do not compile.
+    Raises Unavailable where there is no Linux, no g++, or headers that do not compile.
     """
     if not sys.platform.startswith("linux"):
         raise Unavailable(f"CUDA is imitated on Linux only, and this is {sys.platform}")
@@ -30,8 +30,6 @@ def build() -> Path:
         raise Unavailable("imitating CUDA needs g++")
     torch = Path(importlib.util.find_spec("torch").origin).parent
     key = hashlib.sha256(SOURCE.read_bytes() + f"{version('torch')} {torch}".encode()).hexdigest()[:12]
-    if (torch / "lib/libtorch_cuda.so").exists():
-        raise Unavailable("CUDA is imitated on a torch without CUDA, and this one has it")
     library = LIBRARIES / f"hooks-{key}.so"
     if library.exists():
         return library
@@ -50,6 +48,15 @@ def build() -> Path:
 
 def load() -> None:
     """Load the library, before torch is imported for the first time. Raises Unavailable as `build`."""
+    global _library
     if "torch" in sys.modules:
         raise Unavailable("torch has been imported already: CUDA is imitated in a process of its own")
-    ctypes.CDLL(str(build()), mode=ctypes.RTLD_GLOBAL)
+    _library = ctypes.CDLL(str(build()), mode=ctypes.RTLD_GLOBAL)
+
+
+def take_over() -> None:
+    """After torch has been imported: its devices and streams of CUDA are the imitated ones."""
+    _library.take_over()
+
+
+_library: ctypes.CDLL

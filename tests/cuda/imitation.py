@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
-from tests.cuda import kernels
+from tests.cuda import hooks, kernels
 from tests.cuda.deterministic import refuses
 
 ROOT = str(Path(__file__).parents[2])
@@ -145,6 +145,7 @@ def shapes_only() -> Iterator[None]:
 @functools.cache
 def install() -> torch.device:
     """Imitate CUDA in this process from now on; returns its device."""
+    hooks.take_over()
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     answers = {
         "is_available": True, "device_count": 1, "current_device": 0, "get_device_name": "imitated",
