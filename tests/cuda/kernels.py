@@ -175,12 +175,30 @@ def _product(first: Tensor, second: Tensor, out_dtype: torch.dtype) -> Tensor:
     return first.to(out_dtype) @ second.to(out_dtype)
 
 
+def _rms_norm_backward(
+    grad_out: Tensor, input: Tensor, normalized_shape: list[int], rstd: Tensor, weight: Tensor | None,
+    output_mask: list[bool],
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    last = tuple(range(-len(normalized_shape), 0))
+    grad, normalised = grad_out.float(), input.float() * rstd
+    scaled = grad if weight is None else grad * weight
+    grad_input = rstd * (scaled - normalised * (scaled * normalised).mean(last, keepdim=True))
+    leading = tuple(range(input.dim() - len(normalized_shape)))
+    grad_weight = (grad * normalised).sum(leading)
+    grads = (grad_input, input), (grad_weight, weight)
+    return tuple(
+        each.to(like.dtype) if asked and like is not None else None
+        for (each, like), asked in zip(grads, output_mask, strict=True)
+    )
+
+
 ONLY_ON_CUDA: dict[Any, Callable[..., Any]] = {
     aten._scaled_dot_product_flash_attention.default: _flash,
     aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
     aten._scaled_dot_product_efficient_attention.default: _efficient,
     aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
     aten.mm.dtype: _product,
+    aten._fused_rms_norm_backward.default: _rms_norm_backward,
     aten._softmax.default: _softmax(aten._softmax.default),
     aten._log_softmax.default: _softmax(aten._log_softmax.default),
     aten._softmax_backward_data.default: _softmax_backward(aten._softmax_backward_data.default),

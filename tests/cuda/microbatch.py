@@ -1,20 +1,18 @@
 """A micro-batch at the paper's size on the imitated device, counted: shapes only, nothing is computed."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import models.fused_rotation
 from bench.plan import SIZES, model_flags
 from distributed import choose_device
 from models.block_graphs import BlockGraphs
 from models.config import ModelConfig
 from models.language_model import LanguageModel
 from tests.cuda import imitation, regions
-from tests.cuda.launches import Count, size_of
+from tests.cuda.launches import Count
+from tests.cuda.triton import kernels_launched, replaced
 
 CAPACITIES = [0.7, 0.5, 0.3, 0.1]  # of the passes of adaptive models: half of the compute at full depth
 
@@ -30,42 +28,18 @@ def count_micro_batch(model: str, compiled: str = "none", batch: int = 8, **flag
     """
     imitation.install()
     device, size, count = choose_device("cuda"), SIZES["paper"], Count()
-    with imitation.shapes_only(), _replaced(models.fused_rotation, "turn", _rotation_kernel):
+    with imitation.shapes_only(), kernels_launched():
         with device:
             network = LanguageModel(ModelConfig(**{**model_flags(model, size), **flags})).train()
         network.lm_head.weight = network.transformer.wte.weight
         if compiled == "block":
-            with _replaced(torch, "compile", regions.compile):
+            with replaced(torch, "compile", regions.compile):
                 BlockGraphs(network).install()
         idx = torch.zeros(batch, size.length, dtype=torch.long, device=device)
         _run(network, idx)  # from now on gradients are added to others
         with imitation.observed(count):
             _run(network, idx)
     return count
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-def _rotation_kernel(
-    sources: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    cos: Tensor,
-    sin: Tensor,
-    rotated: int,
-    inverse: bool = False,
-) -> None:
-    """In place of `turn`: one launch, as with Triton, which need not be installed here."""
-    moved = sum(map(size_of, (*sources, *targets, cos, sin)))
-    operation = imitation.Operation("rotation (Triton)", None, (), {}, None, cost=(moved, 0))
-    imitation.note(operation)
 
 
 def _run(network: LanguageModel, idx: Tensor) -> None:

@@ -204,6 +204,7 @@ def _inductor_for_cuda() -> Iterator[None]:
         for owner, name, value in replaced:
             stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, value)
-        # Rows of any number are not padded, which would be decided by measuring.
-        stack.enter_context(config.patch(shape_padding=False, compile_threads=1))
+        # Off is what would measure, or compute with tensors on the device.
+        off = {"shape_padding": False, "joint_graph_constant_folding": False, "compile_threads": 1}
+        stack.enter_context(config.patch(off))
         yield

@@ -1,20 +1,31 @@
 """Kernels and bytes of a micro-batch at the paper's size: a ceiling for each model, and the counting itself.
 
-A change that launches more, or moves more bytes, has to raise a ceiling here and say why. The figures:
-`python -m tests.cuda.count`.
+A change that launches more, or moves more bytes, has to raise a ceiling here and say why; one that saves
+some lowers it. The figures: `python -m tests.cuda.count`. Without stick breaking, whose kernels depend on
+the data.
 """
 
 import pytest
 
 # (model, --compile): launches and GB of 8 sequences in bfloat16, rounded up by about a hundredth.
 CEILINGS = {
-    ("ln_cotformer", "none"): (5_150, 81.5), ("ln_cotformer", "block"): (4_290, 73.2),
-    ("adm", "none"): (5_450, 55.2), ("adm", "block"): (4_490, 49.9),
-    ("standard", "none"): (1_320, 24.5), ("standard", "block"): (1_190, 21.0),
+    ("ln_cotformer", "none"): (5_100, 76.9), ("ln_cotformer", "block"): (4_290, 72.9),
+    ("adm", "none"): (5_290, 50.7), ("adm", "block"): (4_490, 48.5),
+    ("standard", "none"): (1_270, 20.0), ("standard", "block"): (1_150, 18.8),
+    ("but", "none"): (4_830, 67.2), ("but", "block"): (4_290, 61.9),
+    ("cotformer", "none"): (5_040, 76.7), ("cotformer", "block"): (4_710, 72.7),
+    ("adaptive_but", "none"): (7_230, 64.6), ("adaptive_but", "block"): (5_840, 55.2),
+    ("mla", "none"): (15_170, 119.7), ("mla", "block"): (9_500, 92.8),
+    ("pause", "none"): (1_270, 65.9), ("pause", "block"): (1_100, 57.2),
+    ("pondernet", "none"): (5_210, 77.7), ("pondernet", "block"): (4_650, 72.1),
 }  # fmt: skip
+QUICK = ("ln_cotformer", "adm", "standard")
 
 
-@pytest.mark.parametrize(("model", "compiled"), CEILINGS)
+@pytest.mark.parametrize(
+    ("model", "compiled"),
+    [pytest.param(*key, marks=() if key[0] in QUICK else pytest.mark.slow) for key in CEILINGS],
+)
 def test_launches_and_bytes_stay_below_their_ceilings(on_cuda, model, compiled):
     launches, gigabytes = on_cuda("micro_batch", model=model, compiled=compiled)
     most_launches, most_gigabytes = CEILINGS[model, compiled]
