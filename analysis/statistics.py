@@ -106,6 +106,7 @@ def energies_of_moment(moment: Tensor) -> Tensor:
 
 def effective_rank(energies: Tensor, level: float) -> int:
     """The smallest r whose r largest energies are a fraction of at least `level`; 0 if all are zero."""
+    energies = energies.cpu()  # on CUDA, deterministic mode refuses sums of this kind
     fractions = energies.cumsum(0) / energies.sum()
     return 0 if energies.sum() == 0 else int((fractions < level - _ROUNDING).sum()) + 1
 
@@ -130,6 +131,6 @@ def energy_kept_of_parts(moment: Tensor, ranks: Sequence[int], parts: Sequence[s
     values, vectors = values.flip(0).clamp_min(0.0), vectors.flip(1)
     by_part = []
     for part in parts:
-        energy = (values * vectors[part].square().sum(0)).cumsum(0)
+        energy = (values * vectors[part].square().sum(0)).cpu().cumsum(0)
         by_part.append([float(energy[min(rank, len(energy)) - 1] / energy[-1]) for rank in ranks])
     return [list(of_rank) for of_rank in zip(*by_part, strict=True)]

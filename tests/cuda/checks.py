@@ -10,6 +10,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+from analysis.statistics import effective_ranks, energies_of_weight, energy_kept_of_parts
 from config.training import TrainConfig
 from data.batches import MicroBatch
 from distributed import Precision, choose_device
@@ -133,6 +134,14 @@ def generation(
         passes.append(one.passes.tolist())
     per_token = {line: count / (tokens - 1) for line, count in _lines(waits).items()}
     return {"texts": texts, "passes": passes, "waits_per_token": per_token}
+
+
+def energies(device: str) -> list[Any]:
+    """Statistics of `analysis` that add up eigenvalues in order."""
+    torch.manual_seed(3)
+    z = torch.randn(40, 6, dtype=torch.float64).to(choose_device(device))
+    parts = [slice(0, 2), slice(2, 6)]
+    return [effective_ranks(energies_of_weight(z)), energy_kept_of_parts(z.T @ z, [1, 3], parts)]
 
 
 def refused(what: str) -> str | None:

@@ -39,3 +39,9 @@ def test_waits_for_a_token(on_cuda, model, most, prompts):
     ways = {"prompts": prompts, "settings": "drawn", "model": model, "cached": True}
     waits = on_cuda("generation", device="cuda", **ways)["waits_per_token"]
     assert 0 < sum(waits.values()) <= most, waits
+
+
+def test_sums_of_eigenvalues_are_those_of_the_cpu(on_cuda):
+    """In deterministic mode CUDA refuses cumsum."""
+    (ranks, kept), (expected, as_kept) = (on_cuda("energies", device=device) for device in ("cuda", "cpu"))
+    assert ranks == expected and kept[0] == pytest.approx(as_kept[0])
