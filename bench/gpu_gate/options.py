@@ -52,10 +52,10 @@ def compiled(plan: Plan, model: str) -> Iterator[Row]:
 
 
 def cuda_graphs(plan: Plan) -> Iterator[Row]:
-    """The same losses to rounding; pondernet has several exits, adm's shapes change."""
+    """The same losses to rounding; pondernet has several exits."""
     if not known({"cuda_graphs": True}):
         raise Skipped("main.py has no --cuda_graphs")
-    for model in ("ln_cotformer", "pondernet", "adm"):
+    for model in ("ln_cotformer", "pondernet"):
         without, graphed = _full(model, plan), _full(model, plan, cuda_graphs=True)
         losses, found = without.losses(STEPS), graphed.losses(STEPS)
         yield close(model, found, losses, 1e-5, ms=1e3 * _usual(graphed), ms_without=1e3 * _usual(without))

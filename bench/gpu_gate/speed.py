@@ -4,6 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -58,9 +59,14 @@ def time_micro_batch(model: str, size: Size, device: str, flags: dict[str, Any],
     training.steps(1)
     start_s = time.perf_counter() - started
     training.steps(WARM_UP + TIMED - 1)
-    events = profiled(training.micro_batch, training.device.type == "cuda")
     seconds = statistics.median(training.seconds[WARM_UP:]) / acc_steps
-    return Timed(seconds, start_s, count_launches(events))
+    # Micro-batches alone are not graphed; a step of several, profiled, would take long.
+    cuda, work = training.device.type == "cuda", training.micro_batch
+    events = profiled(partial(training.steps, 1) if training.graphed else work, cuda)
+    counts = count_launches(events)
+    if training.graphed:
+        counts = {name: number // acc_steps for name, number in counts.items()}
+    return Timed(seconds, start_s, counts)
 
 
 def measure(model: str, name: str, batch: int, flags: dict[str, Any], plan: Plan, acc_steps: int) -> Row:

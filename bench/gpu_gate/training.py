@@ -86,8 +86,18 @@ class Training:
         self.forward = self.parallel.training_forward(self.model)
         self.forward.train()
         self.seconds: list[float] = []  # of each step
+        self._graphed: list[Any] = []
+        if self.graphed:
+            from optim.graphed import GraphedMicroBatch
+
+            self._graphed = [GraphedMicroBatch(self.model, self.device)]
         self._batches: Iterator[MicroBatch] | None = None
         self._slice = RankSlice.of(self.config.batch_size, self.config.acc_steps, 0, 1)
+
+    @property
+    def graphed(self) -> bool:
+        """Whether a step replays CUDA graphs."""
+        return getattr(self.args, "cuda_graphs", False)
 
     def steps(self, count: int) -> list[tuple[float, float | None]]:
         """Losses and gradient norms of the next steps."""
@@ -129,7 +139,7 @@ class Training:
         started = time.perf_counter()
         done = training_step(
             self.state, self.forward, batches, self._slice, self.config, self.precision.autocast(),
-            self.parallel, lambda step: False,
+            self.parallel, lambda step: False, *self._graphed,
         )  # fmt: skip
         if self.device.type == "cuda":
             torch.cuda.synchronize()

@@ -22,7 +22,7 @@ PLAN = Plan(("ln_cotformer", "adm"), None, ("float32",), "cpu", 1, 1, "tiny", "b
 # The others compile, or start several ranks: `python -m bench.gpu_gate --device cpu` rehearses them too.
 QUICK = (
     "machine", "formats", "kernels", "waits", "stable", "paper-adm", "largest", "repeats", "checkpoint",
-    "parallel", "generation", "attention", "rotary", "tests",
+    "parallel", "generation", "decoding", "attention", "rotary", "tests",
 )  # fmt: skip
 BY_NAME = {item.name: item for item in ITEMS}
 
