@@ -10,7 +10,9 @@ import models.attention_op
 def really_faster(monkeypatch):
     """Returns what decides outside of tests."""
     decides = models.attention_op._cpu_matmul_is_faster
-    monkeypatch.setattr(
-        models.attention_op, "_cpu_matmul_is_faster", lambda *_: not torch.compiler.is_compiling()
-    )
+
+    def always(queries, *_):
+        return queries.device.type == "cpu" and not torch.compiler.is_compiling()
+
+    monkeypatch.setattr(models.attention_op, "_cpu_matmul_is_faster", always)
     return decides
