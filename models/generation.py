@@ -4,7 +4,7 @@ Shapes: B batch, T tokens, V = vocab_size.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from models.active_tokens import without_waiting
 from models.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from models.graphed_decoding import GraphedDecoder
 
 LEAST_TEMPERATURE = 1e-30  # logits divided by less would leave float32's range
 
@@ -66,6 +69,7 @@ def generate(
     thresholds: Sequence[float] | None = None,
     cached: bool = True,
     keep: int | None = None,
+    graphed: bool = False,
 ) -> Iterator[Drawn]:
     """Continue B prompts, ids (B, T) or lists of any lengths, yielding each new position as it is drawn.
 
@@ -78,6 +82,8 @@ def generate(
         keep: a text that outgrows `sequence_length` is cut to its last `keep` tokens, which are recomputed
             at positions from 0; None: half of sequence_length. With keep = sequence_length the window slides
             token by token, as in the released code, and a cache is of no use.
+        graphed: with a cache, texts of equal lengths and no tokens that halt, decode at fixed shapes: on CUDA
+            as a graph that is replayed (`models.graphed_decoding`). To be used in one autocast context.
 
     The model's training mode is restored.
     """
@@ -85,22 +91,26 @@ def generate(
     keep = max(1, limit // 2) if keep is None else keep
     device = model.lm_head.weight.device
     contexts = [[int(token) for token in prompt][-limit:] for prompt in prompts]
-    cache, was_training = None, model.training
+    cache, decoder, was_training = None, None, model.training
     model.eval()
     try:
         for _ in range(max_new_tokens):
             if any(len(context) > limit for context in contexts):
                 contexts = [context if len(context) <= limit else context[-keep:] for context in contexts]
                 cache = None
+            wanted = {"get_logits": True, "get_routing": True, "thresholds": thresholds}
             if cache is None:
                 idx, lengths = _padded(contexts, device)
-                cache = model.new_cache(len(contexts)) if cached else None
+                if cached:
+                    decoder = _decoder(model, len(contexts), thresholds) if graphed and not lengths else None
+                    cache = model.new_cache(len(contexts)) if decoder is None else decoder.cache
+                output = model(idx, cache=cache, lengths=lengths, **wanted)
             else:
-                newest = torch.tensor([context[-1:] for context in contexts])
-                idx, lengths = without_waiting(newest, device), None
-            output = model(
-                idx, get_logits=True, thresholds=thresholds, get_routing=True, cache=cache, lengths=lengths
-            )
+                newest, lengths = torch.tensor([context[-1:] for context in contexts]), None
+                if decoder is None:
+                    output = model(without_waiting(newest, device), cache=cache, **wanted)
+                else:
+                    output = decoder(newest)
             logits = output["logits"][:, -1, :n_tokens]
             # The copy of the probabilities waits for that of the passes too: both are on CUDA's one stream.
             passes = output["passes"].to("cpu", non_blocking=True)
@@ -112,6 +122,13 @@ def generate(
                 context.append(token)
     finally:
         model.train(was_training)
+
+
+def _decoder(model: LanguageModel, batch: int, thresholds: Sequence[float] | None) -> "GraphedDecoder | None":
+    """None where a step depends on its tokens."""
+    from models.graphed_decoding import GraphedDecoder, has_fixed_shapes
+
+    return GraphedDecoder(model, batch, thresholds) if has_fixed_shapes(model, thresholds) else None
 
 
 def _padded(contexts: list[list[int]], device: torch.device) -> tuple[Tensor, list[int] | None]:

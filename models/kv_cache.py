@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from models.active_tokens import ActiveTokens, CachePlaces
+from models.active_tokens import ActiveTokens, CachePlaces, without_waiting
 from models.masks import AttentionMask
 
 if TYPE_CHECKING:
@@ -139,17 +139,20 @@ class KVCache:
             positions_per_token: more than one with pause tokens, which are cached like tokens.
         """
         self.lengths = [0] * batch  # tokens of each text
-        self._capacity, self._window = capacity, window
-        self._capacity_places, self._empty = capacity * positions_per_token, CachePlaces(self.lengths)
+        self._capacity, self._window, self._positions_per_token = capacity, window, positions_per_token
+        self._empty = CachePlaces(self.lengths)
         self._layers: dict[tuple[Hashable, int], _LayerCache] = {}
         # Of one forward pass: places and masks that many layers share.
         self._extended: dict[tuple[int, int], tuple[CachePlaces, ActiveTokens, CachePlaces]] = {}
         self._masks: dict[tuple[int, ...], tuple[Sequence[CachePlaces], ActiveTokens, AttentionMask]] = {}
 
-    @property
-    def is_even(self) -> bool:
-        """Whether all texts have as many tokens."""
-        return min(self.lengths) == max(self.lengths)
+    def new_positions(self, count: int, device: torch.device) -> Tensor:
+        """The next `count` positions of the texts: (count,), or (B, count) where their lengths differ."""
+        start = self._positions_per_token * self.lengths[0]
+        if min(self.lengths) == max(self.lengths):
+            return torch.arange(start, start + count, device=device)
+        starts = without_waiting(self._positions_per_token * torch.tensor(self.lengths), device)
+        return starts[:, None] + torch.arange(count, device=device)
 
     def advance(self, counts: Sequence[int]) -> None:
         """Make room for this many new tokens of each text. Raises ValueError when there is none."""
@@ -166,9 +169,8 @@ class KVCache:
         first = 1 if of.all_passes else of.repeat
         passes = [self._layer(of.layer, repeat) for repeat in range(first, of.repeat + 1)]
         passes[-1].write(new, self._extend(passes[-1].places, key_tokens))
-        return Visible(
-            [one.tensors for one in passes], self._mask([one.places for one in passes], query_tokens)
-        )
+        mask = self._mask([one.places for one in passes], query_tokens)
+        return Visible([one.first(one.places.longest) for one in passes], mask)
 
     def _extend(self, places: CachePlaces, tokens: ActiveTokens) -> CachePlaces:
         """`places` and those of new tokens: made once, for all layers with the same places."""
@@ -194,7 +196,8 @@ class KVCache:
 
     def _layer(self, layer: Hashable, repeat: int) -> "_LayerCache":
         if (layer, repeat) not in self._layers:
-            self._layers[layer, repeat] = _LayerCache(self._capacity_places, self._empty)
+            places = self._capacity * self._positions_per_token
+            self._layers[layer, repeat] = _LayerCache(places, self._empty)
         return self._layers[layer, repeat]
 
 
@@ -205,10 +208,9 @@ class _LayerCache:
         self._capacity, self.places = capacity, empty
         self._tensors: list[Tensor] = []
 
-    @property
-    def tensors(self) -> list[Tensor]:
-        """(B, H, longest, D) each; shorter sequences are filled with zeros, at position PADDING."""
-        return [tensor[:, :, : self.places.longest] for tensor in self._tensors]
+    def first(self, places: int) -> list[Tensor]:
+        """(B, H, places, D) each; shorter sequences are filled with zeros, at position PADDING."""
+        return [tensor[:, :, :places] for tensor in self._tensors]
 
     @property
     def bytes_used(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.active_tokens import ActiveTokens, InputGrid, without_waiting
+from models.active_tokens import ActiveTokens, InputGrid
 from models.block import Transformer
 from models.capacities import check_factors, draw_factors, tokens_per_pass
 from models.config import ModelConfig
@@ -177,13 +177,10 @@ class LanguageModel(nn.Module):
         """All tokens of the input with their pause tokens, and where their keys and values are kept."""
         each = self.positions_per_token
         batch, length = len(idx), idx.shape[1] * each
-        positions = torch.arange(length, device=idx.device)
-        if cache is not None and any(cache.lengths):
-            if cache.is_even:
-                positions = positions + each * cache.lengths[0]
-            else:
-                starts = without_waiting(each * torch.tensor(cache.lengths), idx.device)
-                positions = positions + starts[:, None]
+        if cache is None:
+            positions = torch.arange(length, device=idx.device)
+        else:
+            positions = cache.new_positions(length, idx.device)
         work = torch.promote_types(self.lm_head.weight.dtype, torch.float32)
         rotation = self.positions(positions)
         rotation = rotation and tuple(table.to(work) for table in rotation)

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -17,6 +18,7 @@ from distributed import Precision, choose_device
 from distributed.parallel import RankSlice, SingleProcess
 from models.config import ModelConfig
 from models.generation import generate
+from models.graphed_decoding import CapturedStep, GraphedDecoder
 from models.language_model import LanguageModel
 from optim.state import TrainState
 from optim.train import training_step
@@ -142,6 +144,21 @@ def energies(device: str) -> list[Any]:
     z = torch.randn(40, 6, dtype=torch.float64).to(choose_device(device))
     parts = [slice(0, 2), slice(2, 6)]
     return [effective_ranks(energies_of_weight(z)), energy_kept_of_parts(z.T @ z, [1, 3], parts)]
+
+
+def graphed_step(model: str) -> dict[str, Any]:
+    """A decoding step as it is captured: its waits, and the difference of its logits from the plain ones."""
+    network = build(model, choose_device("cuda")).eval()
+    prompts, newest = torch.tensor(PROMPTS["even"]), torch.tensor([[3], [4]])
+    decoder, cache = GraphedDecoder(network, 2, None), network.new_cache(2)
+    decoder._capture = lambda: CapturedStep(SimpleNamespace(replay=lambda: None), decoder.run())
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        for one in (decoder.cache, cache):
+            network(prompts.to("cuda"), cache=one)
+        with imitation.counted_waits() as waits:
+            logits = decoder(newest)["logits"]
+        plain = network(newest.to("cuda"), get_logits=True, cache=cache)["logits"]
+    return {"waits": _lines(waits), "error": (logits - plain).abs().max().item()}
 
 
 def refused(what: str) -> str | None:

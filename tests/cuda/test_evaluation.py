@@ -45,3 +45,10 @@ def test_sums_of_eigenvalues_are_those_of_the_cpu(on_cuda):
     """In deterministic mode CUDA refuses cumsum."""
     (ranks, kept), (expected, as_kept) = (on_cuda("energies", device=device) for device in ("cuda", "cpu"))
     assert ranks == expected and kept[0] == pytest.approx(as_kept[0])
+
+
+@pytest.mark.parametrize("model", ["standard", "ln_cotformer", "adm", "mla", "pause", "pondernet"])
+def test_a_captured_step_waits_for_nothing(on_cuda, model):
+    """A graph cannot: capturing it would fail."""
+    step = on_cuda("graphed_step", model=model)
+    assert step["waits"] == {} and step["error"] < 0.01

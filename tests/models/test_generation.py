@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import models
+from models import graphed_decoding
 from models.config import ModelConfig
 from models.generation import generate, next_token_probabilities
 from models.language_model import LanguageModel
@@ -97,6 +98,50 @@ def test_the_cache_gives_the_tokens_of_full_recomputation(name, prompts, device)
         for ours, reference in zip(cached, plain, strict=True):
             assert torch.equal(ours.tokens, reference.tokens)
             assert torch.equal(ours.passes, reference.passes)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_decoding_at_fixed_shapes_gives_the_same_text(name, window, device, monkeypatch):
+    """In float64, also from prompts, thresholds and models for which it is not used."""
+    monkeypatch.setattr(graphed_decoding, "FEWEST_PLACES", 4)
+    monkeypatch.setattr(graphed_decoding.GraphedDecoder, "run", counted(graphed_decoding.GraphedDecoder.run))
+    network = build(name, device=device, attention_window_length=window)
+    for prompts in PROMPTS.values():
+        for thresholds in budgets(network)[:2]:
+            plain = steps(network, prompts, n=15, thresholds=thresholds)
+            before = counted.calls
+            fixed = steps(network, prompts, n=15, thresholds=thresholds, graphed=True)
+            halts = thresholds or network.config.variant.has_halting_gate
+            assert (counted.calls > before) == (len(set(map(len, prompts))) == 1 and not halts)
+            for ours, reference in zip(fixed, plain, strict=True):
+                assert torch.equal(ours.tokens, reference.tokens)
+                assert torch.equal(ours.passes, reference.passes)
+
+
+def counted(function):
+    """`function`; counted.calls says how often such functions were called."""
+
+    def wrapper(*args):
+        counted.calls += 1
+        return function(*args)
+
+    return wrapper
+
+
+counted.calls = 0
+
+
+def test_a_step_at_fixed_shapes_can_be_repeated(name, device):
+    """As it is when a graph is captured."""
+    network = build(name, device=device)
+    if not graphed_decoding.has_fixed_shapes(network, None):
+        pytest.skip("its tokens halt")
+    decoder = graphed_decoding.GraphedDecoder(network, 2, None)
+    with torch.no_grad():
+        network(torch.randint(0, 31, (2, 5)).to(device), cache=decoder.cache)
+        first = decoder(torch.tensor([[3], [4]]))["logits"].clone()
+        assert torch.equal(decoder.run()["logits"], first)
+        assert not torch.equal(decoder(torch.tensor([[3], [4]]))["logits"], first)
 
 
 @pytest.mark.parametrize("window", [None, 5])
