@@ -40,6 +40,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="recompute the full context for each token: slow, with the same text",
     )
     add(
+        "--cuda_graphs",
+        action="store_true",
+        help="on a GPU, replay each token's kernels as a CUDA graph, where prompts have equal lengths and no "
+        "token halts; on a CPU without effect. Experimental: no GPU has run it yet",
+    )
+    add(
         "--show_depth",
         nargs="?",
         const="terminal",
@@ -60,6 +66,8 @@ def check(own: argparse.Namespace) -> None:
         raise UsageError(f"--top_p {own.top_p} must be above 0 and at most 1")
     if own.keep_context is not None and own.keep_context < 1:
         raise UsageError(f"--keep_context {own.keep_context} must be at least 1")
+    if own.cuda_graphs and own.no_cache:
+        raise UsageError("--cuda_graphs needs the cache: leave out --no_cache")
     if own.show_depth not in (None, "terminal") and Path(own.show_depth).suffix != ".html":
         raise UsageError(f"--show_depth {own.show_depth}: give the name of an .html file, or nothing")
 
@@ -97,6 +105,7 @@ def main() -> None:
         top_p=own.top_p,
         cached=not own.no_cache,
         keep=own.keep_context,
+        graphed=own.cuda_graphs and run.precision.device.type == "cuda",
         **route.settings,
     )
     n_repeat, in_terminal = model.config.repeats, own.show_depth == "terminal"

@@ -134,7 +134,7 @@ def test_generation(trained):
     assert texts[0].startswith("cat") and len(texts[0].rstrip("\n")) <= 33
     greedy = [
         trained.run("generate.py", f"{flags} {how} --seed {seed}").stdout
-        for how, seed in (("--temperature 0", 1), ("--top_k 1", 2), ("--top_p 0.0001", 3))
+        for how, seed in (("--temperature 0 --cuda_graphs", 1), ("--top_k 1", 2), ("--top_p 0.0001", 3))
     ]
     assert len(set(greedy)) == 1
 
@@ -146,6 +146,7 @@ def test_generation(trained):
         ("--temperature nan", "--temperature"),
         ("--top_k 0", "--top_k 0 must be at least 1"),
         ("--top_p 1.5", "--top_p 1.5 must be above 0 and at most 1"),
+        ("--cuda_graphs --no_cache", "--cuda_graphs needs the cache: leave out --no_cache"),
         ("--max_new_tokens 0", "--max_new_tokens 0 must be at least 1"),
         ("--prompt @", "'@', which is not among the 28 characters"),
         ("", "the prompt is empty"),
