@@ -50,9 +50,10 @@ class ModelConfig:
     )
     attention: str = _exact(
         "fast", "fast: the fastest known form for the device, on CPUs in bfloat16 blocks of matrix products; "
-        "plain: PyTorch's attention; masked: the keys and values of all passes in one buffer, with one "
-        "bias a pass; flash: the same without a bias, pass by pass, where all passes have the same tokens; "
-        "flex: FlexAttention with a block mask. The same result, up to rounding",
+        "plain: PyTorch's attention, and rotary positions by their formula; masked: the keys and values of "
+        "all passes in one buffer, with one bias a pass; flash: the same without a bias, pass by pass, where "
+        "all passes have the same tokens; flex: FlexAttention with a block mask. The same "
+        "result, up to rounding",
         choices=("fast", "plain", "masked", "flash", "flex"),
     )  # fmt: skip
     loss: str = _exact(

@@ -41,6 +41,7 @@ ITEMS = (
     Item("decoding", "tokens/s at the paper's size, with the cache and by CUDA graphs", "texts:decoding", 60),
     Item("attention", "the forms of attention against plain", "options:attention", 60),
     Item("rotary", "the rotary kernel against its plain form", "options:rotary", 40),
+    Item("loss", "the loss kernel against PyTorch's operations", "options:loss", 40),
     Item("compile", "--compile block and step: losses, graphs, seconds", "options:compiled", 90, _LN),
     Item("compile-adm", "the same with adm, 10 draws of capacities", "options:compiled", 90, _ADM),
     Item("cuda-graphs", "--cuda_graphs: the same losses", "options:cuda_graphs", 40),

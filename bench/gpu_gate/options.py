@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from bench.gpu_gate.rows import Row, Skipped, close, row, skipped
 from bench.gpu_gate.training import SMALL, Training, known
@@ -115,6 +116,35 @@ def rotary(plan: Plan) -> Iterator[Row]:
             gradients.append(leaf.grad)
         error = _error(gradients[:1], gradients[1:])
         yield row(f"backward, {name}", error <= 8 * tolerance, error=error)
+
+
+def loss(plan: Plan) -> Iterator[Row]:
+    """Cross entropy and its gradient by the kernel, of a micro-batch's logits at the paper's size, against
+    PyTorch's."""
+    from models import triton_kernels
+
+    device = choose_device(plan.device)
+    if not triton_kernels.has_kernel(torch.zeros(1, device=device)):
+        if plan.cuda:
+            yield row("kernel", False, why="Triton is missing, or does not compile here")
+            return
+        raise Skipped("the kernel runs on CUDA only")
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2**-7)):  # of probabilities
+        torch.manual_seed(0)
+        logits = 4 * torch.randn(plan.pick(2048, 512, 8), 50_304, device=device)
+        logits, target = logits.to(dtype), torch.randint(0, 50_304, (len(logits),), device=device)
+        each = torch.empty(len(logits), device=device)
+        leaf = logits.float().requires_grad_()
+        expected = F.cross_entropy(leaf, target, reduction="none")
+        (slope,) = torch.autograd.grad(expected.sum(), leaf)
+        made = logits.clone()
+        triton_kernels.score(made, target, each, True)
+        errors = _error([each], [expected.detach()]), _error([made], [slope])
+        work = partial(triton_kernels.score, made, target, each, True)
+        us = 1e6 * seconds_of(work, plan.pick(0.2, 0.1, 0.001))
+        passed = errors[0] <= 1e-4 and errors[1] <= tolerance
+        name = str(dtype).removeprefix("torch.")
+        yield row(name, passed, loss_error=errors[0], gradient_error=errors[1], us=us)
 
 
 def _error(found: Sequence[torch.Tensor | None], reference: Sequence[torch.Tensor | None]) -> float:
