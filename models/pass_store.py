@@ -94,7 +94,7 @@ def choose_form(config: ModelConfig, weight: Tensor, training: bool) -> str:
 
     - flex: for any tokens, on GPUs where Triton is installed.
     - flash: for passes of the same tokens without a window, on GPUs in half precision.
-    - masked: for any tokens, on GPUs since Ampere with heads that the kernels take.
+    - masked: for any tokens, on GPUs since Ampere with heads that the kernels take, and not in float64.
     - plain: PyTorch's operation on concatenated keys and values. Always with dropout and under activation
       checkpointing: what is computed again must not write.
 
@@ -108,7 +108,7 @@ def choose_form(config: ModelConfig, weight: Tensor, training: bool) -> str:
         return "plain"
     if form == "fast":
         form = "masked" if on_cuda else "plain"
-    if on_cuda and not _kernels_run(config.attention_head_size, weight.device):
+    if on_cuda and not _kernels_run(config.attention_head_size, weight):
         return "plain"
     if form == "flash" and (config.variant.stops_early or config.attention_window_length is not None):
         return "masked"
@@ -117,8 +117,9 @@ def choose_form(config: ModelConfig, weight: Tensor, training: bool) -> str:
     return "masked" if form == "flex" and on_cuda and not has_triton() else form
 
 
-def _kernels_run(head_size: int, device: torch.device) -> bool:
-    return head_size in HEAD_SIZES and torch.cuda.get_device_capability(device) >= AMPERE
+def _kernels_run(head_size: int, weight: Tensor) -> bool:
+    fits = head_size in HEAD_SIZES and weight.dtype != torch.float64
+    return fits and torch.cuda.get_device_capability(weight.device) >= AMPERE
 
 
 class PassStore:
