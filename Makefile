@@ -36,8 +36,10 @@ bench: $(VENV)/ready
 gpu-gate:
 	@if $(PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null; then \
 		$(PYTHON) -m bench.gpu_gate $(GATE); \
-	else \
+	elif nvidia-smi >/dev/null 2>&1; then \
 		$(MAKE) --no-print-directory $(VENV)/ready && $(BIN)/python -m bench.gpu_gate $(GATE); \
+	else \
+		echo "error: nvidia-smi finds no GPU here" >&2; exit 1; \
 	fi
 
 lint: $(VENV)/ready

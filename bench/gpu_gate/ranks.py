@@ -30,7 +30,7 @@ HALF, RANKS = 2e-2, 1e-3  # differences of losses: bfloat16; float32 (TF32) over
 TINY = (
     "--dataset counting --vocab_size 256 --sequence_length 64 --n_layer 2 --n_head 2 --n_embd 32 "
     "--batch_size 4 --eval_freq 100000 --log_freq 1 --eval_seq_prefix none --dtype float32 "
-    "--distributed_timeout 0.1"
+    "--distributed_timeout 0.1 --compile none"
 )
 STARTED_LINES = 3  # of metrics.jsonl: the ranks train
 LIMIT_S, START_S = 60.0, 90.0
