@@ -60,6 +60,11 @@ class TrainConfig:
         "published runs (a table of theirs says lr x final_div_factor)",
         bound=POSITIVE,
     )  # fmt: skip
+    cuda_graphs: bool = _training(
+        False, "capture forward and backward of a micro-batch as a CUDA graph and replay it, which saves the "
+        "host's time for launches; for one GPU, and models whose shapes are fixed. Not yet tried on a GPU",
+        identity=Identity.NEVER,
+    )  # fmt: skip
     sequence_length: int = ModelConfig.sequence_length
     eval_freq: int = _intervals(
         200, "steps between evaluations on 24 batches; the final one uses the whole validation set",

@@ -1,8 +1,10 @@
 """Progress of a training for people: a bar where stderr is a terminal, and a log line for each interval."""
 
 import logging
+import statistics
 import sys
 import time
+from collections import deque
 from typing import Any
 
 from errors import duration
@@ -18,6 +20,30 @@ class _NoBar:
     def update(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+class SpikeWatch:
+    """Warns once of each spike in gradient norms.
+
+    It begins above 5 times the median and twice the maximum of the 16 to 100 steps before, and ends below 5
+    times the median: norms fall fast in a young run, and scatter where batches are small.
+    """
+
+    def __init__(self) -> None:
+        self._norms: deque[float] = deque(maxlen=100)
+        self._in_spike = False
+
+    def add(self, step: int, norm: float) -> None:
+        if len(self._norms) >= 16:
+            median = statistics.median(self._norms)
+            begins = not self._in_spike and norm > max(5.0 * median, 2.0 * max(self._norms))
+            self._in_spike = begins or (self._in_spike and norm > 5.0 * median)
+            if begins:
+                logger.warning(
+                    f"a gradient spike: the norm at step {step} is {norm:.2f}, {norm / median:.0f} times the "
+                    f"median of the {len(self._norms)} steps before"
+                )
+        self._norms.append(norm)
 
 
 class Progress:

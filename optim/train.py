@@ -6,9 +6,7 @@ Shapes: B sequences, T tokens.
 import itertools
 import logging
 import math
-import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from data.batches import Batches, MicroBatch, Windows
 from distributed import Precision
 from distributed.parallel import RankSlice, SingleProcess
 from errors import Failure
-from optim.progress import Progress
+from optim.progress import Progress, SpikeWatch
 
 if TYPE_CHECKING:
     from optim.state import TrainState
@@ -77,30 +75,6 @@ class Interval:
         return self.norm_sum / self.norms if self.norms else None
 
 
-class SpikeWatch:
-    """Warns once of each spike in gradient norms.
-
-    It begins above 5 times the median and twice the maximum of the 16 to 100 steps before, and ends below 5
-    times the median: norms fall fast in a young run, and scatter where batches are small.
-    """
-
-    def __init__(self) -> None:
-        self._norms: deque[float] = deque(maxlen=100)
-        self._in_spike = False
-
-    def add(self, step: int, norm: float) -> None:
-        if len(self._norms) >= 16:
-            median = statistics.median(self._norms)
-            begins = not self._in_spike and norm > max(5.0 * median, 2.0 * max(self._norms))
-            self._in_spike = begins or (self._in_spike and norm > 5.0 * median)
-            if begins:
-                logger.warning(
-                    f"a gradient spike: the norm at step {step} is {norm:.2f}, {norm / median:.0f} times the "
-                    f"median of the {len(self._norms)} steps before"
-                )
-        self._norms.append(norm)
-
-
 def load_micro_batches(
     windows: Windows, config: TrainConfig, rank_slice: RankSlice, step: int, device: torch.device
 ) -> Iterator[MicroBatch]:
@@ -145,6 +119,11 @@ def train(
     tokens_per_step, first_step = config.tokens_per_step, state.step
     save_freq, spikes, bar = config.save_checkpoint_freq, SpikeWatch(), progress.bar
     forward.train()
+    micro_batch = None
+    if config.cuda_graphs:
+        from optim.graphed import GraphedMicroBatch
+
+        micro_batch = GraphedMicroBatch(run_micro_batch, state.model, precision.device, processes.size)
     while True:
         is_eval_step = _is_due(state.step, config.eval_freq, config)
         # An interval without steps has been logged already, by the run that this one resumes.
@@ -171,7 +150,9 @@ def train(
 
         started = time.perf_counter()
         rate = state.schedule.get_last_lr()[0]
-        done = training_step(state, forward, micro_batches, rank_slice, config, autocast, parallel, stop)
+        done = training_step(
+            state, forward, micro_batches, rank_slice, config, autocast, parallel, stop, micro_batch
+        )
         if done is None:
             return False
         loss, norm = done
@@ -193,8 +174,11 @@ def training_step(
     autocast: AbstractContextManager,
     parallel: SingleProcess,
     stop: Callable[[int], bool],
+    micro_batch: Callable[..., Tensor] | None = None,
 ) -> tuple[float, float | None] | None:
     """One optimiser step over the rank's micro-batches.
+
+    micro_batch: runs each of them in place of `run_micro_batch`.
 
     The cross entropy is a mean over the targets of the whole step that count, however its sequences are cut
     into micro-batches and split across ranks. Depth penalties are means over all tokens, whether their
@@ -204,6 +188,7 @@ def training_step(
     None where `stop` asked to stop before the last micro-batch.
     """
     device, loss_sum = next(state.model.parameters()).device, 0.0
+    micro_batch = micro_batch or run_micro_batch
     batches = list(itertools.islice(micro_batches, rank_slice.acc_steps))
     counted = parallel.processes.sum(sum(batch.counted for batch in batches))
     even = counted / (rank_slice.acc_steps * parallel.processes.size)  # targets of a micro-batch on average
@@ -214,17 +199,12 @@ def training_step(
         inputs = batch.inputs.to(device, non_blocking=True)
         targets = batch.targets.to(device, non_blocking=True)
         capacities = _seed_forward(state, config, rank_slice, number)
+        # The model's cross entropy is a mean over this micro-batch.
+        extra = (batch.counted / even if even else 0.0) - 1.0
         with parallel.accumulate(forward, last=number + 1 == rank_slice.acc_steps):
-            with autocast:
-                output = forward(inputs, targets, **capacities)
-                loss = output["loss"]
-                # The model's cross entropy is a mean over this micro-batch.
-                weight = batch.counted / even if even else 0.0
-                if weight != 1.0:
-                    loss = loss + (weight - 1.0) * output["cross_entropy_loss"]
-                loss = loss / rank_slice.acc_steps
-            state.scaler.scale(loss).backward()
-        loss_sum += loss.detach()
+            loss_sum += micro_batch(
+                state, forward, inputs, targets, extra, rank_slice.acc_steps, autocast, **capacities
+            )
 
     state.scaler.unscale_(state.optimizer)
     norm = parallel.full_tensor(_clip(state.model, config.grad_clip))
@@ -239,6 +219,30 @@ def training_step(
     if state.step < state.schedule_iterations:
         state.schedule.step()
     return loss, norm if math.isfinite(norm) else None
+
+
+def run_micro_batch(
+    state: "TrainState",
+    forward: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    extra: float | Tensor,
+    parts: int,
+    autocast: AbstractContextManager,
+    **capacities: Sequence[float],
+) -> Tensor:
+    """Forward and backward of a micro-batch, inputs and targets (B, T); its loss as one of `parts`.
+
+    extra: the weight of its cross entropy, less 1. capacities: arguments of the forward pass.
+    """
+    with autocast:
+        output = forward(inputs, targets, **capacities)
+        loss = output["loss"]
+        if isinstance(extra, Tensor) or extra != 0.0:
+            loss = loss + extra * output["cross_entropy_loss"]
+        loss = loss / parts
+    state.scaler.scale(loss).backward()
+    return loss.detach()
 
 
 def _seed_forward(

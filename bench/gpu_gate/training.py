@@ -18,7 +18,7 @@ from errors import UsageError
 from models import make_model_from_args
 from optim.compiling import compile_training
 from optim.state import TrainState
-from optim.train import load_micro_batches, seed_torch, training_step
+from optim.train import load_micro_batches, run_micro_batch, seed_torch, training_step
 
 # Heads as wide as the paper's, in seconds on a CPU.
 SMALL = Size(
@@ -90,7 +90,7 @@ class Training:
         if self.graphed:
             from optim.graphed import GraphedMicroBatch
 
-            self._graphed = [GraphedMicroBatch(self.model, self.device)]
+            self._graphed = [GraphedMicroBatch(run_micro_batch, self.model, self.device)]
         self._batches: Iterator[MicroBatch] | None = None
         self._slice = RankSlice.of(self.config.batch_size, self.config.acc_steps, 0, 1)
 

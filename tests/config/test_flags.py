@@ -48,7 +48,7 @@ def test_every_flag_of_the_reference_with_its_default():
         "checkpoint_staging_dir", "max_steps_this_run", "max_time", "exit_code_unfinished",
         "extend_schedule", "distributed_timeout", "experiment", "scale", "kv_lora_rank", "q_lora_rank",
         "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "n_pause", "attention", "loss",
-        "activation_checkpointing", "dry_run", "yes", "deterministic", "tf32",
+        "activation_checkpointing", "dry_run", "yes", "cuda_graphs", "deterministic", "tf32",
     }  # fmt: skip
 
 
