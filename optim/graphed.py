@@ -111,9 +111,9 @@ class GraphedMicroBatch:
         """Gradients lie where the graph adds to them; those that a step has discarded begin at zero."""
         if not self._gradients:
             for parameter in self._parameters:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-            self._gradients = [parameter.grad for parameter in self._parameters]
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                self._gradients.append(gradient)
+                parameter.grad = gradient
         elif any(parameter.grad is None for parameter in self._parameters):
             torch._foreach_zero_(self._gradients)
             for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
