@@ -49,15 +49,19 @@ def region() -> dict[str, list]:
             torch.empty(shape, dtype=dtype, device="cuda", requires_grad=True)
             for shape, dtype in zip(shapes, dtypes, strict=True)
         ]
-        forward, backward = Count(), Count()
+        forward, backward, transposed = Count(), Count(), Count()
         with imitation.observed(forward), torch.autocast("cuda", half):
             y = regions.compile(mlp)(*inputs)
         grad = torch.empty_like(y)
         with imitation.observed(backward):
-            y.backward(grad)
+            y.backward(grad, retain_graph=True)
+        gradients = [list(x.grad.shape) for x in inputs]
+        with imitation.observed(transposed):
+            torch.autograd.grad(y, inputs, torch.empty(768, 2048, device="cuda").T)
     return {
         "forward": [(kernel.name, kernel.bytes) for kernel in forward.kernels],
         "backward": [(kernel.name, kernel.bytes) for kernel in backward.kernels],
         "shapes": [list(y.shape), str(y.dtype), y.device.type],
-        "gradients": [list(x.grad.shape) for x in inputs],
+        "gradients": gradients,
+        "copies": [kernel.name for kernel in transposed.kernels if not kernel.name.startswith("compiled")],
     }

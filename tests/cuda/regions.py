@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_function, make_boxed_func
 from torch._guards import detect_fake_mode
 from torch._inductor import compile_fx, config, ir, scheduler
@@ -97,6 +98,8 @@ class _Call(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        for grad in grads:
+            grad.contiguous()  # a copy, perhaps: AOTAutograd's graphs for any number of rows want it
         _tell(ctx.graphs.backward)
         with _disable_current_modes():
             made = [torch.empty_like(x, device="meta") for x in ctx.inputs]
@@ -207,4 +210,5 @@ def _inductor_for_cuda() -> Iterator[None]:
         # Off is what would measure, or compute with tensors on the device.
         off = {"shape_padding": False, "joint_graph_constant_folding": False, "compile_threads": 1}
         stack.enter_context(config.patch(off))
+        stack.enter_context(functorch_config.patch(guess_tangent_strides_as_outputs=False))
         yield
