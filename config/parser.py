@@ -193,6 +193,8 @@ def parse_with_run(
 ) -> tuple[Namespace, dict[str, Any]]:
     """Parse the flags of a script that works on a trained run.
 
+    A flag of its own takes the place of one of main.py with the same name.
+
     Args:
         hidden: whether --help leaves out the flags of main.py.
 
@@ -206,9 +208,10 @@ def parse_with_run(
         f"{'; --help-all lists them' if hidden else ''}.",
     )
     add_own_flags(parser)
+    own = {action.dest for action in parser._actions}
     base = all_flags()
-    parser.add_flags(base, hidden)
-    names = {one.name for one in base}
+    parser.add_flags([one for one in base if one.name not in own], hidden)
+    names = {one.name for one in base} - own
     for action in parser._actions:
         if action.dest in names:
             action.default = argparse.SUPPRESS
