@@ -3,6 +3,7 @@
 Shapes: B batch, T tokens.
 """
 
+import contextlib
 import logging
 import math
 import statistics
@@ -143,12 +144,16 @@ def evaluate(
     """
     single = processes is None or processes.size == 1
     numbered = enumerate(batches) if single else batches.share(processes.rank, processes.size)
+    # Weights of a sharded model come from all ranks, over NCCL on GPUs.
+    over_nccl = not single and precision.device.type == "cuda"
+    waiting = processes.waiting if over_nccl else contextlib.nullcontext
     results: list[_BatchResult] = []
     was_training = model.training
     model.eval()
     try:
         for index, batch in numbered:
-            result = _evaluate_batch(index, model, batch, precision, routing)
+            with waiting():
+                result = _evaluate_batch(index, model, batch, precision, routing)
             if single or index < len(batches):
                 results.append(result)
             if stop():
