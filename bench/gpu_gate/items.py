@@ -39,7 +39,7 @@ ITEMS = (
     Item("parallel", "DDP and FSDP in a world of one; their checkpoints", "ranks:world_of_one", 60),
     Item("generation", "cached and not, even and uneven prompts, CPU against GPU", "texts:generation", 60),
     Item("decoding", "tokens/s at the paper's size, with the cache and by CUDA graphs", "texts:decoding", 60),
-    Item("attention", "the forms of attention against plain", "options:attention", 60),
+    Item("attention", "the forms of attention against plain", "options:attention", 100),
     Item("rotary", "the rotary kernel against its plain form", "options:rotary", 40),
     Item("loss", "the loss kernel against PyTorch's operations", "options:loss", 40),
     Item("compile", "--compile block and step: losses, graphs, seconds", "options:compiled", 90, _LN),

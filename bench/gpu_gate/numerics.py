@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bench.gpu_gate.rows import Row, close, row, skipped
-from bench.gpu_gate.training import Training, knows, same_weights, size_of
+from bench.gpu_gate.training import Training, same_weights, size_of
 from bench.plan import Plan, Size
 from bench.processes import DoesNotFit, in_own_process
 from errors import UsageError
@@ -73,10 +73,10 @@ def repeats(plan: Plan) -> Iterator[Row]:
     --deterministic promises them; elsewhere their equal losses to rounding."""
     size = size_of(plan)
     size = size.but(sequence_length=4 * size.length)  # attention sums over several blocks of keys
-    choices = [{"deterministic": on} for on in ("true", "false") if knows("deterministic", on)] or [{}]
+    choices: list[dict[str, Any]] = [{"deterministic": on} for on in ("true", "false")]
     for model in REPEATED:
         for flags in choices:
-            must = flags.get("deterministic") != "false"
+            must = flags["deterministic"] == "true"
             arguments = (model, size, plan.device, flags)
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, checkpoints.name_of(SAVED_AFTER))
@@ -86,7 +86,7 @@ def repeats(plan: Plan) -> Iterator[Row]:
                     in_own_process(digest_of_steps, *arguments, first, steps, None).result
                     for first, steps in ((None, STEPS), (None, STEPS), (path, STEPS - SAVED_AFTER))
                 )
-            name = f"{model}, deterministic {flags['deterministic']}" if flags else model
+            name = f"{model}, deterministic {flags['deterministic']}"
             for what, other, losses in (
                 ("twice", again, once[1]), ("killed and resumed", resumed, once[1][SAVED_AFTER:])
             ):  # fmt: skip

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from bench.gpu_gate.rows import Row, Skipped, close, row, skipped
-from bench.gpu_gate.training import SMALL, Training, known
+from bench.gpu_gate.rows import Row, Skipped, close, row
+from bench.gpu_gate.training import SMALL, Training
 from bench.plan import Plan, Size
 from bench.works import in_turn, seconds_of
 from distributed import choose_device
@@ -54,8 +54,8 @@ def compiled(plan: Plan, model: str) -> Iterator[Row]:
 
 def cuda_graphs(plan: Plan) -> Iterator[Row]:
     """The same losses to rounding; pondernet has several exits."""
-    if not known({"cuda_graphs": True}):
-        raise Skipped("main.py has no --cuda_graphs")
+    if not plan.cuda:
+        raise Skipped("CUDA graphs need a GPU")
     for model in ("ln_cotformer", "pondernet"):
         without, graphed = _full(model, plan), _full(model, plan, cuda_graphs=True)
         losses, found = without.losses(STEPS), graphed.losses(STEPS)
@@ -64,19 +64,15 @@ def cuda_graphs(plan: Plan) -> Iterator[Row]:
 
 def attention(plan: Plan) -> Iterator[Row]:
     """The forms of attention: losses and gradient norms of `plain` in float32, and times in bfloat16."""
-    forms = [form for form in FORMS if known({"attention": form})]
     for model in ("ln_cotformer", "adm"):
         numbers = _numbers(_full(model, plan, attention="plain"))
-        timed = [Training(model, _size(plan), plan.device, attention=form) for form in ("plain", *forms)]
+        timed = [Training(model, _size(plan), plan.device, attention=form) for form in ("plain", *FORMS)]
         seconds = in_turn([partial(one.steps, 1) for one in timed], plan.pick(8, 4, 1), warm_up=3)
         plain_ms = 1e3 * statistics.median(seconds[0])
-        for form, times in zip(forms, seconds[1:], strict=True):
+        for form, times in zip(FORMS, seconds[1:], strict=True):
             found = _numbers(_full(model, plan, attention=form))
             ms = {"ms": 1e3 * statistics.median(times), "plain_ms": plain_ms}
             yield close(f"{model}, {form}", found, numbers, 10 * ATTENTION, **ms)
-    for form in FORMS:
-        if form not in forms:
-            yield skipped(form, f"main.py has no --attention {form}")
 
 
 def rotary(plan: Plan) -> Iterator[Row]:

@@ -9,12 +9,10 @@ import torch
 
 from bench.plan import Plan, Size, model_flags
 from config import parse_args
-from config.base import all_flags
 from config.training import TrainConfig
 from data.batches import MicroBatch, TokenWindows
 from distributed import choose_compile, choose_device, choose_precision
 from distributed.parallel import RankSlice, SingleProcess
-from errors import UsageError
 from models import make_model_from_args
 from optim.compiling import compile_training
 from optim.state import TrainState
@@ -31,27 +29,6 @@ SMALL = Size(
 def size_of(plan: Plan) -> Size:
     """The size of comparisons; a smaller one where the gate is only rehearsed."""
     return plan.pick(SMALL, SMALL, SMALL.but(n_layer=3, n_repeat=2, n_embd=32, sequence_length=16))
-
-
-def knows(flag: str, value: str | None = None) -> bool:
-    """Whether main.py has this flag, and takes this value."""
-    if flag not in {one.name for one in all_flags()}:
-        return False
-    try:
-        parse_args([f"--{flag}"] if value is None else [f"--{flag}", value])
-    except UsageError:
-        return False
-    return True
-
-
-def known(flags: Mapping[str, Any]) -> bool:
-    """Whether main.py has these flags, and takes their values; True stands for a switch."""
-    return all(knows(name, None if value is True else str(value)) for name, value in flags.items())
-
-
-def text_of(flags: Mapping[str, Any]) -> str:
-    """Flags as on a command line."""
-    return " ".join(_words(flags))
 
 
 class Training:
@@ -97,7 +74,7 @@ class Training:
     @property
     def graphed(self) -> bool:
         """Whether a step replays CUDA graphs."""
-        return getattr(self.args, "cuda_graphs", False)
+        return self.args.cuda_graphs
 
     def steps(self, count: int) -> list[tuple[float, float | None]]:
         """Losses and gradient norms of the next steps."""
