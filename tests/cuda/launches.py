@@ -31,7 +31,7 @@ KERNELS = {
     "native_layer_norm_backward": 2, "embedding_dense_backward": 4, "topk": 4, "sort": 4, "index_put_": 8,
     "index_put": 8, "_index_put_impl_": 8, "scatter_add_": 8, "scatter_add": 8, "index_add_": 8,
     "index_add": 8, "index_copy": 9, "index_copy_": 8, "constant_pad_nd": 2, "slice_backward": 2,
-    "select_backward": 2, "_scaled_dot_product_efficient_attention_backward": 2,
+    "select_backward": 2, "scatter_reduce_": 2, "_scaled_dot_product_efficient_attention_backward": 2,
     "_scaled_dot_product_flash_attention_backward": 3,
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ CEILINGS = {
     ("standard", "none"): (1_270, 20.0), ("standard", "block"): (1_150, 18.8),
     ("but", "none"): (4_830, 67.2), ("but", "block"): (3_780, 60.0),
     ("cotformer", "none"): (5_040, 76.7), ("cotformer", "block"): (4_130, 70.8),
-    ("adaptive_but", "none"): (7_230, 64.6), ("adaptive_but", "block"): (5_840, 55.2),
+    ("adaptive_but", "none"): (7_320, 64.6), ("adaptive_but", "block"): (5_940, 55.2),
     ("mla", "none"): (15_170, 119.7), ("mla", "block"): (9_500, 92.8),
     ("pause", "none"): (1_270, 65.9), ("pause", "block"): (1_100, 57.2),
     ("pondernet", "none"): (5_210, 77.7), ("pondernet", "block"): (4_650, 72.1),
