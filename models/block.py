@@ -56,10 +56,14 @@ class Block(nn.Module):
 
         source: keys and values are made from ln_1 of its representations instead of x's.
         """
-        if not (self._checkpointed and recomputation_pays(self.training, keys)):
+        if not self.is_recomputed(keys):
             return self._run([keys], x, tokens, source)
         key_tokens = tokens if source is None else source.tokens
         return recomputed(self._run, [keys], key_tokens, tokens, x, tokens, source)
+
+    def is_recomputed(self, keys: LayerKeys) -> bool:
+        """Whether the backward pass computes the block a second time."""
+        return self._checkpointed and recomputation_pays(self.training, keys)
 
     def _run(
         self, keys: Sequence[LayerKeys], x: Tensor, tokens: ActiveTokens, source: KeySource | None
@@ -70,6 +74,16 @@ class Block(nn.Module):
             source = KeySource(self.ln_1(source.x), source.tokens)
         x = x + self.attn(self.ln_1(x), tokens, keys[0], source)
         return x + self.mlp(self.ln_2(x)) if tokens.count else x  # without tokens only keys were to be cached
+
+
+def run_blocks(blocks: Sequence[Block], keys: Sequence[LayerKeys], x: Tensor, tokens: ActiveTokens) -> Tensor:
+    """x (*tokens.shape, C) through blocks, one after another -> the same. keys: of each block."""
+    graphs = blocks[0].graphs if blocks else None
+    if graphs is not None and graphs.apply_to_all(blocks, tokens, keys[0]):
+        return graphs.run_all(blocks, keys, x, tokens)
+    for block, layer_keys in zip(blocks, keys, strict=True):
+        x = block(x, tokens, layer_keys)
+    return x
 
 
 class Transformer(nn.ModuleDict):

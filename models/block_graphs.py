@@ -9,7 +9,8 @@ Shapes: *tokens.shape as in `models.active_tokens`, N tokens, C = n_embd.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,16 +23,12 @@ from models.block import Block
 from models.embeddings import Rotation
 from models.kv_cache import LayerKeys
 from models.language_model import LanguageModel
+from models.stage_weights import StageWeights, Weights
 
 # Tokens of the batches that graphs are first made for: no other size of a model is such a number, so that the
 # compiler cannot take the two for one.
 TOKENS, SOURCE_TOKENS = 1033, 1171
 FEWEST_TOKENS = 2  # a compiler takes 0 and 1 for constants
-
-# LayerNorms, and the linear layers that read them.
-READERS = {"ln_1": ("attn.c_attn", "attn.q_down", "attn.kv_down"), "ln_2": ("mlp.c_fc",)}
-
-Weights = dict[str, Tensor]
 
 
 class _Prepare(nn.Module):
@@ -75,10 +72,8 @@ class _Finish(nn.Module):
 class BlockGraphs:
     """The compiled stages of a model's blocks, and the weights of a forward pass as the stages read them.
 
-    A block's weights are converted once in a forward pass, and the gradients of all its uses add up on the
-    converted ones. Linear layers get autocast's format, which a graph would otherwise convert to at every
-    use. A LayerNorm's weight is multiplied into the linear layers that read it: so its gradient, a sum over
-    all tokens, is computed once in a backward pass, not at every use.
+    A block's weights are converted once in a forward pass (`models.stage_weights`), and the gradients of all
+    its uses add up on the converted ones.
     """
 
     def __init__(self, model: LanguageModel, backend: str = "inductor") -> None:
@@ -89,18 +84,33 @@ class BlockGraphs:
         block._modules = {**block._modules, "ln_1": _bare(block.ln_1), "ln_2": _bare(block.ln_2)}
         prepare, finish = _Prepare(block), _Finish(block)
 
-        # Two functions: the compiler looks through all graphs of a function for one that fits.
-        def run_prepare(weights: Weights, *args: Any) -> list[Tensor]:
-            return functional_call(prepare, weights, args)
+        width = model.config.n_embd
+        to_prepare, to_finish = (
+            StageWeights(self._template, width, stage.reads) for stage in (prepare, finish)
+        )
 
-        def run_finish(weights: Weights, *args: Any) -> Tensor:
-            return functional_call(finish, weights, args)
+        # Several functions: the compiler looks through all graphs of a function for one that fits.
+        def run_prepare(weights: Weights, *args: Any) -> list[Tensor]:
+            return functional_call(prepare, to_prepare.unpack(weights), args)
+
+        def run_finish(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
+            return functional_call(finish, to_finish.unpack(weights), (x, y))
+
+        def run_between(
+            weights: Weights, x: Tensor, y: Tensor, of_next: Weights, rotation: Rotation | None
+        ) -> list[Tensor]:
+            x = run_finish(weights, x, y)
+            return [x, *run_prepare(of_next, x, rotation, None, None)]
+
+        def convert(given: Weights, dtype: torch.dtype) -> list[Weights]:
+            return [stage.convert(given, dtype) for stage in (to_prepare, to_finish)]
 
         settings: dict[str, Any] = {"fullgraph": True, "backend": backend}
-        self._convert = torch.compile(_converted, dynamic=False, **settings)
+        self._convert = torch.compile(convert, dynamic=False, **settings)
         self._prepare = torch.compile(run_prepare, dynamic=True, **settings)
         self._finish = torch.compile(run_finish, dynamic=True, **settings)
-        self._weights: dict[Block, tuple[Weights, Weights]] = {}
+        self._between = torch.compile(run_between, dynamic=True, **settings)
+        self._weights: dict[Block, list[Weights]] = {}
         self._rotations: dict[tuple[ActiveTokens, bool], Rotation | None] = {}
 
     def install(self) -> None:
@@ -120,22 +130,47 @@ class BlockGraphs:
         """Whether graphs can compute these tokens."""
         return tokens.count >= FEWEST_TOKENS and (source is None or source.tokens.count >= FEWEST_TOKENS)
 
+    def apply_to_all(self, blocks: Iterable[Block], tokens: ActiveTokens, keys: LayerKeys) -> bool:
+        """Whether `run_all` can compute these tokens: not where a block is recomputed, or watched by a hook,
+        as FSDP's, which collects its weights."""
+        return self.apply_to(tokens, None) and all(
+            block.training
+            and not block.is_recomputed(keys)
+            and not (block._forward_hooks or block._forward_pre_hooks)
+            for block in blocks
+        )
+
     def run(
         self, block: Block, keys: LayerKeys, x: Tensor, tokens: ActiveTokens, source: KeySource | None
     ) -> Tensor:
         """What `block` makes of x, (*tokens.shape, C) -> the same."""
-        if block not in self._weights:
-            self._weights[block] = self._of_stages(block)
-        to_prepare, to_finish = self._weights[block]
-        rows, rotation, key_tokens, of_source = _rows(x), self._rotation(tokens), tokens, (None, None)
+        to_prepare, to_finish = self._of_stages(block)
+        rows, rotation, of_source = _rows(x), self._rotation(tokens), (None, None)
         if source is not None:
-            key_tokens = source.tokens
-            of_source = _rows(source.x), self._rotation(key_tokens, of_source=True)
-        q, *rest = self._prepare(to_prepare, rows, rotation, *of_source)
-        prepared = [q.unflatten(0, tokens.shape), *(part.unflatten(0, key_tokens.shape) for part in rest)]
-        y = block.attn.attend(prepared, tokens, keys, source)
-        assert y is not None  # there are tokens
-        return _no_view(self._finish(to_finish, rows, _rows(y)), (*tokens.shape, -1))
+            of_source = _rows(source.x), self._rotation(source.tokens, of_source=True)
+        prepared = self._prepare(to_prepare, rows, rotation, *of_source)
+        y = _attended(block, prepared, tokens, keys, source)
+        return _no_view(self._finish(to_finish, rows, y), (*tokens.shape, -1))
+
+    def run_all(
+        self, blocks: Sequence[Block], keys: Sequence[LayerKeys], x: Tensor, tokens: ActiveTokens
+    ) -> Tensor:
+        """What several blocks make of x, one after another, (*tokens.shape, C) -> the same.
+
+        The end of a block and the start of the next are one graph, where the residual stream and its gradient
+        pass through fewer kernels.
+        """
+        rows, rotation = _rows(x), self._rotation(tokens)
+        weights = [self._of_stages(block) for block in blocks]
+        prepared = self._prepare(weights[0][0], rows, rotation, None, None)
+        for number, (block, layer_keys) in enumerate(zip(blocks, keys, strict=True)):
+            y = _attended(block, prepared, tokens, layer_keys, None)
+            to_finish = weights[number][1]
+            if number + 1 < len(blocks):
+                rows, *prepared = self._between(to_finish, rows, y, weights[number + 1][0], rotation)
+            else:
+                rows = self._finish(to_finish, rows, y)
+        return _no_view(rows, (*tokens.shape, -1))
 
     def compile(self) -> None:
         """Make the graphs, forward and backward, before the first step needs them.
@@ -156,34 +191,24 @@ class BlockGraphs:
         sources = [(None, None), *([batch(SOURCE_TOKENS)] if config.variant.halted_tokens_offer_keys else [])]
         made = [part for source in sources for part in self._prepare(to_prepare, x, rotation, *source)]
         y = made[0].new_ones(len(x), block.attn.c_proj.in_features, requires_grad=True)
-        made.append(self._finish(to_finish, x, y))
+        made += [self._finish(to_finish, x, y), *self._between(to_finish, x, y, to_prepare, rotation)]
         torch.autograd.backward(made, [torch.zeros_like(part) for part in made])
 
-    def _of_stages(self, block: Block) -> tuple[Weights, Weights]:
+    def _of_stages(self, block: Block) -> list[Weights]:
         """A block's weights as the two stages read them."""
-        device = self._model.lm_head.weight.device.type
-        converted, others = {}, {}
-        for name, weight in block.named_parameters():
-            if not (_Prepare.reads(name) or _Finish.reads(name)):
-                continue
-            layer = block.get_submodule(name.rpartition(".")[0])
-            into = converted if isinstance(layer, nn.Linear | nn.LayerNorm) else others
-            into[name] = weight
-        dtype = converted["ln_1.weight"].dtype
-        if dtype != torch.float64 and torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        # Outside of what activation checkpointing computes again, which finds them converted.
-        with torch.autograd.graph.saved_tensors_hooks(_same, _same):
-            converted = self._convert(converted, dtype)
-        for weight in converted.values():
-            if not isinstance(weight, nn.Parameter):  # which are static by themselves
-                torch._dynamo.mark_static(weight)
-        found = {**converted, **others}
-        prepare, finish = (
-            {name: weight for name, weight in found.items() if stage.reads(name)}
-            for stage in (_Prepare, _Finish)
-        )
-        return prepare, finish
+        if block not in self._weights:
+            given = dict(block.named_parameters())
+            device, dtype = self._model.lm_head.weight.device.type, given["ln_1.weight"].dtype
+            if dtype != torch.float64 and torch.is_autocast_enabled(device):
+                dtype = torch.get_autocast_dtype(device)
+            # Outside of what activation checkpointing computes again, which finds them converted.
+            with torch.autograd.graph.saved_tensors_hooks(_same, _same):
+                of_stages = self._convert(given, dtype)
+            for weight in itertools.chain.from_iterable(weights.values() for weights in of_stages):
+                if not isinstance(weight, nn.Parameter):  # which are static by themselves
+                    torch._dynamo.mark_static(weight)
+            self._weights[block] = of_stages
+        return self._weights[block]
 
     def _rotation(self, tokens: ActiveTokens, of_source: bool = False) -> Rotation | None:
         """The tokens' rotation written out row by row: (N, D/2) each."""
@@ -221,18 +246,13 @@ def _bare(norm: nn.LayerNorm) -> nn.LayerNorm:
     return nn.LayerNorm(list(norm.normalized_shape), norm.eps, elementwise_affine=False)
 
 
-def _converted(weights: Weights, dtype: torch.dtype) -> Weights:
-    """A block's weights of LayerNorms and linear layers as those of linear layers alone, in `dtype`."""
-    norm_of = {layer: norm for norm, layers in READERS.items() for layer in layers}
-    made = {}
-    for name, weight in weights.items():
-        layer, _, kind = name.rpartition(".")
-        if layer in READERS:
-            continue
-        norm = norm_of.get(layer)
-        if norm is not None and kind == "weight":
-            weight = weight * weights[f"{norm}.weight"]
-        elif norm is not None:
-            weight = weight + (weights[f"{layer}.weight"] * weights[f"{norm}.bias"]).sum(-1)
-        made[name] = weight.to(dtype)
-    return made
+def _attended(
+    block: Block, prepared: Sequence[Tensor], tokens: ActiveTokens, keys: LayerKeys, source: KeySource | None
+) -> Tensor:
+    """Attention between the stages: what `prepare` made, row by row, -> (N, H * D)."""
+    queries, *others = prepared
+    key_tokens = tokens if source is None else source.tokens
+    shaped = [queries.unflatten(0, tokens.shape), *(part.unflatten(0, key_tokens.shape) for part in others)]
+    y = block.attn.attend(shaped, tokens, keys, source)
+    assert y is not None  # there are tokens
+    return _rows(y)

@@ -56,6 +56,13 @@ class LayerKeys(NamedTuple):
         return self.cache.update(self, new, key_tokens, query_tokens)
 
 
+def layer_keys(
+    cache: "Cache", part: str, count: int, repeat: int = 1, all_passes: bool = False
+) -> list[LayerKeys]:
+    """For each of the `count` layers of a part of the model (`begin`, `middle`, `end`)."""
+    return [LayerKeys(cache, (part, layer), repeat, all_passes) for layer in range(count)]
+
+
 class Cache(Protocol):
     """PassKeys or KVCache. persistent: whether later forward passes attend to what this one adds."""
 

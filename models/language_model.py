@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from models.active_tokens import ActiveTokens, InputGrid
-from models.block import Transformer
+from models.block import Transformer, run_blocks
 from models.capacities import check_factors, draw_factors, tokens_per_pass
 from models.config import ModelConfig
 from models.embeddings import DEPTH_EMBEDDINGS, POSITIONS, PauseTokens
 from models.halting import ExpectedHead, HaltingGate, StickBreaking
-from models.kv_cache import KVCache, LayerKeys, PassKeys
+from models.kv_cache import KVCache, PassKeys, layer_keys
 from models.losses import LastPassHead
 from models.mixture_of_repeats import MixtureOfRepeats, RoutedUniversal, Router, Routing, Threshold, TopK
 from models.repeaters import AfterPass, CrossRepeat, Middle, Once, Repeater, RepeaterOutput, Universal
@@ -145,10 +145,13 @@ class LanguageModel(nn.Module):
         """
         tokens, keys = self._active_tokens(idx, routing, cache, lengths)
         x = self._embed(idx, tokens)
-        for layer, block in enumerate(self.transformer.h_begin):
-            x = block(x, tokens, LayerKeys(keys, ("begin", layer), 1, all_passes=False))
+        begin, end = self.transformer.h_begin, self.transformer.h_end
+        x = run_blocks(begin, layer_keys(keys, "begin", len(begin)), x, tokens)
         middle = self.repeater(x, tokens, self._middle(routing), keys)
-        exits = [self._end(x, tokens, keys, number) for number, x in enumerate(middle.exits, start=1)]
+        exits = [
+            run_blocks(end, layer_keys(keys, "end", len(end), number), x, tokens)
+            for number, x in enumerate(middle.exits, start=1)
+        ]
         logits = loss = cross_entropy = passes = predictions = None
         if targets is not None or get_logits or get_predictions:
             each = self.positions_per_token  # the last of a token's positions predicts
@@ -225,11 +228,6 @@ class LanguageModel(nn.Module):
             training=self.training,
             checkpointed=self.config.activation_checkpointing == "repeat",
         )
-
-    def _end(self, x: Tensor, tokens: ActiveTokens, keys: PassKeys | KVCache, exit_number: int) -> Tensor:
-        for layer, block in enumerate(self.transformer.h_end):
-            x = block(x, tokens, LayerKeys(keys, ("end", layer), exit_number, all_passes=False))
-        return x
 
     def _routing(
         self,

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from models.active_tokens import ActiveTokens
-from models.kv_cache import KVCache, LayerKeys, PassKeys, recomputation_pays, recomputed
+from models.block import run_blocks
+from models.kv_cache import KVCache, LayerKeys, PassKeys, layer_keys, recomputation_pays, recomputed
 
 if TYPE_CHECKING:
     from models.mixture_of_repeats import Routing
@@ -43,7 +44,7 @@ class Middle:
 
     def keys(self, cache: PassKeys | KVCache, repeat: int, all_passes: bool) -> list[LayerKeys]:
         """For each block, the keys that pass `repeat` attends to: of this pass, or of passes 1..repeat."""
-        return [LayerKeys(cache, ("middle", layer), repeat, all_passes) for layer in range(len(self.blocks))]
+        return layer_keys(cache, "middle", len(self.blocks), repeat, all_passes)
 
     def run_pass(self, x: Tensor, tokens: ActiveTokens, keys: Sequence[LayerKeys]) -> Tensor:
         """x (*tokens.shape, C) through all blocks and ln_mid."""
@@ -67,9 +68,7 @@ class Middle:
         return x if self.depth_embedding is None else x + self.depth_embedding(self.n_repeat - repeat)
 
     def _blocks(self, keys: Sequence[LayerKeys], x: Tensor, tokens: ActiveTokens) -> Tensor:
-        for block, layer_keys in zip(self.blocks, keys, strict=True):
-            x = block(x, tokens, layer_keys)
-        return self.ln_mid(x)
+        return self.ln_mid(run_blocks(self.blocks, keys, x, tokens))
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,15 @@ import platform
 import uuid
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from config.training import TrainConfig
 from errors import Failure
 from files import encode_json, is_utf8, write_atomically, write_json
 from provenance import git_commit, machine
+
+if TYPE_CHECKING:
+    from optim.state import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +69,22 @@ class MetricsFile:
             return self.path.stat().st_size
         except OSError:
             return None
+
+
+def interval_line(state: "TrainState", config: TrainConfig) -> dict[str, Any]:
+    """The line of metrics.jsonl for the interval that ends at this step."""
+    interval = state.interval
+    return {
+        "step": state.step,
+        "tokens": state.step * config.tokens_per_step,
+        "train_loss": interval.loss_sum / interval.steps,
+        "lr": interval.lr,
+        "grad_norm": interval.norm_last,
+        "max_grad_norm": interval.norm_max,
+        "mean_grad_norm": interval.norm_mean,
+        "tokens_per_second": round(interval.steps * config.tokens_per_step / interval.seconds, 1),
+        "seconds": round(state.seconds, 3),
+    }
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

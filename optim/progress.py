@@ -1,10 +1,8 @@
 """Progress of a training for people: a bar where stderr is a terminal, and a log line for each interval."""
 
 import logging
-import statistics
 import sys
 import time
-from collections import deque
 from typing import Any
 
 from errors import duration
@@ -12,49 +10,18 @@ from errors import duration
 logger = logging.getLogger(__name__)
 
 
-class _NoBar:
-    """A bar that nobody sees."""
-
-    def set_postfix_str(self, text: str, refresh: bool = True) -> None: ...
-
-    def update(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class SpikeWatch:
-    """Warns once of each spike in gradient norms.
-
-    It begins above 5 times the median and twice the maximum of the 16 to 100 steps before, and ends below 5
-    times the median: norms fall fast in a young run, and scatter where batches are small.
-    """
-
-    def __init__(self) -> None:
-        self._norms: deque[float] = deque(maxlen=100)
-        self._in_spike = False
-
-    def add(self, step: int, norm: float) -> None:
-        if len(self._norms) >= 16:
-            median = statistics.median(self._norms)
-            begins = not self._in_spike and norm > max(5.0 * median, 2.0 * max(self._norms))
-            self._in_spike = begins or (self._in_spike and norm > 5.0 * median)
-            if begins:
-                logger.warning(
-                    f"a gradient spike: the norm at step {step} is {norm:.2f}, {norm / median:.0f} times the "
-                    f"median of the {len(self._norms)} steps before"
-                )
-        self._norms.append(norm)
-
-
 class Progress:
-    """The bar (`bar`, updated by the training loop) and the lines of the intervals."""
+    """The bar and the lines of the intervals.
+
+    bar: updated by the training loop; None where nobody would see it.
+    """
 
     def __init__(self, iterations: int, step: int, is_main: bool = True) -> None:
         """step: updates made before. is_main: whether this is rank 0, which alone shows a bar."""
         self._iterations = iterations
         self._first_step, self._started = step, time.perf_counter()
         self._said = False  # how much time is left
-        self.bar: Any = _NoBar()
+        self.bar: Any = None
         if is_main and sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -86,7 +53,8 @@ class Progress:
             logger.info(f"  sample: {metrics['sample']!r}")
 
     def close(self) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
     def _seconds_left(self, step: int) -> float:
         """At the pace of this process, evaluations and saves included."""

@@ -6,7 +6,9 @@ Shapes: B sequences, T tokens.
 import itertools
 import logging
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,7 +23,8 @@ from data.batches import Batches, MicroBatch, Windows
 from distributed import Precision
 from distributed.parallel import RankSlice, SingleProcess
 from errors import Failure
-from optim.progress import Progress, SpikeWatch
+from optim.metrics import interval_line
+from optim.progress import Progress
 
 if TYPE_CHECKING:
     from optim.state import TrainState
@@ -73,6 +76,30 @@ class Interval:
     @property
     def norm_mean(self) -> float | None:
         return self.norm_sum / self.norms if self.norms else None
+
+
+class SpikeWatch:
+    """Warns once of each spike in gradient norms.
+
+    It begins above 5 times the median and twice the maximum of the 16 to 100 steps before, and ends below 5
+    times the median: norms fall fast in a young run, and scatter where batches are small.
+    """
+
+    def __init__(self) -> None:
+        self._norms: deque[float] = deque(maxlen=100)
+        self._in_spike = False
+
+    def add(self, step: int, norm: float) -> None:
+        if len(self._norms) >= 16:
+            median = statistics.median(self._norms)
+            begins = not self._in_spike and norm > max(5.0 * median, 2.0 * max(self._norms))
+            self._in_spike = begins or (self._in_spike and norm > 5.0 * median)
+            if begins:
+                logger.warning(
+                    f"a gradient spike: the norm at step {step} is {norm:.2f}, {norm / median:.0f} times the "
+                    f"median of the {len(self._norms)} steps before"
+                )
+        self._norms.append(norm)
 
 
 def load_micro_batches(
@@ -128,7 +155,7 @@ def train(
         is_eval_step = _is_due(state.step, config.eval_freq, config)
         # An interval without steps has been logged already, by the run that this one resumes.
         if state.interval.steps and (is_eval_step or _is_due(state.step, config.log_freq, config)):
-            metrics = _metrics(state, config)
+            metrics = interval_line(state, config)
             if is_eval_step:
                 validation = evaluate(state.step)
                 if validation is None:
@@ -161,21 +188,16 @@ def train(
         state.interval.add(loss, norm, seconds, rate)
         if norm is not None:
             spikes.add(state.step, norm)
-        bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_step / seconds:,.0f} tok/s", refresh=False)
-        bar.update()
+        if bar is not None:
+            bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_step / seconds:,.0f} tok/s", refresh=False)
+            bar.update()
 
 
 def training_step(
-    state: "TrainState",
-    forward: nn.Module,
-    micro_batches: Iterator[MicroBatch],
-    rank_slice: RankSlice,
-    config: TrainConfig,
-    autocast: AbstractContextManager,
-    parallel: SingleProcess,
-    stop: Callable[[int], bool],
-    micro_batch: Callable[..., Tensor] | None = None,
-) -> tuple[float, float | None] | None:
+    state: "TrainState", forward: nn.Module, micro_batches: Iterator[MicroBatch], rank_slice: RankSlice,
+    config: TrainConfig, autocast: AbstractContextManager, parallel: SingleProcess,
+    stop: Callable[[int], bool], micro_batch: Callable[..., Tensor] | None = None,
+) -> tuple[float, float | None] | None:  # fmt: skip
     """One optimiser step over the rank's micro-batches.
 
     micro_batch: runs each of them in place of `run_micro_batch`.
@@ -222,15 +244,9 @@ def training_step(
 
 
 def run_micro_batch(
-    state: "TrainState",
-    forward: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
-    extra: float | Tensor,
-    parts: int,
-    autocast: AbstractContextManager,
-    **capacities: Sequence[float],
-) -> Tensor:
+    state: "TrainState", forward: nn.Module, inputs: Tensor, targets: Tensor, extra: float | Tensor,
+    parts: int, autocast: AbstractContextManager, **capacities: Sequence[float],
+) -> Tensor:  # fmt: skip
     """Forward and backward of a micro-batch, inputs and targets (B, T); its loss as one of `parts`.
 
     extra: the weight of its cross entropy, less 1. capacities: arguments of the forward pass.
@@ -282,19 +298,3 @@ def _require_finite(state: "TrainState", loss: float, norm: float) -> None:
 
 def _is_due(step: int, frequency: int, config: TrainConfig) -> bool:
     return step % frequency == 0 or step == config.iterations
-
-
-def _metrics(state: "TrainState", config: TrainConfig) -> dict[str, Any]:
-    """The line of metrics.jsonl for the interval that ends at this step."""
-    interval = state.interval
-    return {
-        "step": state.step,
-        "tokens": state.step * config.tokens_per_step,
-        "train_loss": interval.loss_sum / interval.steps,
-        "lr": interval.lr,
-        "grad_norm": interval.norm_last,
-        "max_grad_norm": interval.norm_max,
-        "mean_grad_norm": interval.norm_mean,
-        "tokens_per_second": round(interval.steps * config.tokens_per_step / interval.seconds, 1),
-        "seconds": round(state.seconds, 3),
-    }

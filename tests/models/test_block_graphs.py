@@ -46,24 +46,24 @@ def graphs(model, **fields):
 
 
 @pytest.mark.parametrize("model", NAMES)
-def test_three_graphs_for_all_blocks_passes_and_sizes(model):
-    """Weights, before and after attention; one more where keys are made of other representations."""
+def test_four_graphs_for_all_blocks_passes_and_sizes(model):
+    """Weights; before, after and between attention; one more where keys are made of other representations."""
     with_sources = "but_mod" in model or "halting" in model
-    assert graphs(model) == 3 + with_sources
+    assert graphs(model) == 4 + with_sources
 
 
 @pytest.mark.parametrize("kind", ["block", "repeat"])
 @pytest.mark.parametrize("model", ["adm", "stick_breaking", "mla"])
 def test_with_activation_checkpointing(model, kind):
-    assert graphs(model, activation_checkpointing=kind) == 3 + (model == "stick_breaking")
+    assert graphs(model, activation_checkpointing=kind) == 4 + (model == "stick_breaking")
 
 
 def test_with_biases_a_window_and_no_positions():
-    assert graphs("cotformer", bias=True, attention_window_length=5, positional_encoder="none") == 3
+    assert graphs("cotformer", bias=True, attention_window_length=5, positional_encoder="none") == 4
 
 
 def test_passes_of_one_token_or_none_stay_eager():
-    assert graphs("adm", training_length_factor=[0.2, 0.0]) == 3
+    assert graphs("adm", training_length_factor=[0.2, 0.0]) == 4
 
 
 def test_evaluation_stays_eager():
