@@ -4,7 +4,7 @@ Shapes: *tokens.shape as in `models.active_tokens`, C = n_embd.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -76,11 +76,12 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x)) if tokens.count else x  # without tokens only keys were to be cached
 
 
-def run_blocks(blocks: Sequence[Block], keys: Sequence[LayerKeys], x: Tensor, tokens: ActiveTokens) -> Tensor:
+def run_blocks(blocks: nn.ModuleList, keys: Sequence[LayerKeys], x: Tensor, tokens: ActiveTokens) -> Tensor:
     """x (*tokens.shape, C) through blocks, one after another -> the same. keys: of each block."""
-    graphs = blocks[0].graphs if blocks else None
-    if graphs is not None and graphs.apply_to_all(blocks, tokens, keys[0]):
-        return graphs.run_all(blocks, keys, x, tokens)
+    listed = cast("list[Block]", list(blocks))
+    graphs = listed[0].graphs if listed else None
+    if graphs is not None and graphs.apply_to_all(listed, tokens, keys[0]):
+        return graphs.run_all(listed, keys, x, tokens)
     for block, layer_keys in zip(blocks, keys, strict=True):
         x = block(x, tokens, layer_keys)
     return x

@@ -10,7 +10,7 @@ Shapes: *tokens.shape as in `models.active_tokens`, N tokens, C = n_embd.
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -102,7 +102,7 @@ class BlockGraphs:
             x = run_finish(weights, x, y)
             return [x, *run_prepare(of_next, x, rotation, None, None)]
 
-        def convert(given: Weights, dtype: torch.dtype) -> list[Weights]:
+        def convert(given: Mapping[str, Tensor], dtype: torch.dtype) -> list[Weights]:
             return [stage.convert(given, dtype) for stage in (to_prepare, to_finish)]
 
         settings: dict[str, Any] = {"fullgraph": True, "backend": backend}
@@ -130,7 +130,7 @@ class BlockGraphs:
         """Whether graphs can compute these tokens."""
         return tokens.count >= FEWEST_TOKENS and (source is None or source.tokens.count >= FEWEST_TOKENS)
 
-    def apply_to_all(self, blocks: Iterable[Block], tokens: ActiveTokens, keys: LayerKeys) -> bool:
+    def apply_to_all(self, blocks: Sequence[Block], tokens: ActiveTokens, keys: LayerKeys) -> bool:
         """Whether `run_all` can compute these tokens: not where a block is recomputed, or watched by a hook,
         as FSDP's, which collects its weights."""
         return self.apply_to(tokens, None) and all(
@@ -197,7 +197,7 @@ class BlockGraphs:
     def _of_stages(self, block: Block) -> list[Weights]:
         """A block's weights as the two stages read them."""
         if block not in self._weights:
-            given = dict(block.named_parameters())
+            given: dict[str, Tensor] = dict(block.named_parameters())
             device, dtype = self._model.lm_head.weight.device.type, given["ln_1.weight"].dtype
             if dtype != torch.float64 and torch.is_autocast_enabled(device):
                 dtype = torch.get_autocast_dtype(device)

@@ -182,7 +182,16 @@ def _kernel(node: scheduler.BaseSchedulerNode) -> FusedKernel:
     else:
         reduces = any(part.is_reduction() for part in node.get_nodes())
         name = "fused reduction" if reduces else "fused pointwise"
-    return FusedKernel(f"compiled {name}", node.get_read_write_buffers_sizes(), node.estimate_flops() or 0)
+    return FusedKernel(f"compiled {name}", _bytes(node), node.estimate_flops() or 0)
+
+
+def _bytes(node: scheduler.BaseSchedulerNode) -> int:
+    """What a kernel reads and writes. Of an extern kernel's inputs, which may be parts of larger buffers,
+    only these parts count."""
+    if not isinstance(node, scheduler.ExternKernelSchedulerNode):
+        return node.get_read_write_buffers_sizes()
+    tensors = [part for part in (*node.node.inputs, node.node) if hasattr(part, "get_numel")]
+    return sum(int(tensor.get_numel()) * tensor.get_dtype().itemsize for tensor in tensors)
 
 
 @contextmanager
