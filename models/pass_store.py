@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._triton import has_triton
 
+from models import triton_kernels
 from models.attention_kernels import (
     HALF,
     Result,
@@ -220,6 +221,11 @@ class _PassGradients:
             self._sums, self._backward = (), backward
         if not self._sums:
             self._sums = gradients  # of the last pass, which saw all keys
+        elif gradients and self._axis == 2 and _added_by_kernel(*self._sums, *gradients):
+            own = triton_kernels.add_gradients(self._sums, gradients, start)
+            if start == 0:
+                self._sums = ()
+            return own
         elif gradients:
             totals = [total.narrow(self._axis, 0, stop) for total in self._sums]
             if start == 0:  # nothing will be added to these
@@ -233,6 +239,10 @@ class _PassGradients:
         if start == 0:
             self._sums = ()
         return _contiguous(parts) if self._contiguous else parts
+
+
+def _added_by_kernel(*tensors: Tensor) -> bool:
+    return all(x.stride(-1) == 1 for x in tensors) and triton_kernels.has_kernel(tensors[0])
 
 
 def _contiguous(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

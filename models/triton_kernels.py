@@ -1,11 +1,13 @@
 """Kernels in Triton, for what runs eagerly on CUDA, and whether they can run.
 
 CUDA builds of PyTorch bring Triton. Each kernel has a plain form beside the function that launches it:
-`turn_token` in `models.fused_rotation`, `score_row` in `models.losses`. Imported where a kernel may run.
+`turn_token` in `models.fused_rotation`, `score_row` in `models.losses`, `add_token` in `models.pass_store`.
+Imported where a kernel may run.
 """
 
 import functools
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -48,6 +50,23 @@ def score(logits: Tensor, target: Tensor, each: Tensor, gradient: bool) -> None:
     score_row[(count,)](logits, target, each, logits.stride(0), width, gradient, block, num_warps=8)
 
 
+def add_gradients(sums: Sequence[Tensor], new: Sequence[Tensor], start: int) -> tuple[Tensor, ...]:
+    """Gradients of keys and of values: sums += new for tokens before `start`; sums + new for the others.
+
+    sums (B, H, S or more, D), new (B, H, S, D), twice each. Returns (B, H, S - start, D) twice, contiguous as
+    (B, n, H, D).
+    """
+    batch, heads, tokens, size = new[0].shape
+    room = new[0].new_empty(2, batch, tokens - start, heads, size)
+    own = tuple(part.transpose(1, 2) for part in room)
+    tensors = *sums, *new, *own
+    strides = tuple(tensor.stride()[:3] for tensor in tensors)
+    block_heads, block = (1 << (number - 1).bit_length() for number in (heads, size))
+    half = new[0].dtype.itemsize == 2
+    add_token[tokens, batch](tensors, strides, start, heads, size, block_heads, block, half)
+    return own
+
+
 if triton is not None:
 
     @triton.jit(do_not_specialize=["length", "rows"])
@@ -81,6 +100,32 @@ if triton is not None:
             tl.store(
                 tensors[PARTS + part] + batch * of[0] + place * of[1] + head * of[2] + number, x, mask=mask
             )
+
+    @triton.jit(do_not_specialize=["start"])
+    def add_token(
+        # pyrefly: ignore[implicit-any-parameter]  # Triton reads annotations
+        tensors, strides, start,
+        HEADS: tl.constexpr, SIZE: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK: tl.constexpr,
+        HALF: tl.constexpr,
+    ) -> None:  # fmt: skip
+        """Program (token, sequence). tensors, strides (of batch, head, token): two sums, two new, two own."""
+        token, batch = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+        head = tl.arange(0, BLOCK_HEADS)[:, None]
+        number = tl.arange(0, BLOCK)[None, :]
+        mask = (head < HEADS) & (number < SIZE)
+        for part in tl.static_range(2):
+            of = strides[part]
+            total = tensors[part] + batch * of[0] + head * of[1] + token * of[2] + number
+            of = strides[2 + part]
+            other = tensors[2 + part] + batch * of[0] + head * of[1] + token * of[2] + number
+            x, y = tl.load(total, mask=mask), tl.load(other, mask=mask)
+            x = (x.to(tl.float32) + y.to(tl.float32)).to(x.dtype) if HALF else x + y
+            if token < start:
+                tl.store(total, x, mask=mask)
+            else:
+                of = strides[4 + part]
+                place = batch * of[0] + head * of[1] + (token - start) * of[2] + number
+                tl.store(tensors[4 + part] + place, x, mask=mask)
 
     @triton.jit
     def score_row(

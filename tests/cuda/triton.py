@@ -19,6 +19,7 @@ def kernels_launched() -> Iterator[None]:
             stack.enter_context(replaced(module, "has_kernel", lambda x: x.is_cuda))
         stack.enter_context(replaced(fused_rotation, "turn_by_kernel", _turn_by_kernel))
         stack.enter_context(replaced(triton_kernels, "score", _score))
+        stack.enter_context(replaced(triton_kernels, "add_gradients", _add_gradients))
         yield
 
 
@@ -47,6 +48,12 @@ def _turn_by_kernel(
 def _score(logits: Tensor, target: Tensor, each: Tensor, gradient: bool) -> None:
     # Read twice, and written where gradients are wanted.
     _launch("Triton cross entropy", [logits, logits], [logits] * gradient, [target, each])
+
+
+def _add_gradients(sums: Sequence[Tensor], new: Sequence[Tensor], start: int) -> tuple[Tensor, ...]:
+    _launch("Triton sum of gradients", new, new, new)  # of sums as many are read, and as many written
+    parts = (part[:, :, start:].transpose(1, 2) for part in new)
+    return tuple(part.new_empty(part.shape).transpose(1, 2) for part in parts)
 
 
 def _launch(name: str, *tensors: Sequence[Tensor]) -> None:

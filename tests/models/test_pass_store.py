@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import create_mask
 
-from models import flex, pass_store
+from models import flex, pass_store, triton_kernels
 from models.active_tokens import PADDING
 from models.config import ModelConfig
 from models.kv_cache import Visible
@@ -15,6 +15,7 @@ from models.masks import ALIGNMENT, AttentionMask
 from models.pass_store import PassStore, choose_form
 from models.variants import VARIANTS, find_variant
 from tests.models.reference import RESERVED, make
+from tests.models.test_triton_kernels import INTERPRETED
 
 B, H, T, D, R = 2, 3, 7, 4, 3
 EVERYWHERE = torch.arange(T)
@@ -109,6 +110,22 @@ def test_contiguous_gradients(form, kind, passes):
             continue
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
         assert not number % 3 or one.transpose(1, 2).is_contiguous()
+
+
+@INTERPRETED
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_of_gradients_by_a_kernel(kind, dtype, monkeypatch):
+    found = {}
+    for by_kernel in (False, True):
+        monkeypatch.setattr(triton_kernels, "has_kernel", lambda x, answer=by_kernel: answer)
+        inputs = inputs_of(kind, dtype)
+        found[by_kernel] = torch.autograd.grad(weighted(stored("masked", kind, inputs)), inputs)
+    digits = torch.finfo(dtype).eps  # the interpreter cuts off where a GPU rounds
+    for one, other in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(one, other, rtol=4 * digits, atol=4 * digits)
+    last = inputs_of(kind)[-1].shape[2]
+    assert found[True][-5].transpose(1, 2).is_contiguous() and found[True][-1].shape[2] == last
 
 
 @pytest.mark.parametrize(("form", "kind"), CASES)

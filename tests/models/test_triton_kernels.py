@@ -32,7 +32,8 @@ INTERPRETED = pytest.mark.skipif(
 @NEEDS_TRITON
 def test_kernels_in_triton_s_interpreter():
     files = [
-        str(Path(__file__).with_name(f"test_{name}.py")) for name in ("triton_kernels", "fused_rotation")
+        str(Path(__file__).with_name(f"test_{name}.py"))
+        for name in ("triton_kernels", "fused_rotation", "pass_store")
     ]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not process", "-k", "kernel"]
     env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -136,7 +137,7 @@ COMPILE = """
 import re, sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from models.triton_kernels import score_row, turn_token
+from models.triton_kernels import add_token, score_row, turn_token
 
 def instructions(kernel, signature, constants, aligned):
     place = len(kernel.arg_names) - len(constants)
@@ -152,6 +153,8 @@ aligned = [(0, i) for i in range(6)] + [(1, i, j) for i in range(6) for j in ran
 pointers, strides = ("*bf16",) * 6, (("i32",) * 3,) * 6
 turned = {"tensors": pointers, "strides": strides, **tables}
 instructions(turn_token, turned, (3, 2, True, 12, 64, 16, 64), aligned)
+added = {"tensors": pointers, "strides": strides, "start": "i32"}
+instructions(add_token, added, (12, 64, 16, 64, True), aligned[:-2])
 scores = {"logits": "*bf16", "target": "*i64", "each": "*fp32", "stride": "i32"}
 instructions(score_row, scores, (50304, True, 4096), [(i,) for i in range(4)])
 """
@@ -167,7 +170,7 @@ def test_kernels_compile_for_gpus(capability, tmp_path):
     command = [sys.executable, "-c", COMPILE, str(capability)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
-    turned, scored = (line.split() for line in done.stdout.splitlines())
-    assert turned == ["ld.global.v4.b32", "st.global.v4.b32"]
+    turned, added, scored = (line.split() for line in done.stdout.splitlines())
+    assert turned == added == ["ld.global.v4.b32", "st.global.v4.b32"]
     # A target and a loss are single numbers.
     assert scored == ["ld.global.b64", "ld.global.v4.b32", "st.global.b32", "st.global.v4.b32"]
