@@ -123,7 +123,7 @@ def kernels(plan: Plan) -> Iterator[Row]:
 def waits(plan: Plan) -> Iterator[Row]:
     """A micro-batch in torch's mode in which whatever waits for the GPU raises."""
     cuda = plan.cuda and hasattr(torch._C, "_cuda_set_sync_debug_mode")
-    compiling = ("ln_cotformer", "adm") if plan.cuda and _version("triton") else ()
+    compiling = ("ln_cotformer", "adm") if cuda and _version("triton") else ()
     for model, mode in [*((one, "none") for one in plan.models), *((one, "block") for one in compiling)]:
         training = Training(model, size_of(plan), plan.device, compile=mode)
         training.steps(1)
