@@ -50,6 +50,13 @@ def in_folder(folder: Path) -> list[Path]:
     return [path for path in found if path not in steps] + sorted(steps, key=steps.__getitem__, reverse=True)
 
 
+def where_to_resume(folder: Path) -> str:
+    """A sentence about a run that has been interrupted."""
+    saved = in_folder(folder)
+    kept = f"{saved[0].name} is the last checkpoint" if saved else "no checkpoint had been saved yet"
+    return f"{kept}; the same command resumes from there"
+
+
 def covered_by_summary(folder: Path, iterations: int) -> bool:
     """Whether the run in `folder` has finished with at least `iterations` iterations.
 

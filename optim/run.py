@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import models
 from config import experiment_dir
@@ -29,7 +30,7 @@ from optim.progress import Progress
 from optim.resume import Extension, extension, find_start, has_finished
 from optim.saver import Saver
 from optim.state import TrainState
-from optim.train import load_micro_batches, seed_torch, train
+from optim.train import load_micro_batches, run_micro_batch, seed_torch, train
 from optim.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -66,18 +67,12 @@ def run_training(args: Namespace) -> int:
                 try:
                     finished = run.train(stop, lock)
                 except KeyboardInterrupt:
-                    raise KeyboardInterrupt(_last_checkpoint(folder)) from None
+                    raise KeyboardInterrupt(checkpoint.where_to_resume(folder)) from None
             if finished and lock is not None:
                 lock.require()
                 run.finish()
             processes.barrier()  # no rank exits before the summary is written
     return 0 if finished else args.exit_code_unfinished
-
-
-def _last_checkpoint(folder: Path) -> str:
-    saved = checkpoint.in_folder(folder)
-    kept = f"{saved[0].name} is the last checkpoint" if saved else "no checkpoint had been saved yet"
-    return f"{kept}; the same command resumes from there"
 
 
 class Run:
@@ -103,6 +98,11 @@ class Run:
             self.corpus = open_corpus_from_args(args, args.sequence_length)
         seed_torch(args.seed, "initialisation")
         self.model = models.make_model_from_args(args).to(device)
+        self.micro_batch: Callable[..., Tensor] = run_micro_batch
+        if args.cuda_graphs:
+            from optim.graphed import GraphedMicroBatch
+
+            self.micro_batch = GraphedMicroBatch(run_micro_batch, self.model, device, processes.size)
         start = self._find_start()
         extended = None if start is None else extension(args, start[1])
         if extended is not None:
@@ -176,6 +176,7 @@ class Run:
                 save=save,
                 stop=stop.requested,
                 progress=progress,
+                micro_batch=self.micro_batch,
             )
             if not finished:
                 logger.info(

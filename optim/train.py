@@ -124,6 +124,7 @@ def train(
     save: Callable[[], None],
     stop: Callable[[int], bool],
     progress: Progress,
+    micro_batch: Callable[..., Tensor] | None = None,
 ) -> bool:
     """Train `state` up to `config.iterations`; evaluate, log and save at their intervals.
 
@@ -135,6 +136,7 @@ def train(
         save: writes a checkpoint of `state`.
         stop: step -> whether to stop, asked after each micro-batch. `state` is left after the last full step.
         progress: shows each step, and after a few of them the time left.
+        micro_batch: runs each of them in place of `run_micro_batch`.
 
     Returns whether the last iteration was reached. Raises Failure for a loss or gradient that is not finite,
     before the update, so that the weights stay good.
@@ -146,11 +148,6 @@ def train(
     tokens_per_step, first_step = config.tokens_per_step, state.step
     save_freq, spikes, bar = config.save_checkpoint_freq, SpikeWatch(), progress.bar
     forward.train()
-    micro_batch = None
-    if config.cuda_graphs:
-        from optim.graphed import GraphedMicroBatch
-
-        micro_batch = GraphedMicroBatch(run_micro_batch, state.model, precision.device, processes.size)
     while True:
         is_eval_step = _is_due(state.step, config.eval_freq, config)
         # An interval without steps has been logged already, by the run that this one resumes.

@@ -92,6 +92,7 @@ def test_what_is_not_fixed_is_refused(model, fields, processes, reason):
 def test_a_cpu_is_refused(scripts):
     said = scripts.refuse("main.py", scripts.train_flags("--cuda_graphs"), 2)
     assert "--cuda_graphs needs a GPU, and this runs on cpu; leave it out" in said
+    assert not list(scripts.results.glob("*/*/*"))  # no folder of a run
 
 
 def test_a_capture_that_fails():
