@@ -1,5 +1,4 @@
-"""The device of a process, the number format of its matrix products (autocast), and what is
-compiled.
+"""The device of a process, the number format of its matrix products (autocast), what is compiled.
 
 Weights are float32.
 """

@@ -69,7 +69,7 @@ class Block(nn.Module):
         self, keys: Sequence[LayerKeys], x: Tensor, tokens: ActiveTokens, source: KeySource | None
     ) -> Tensor:
         if self.graphs is not None and self.training and self.graphs.apply_to(tokens, source):
-            return self.graphs.run(self, keys[0], x, tokens, source)
+            return self.graphs.run([self], keys, x, tokens, source)
         if source is not None:
             source = KeySource(self.ln_1(source.x), source.tokens)
         x = x + self.attn(self.ln_1(x), tokens, keys[0], source)
@@ -81,7 +81,7 @@ def run_blocks(blocks: nn.ModuleList, keys: Sequence[LayerKeys], x: Tensor, toke
     listed = cast("list[Block]", list(blocks))
     graphs = listed[0].graphs if listed else None
     if graphs is not None and graphs.apply_to_all(listed, tokens, keys[0]):
-        return graphs.run_all(listed, keys, x, tokens)
+        return graphs.run(listed, keys, x, tokens)
     for block, layer_keys in zip(blocks, keys, strict=True):
         x = block(x, tokens, layer_keys)
     return x

@@ -131,7 +131,7 @@ class BlockGraphs:
         return tokens.count >= FEWEST_TOKENS and (source is None or source.tokens.count >= FEWEST_TOKENS)
 
     def apply_to_all(self, blocks: Sequence[Block], tokens: ActiveTokens, keys: LayerKeys) -> bool:
-        """Whether `run_all` can compute these tokens: not where a block is recomputed, or watched by a hook,
+        """Whether `run` can compute all blocks together: not where one is recomputed, or watched by a hook,
         as FSDP's, which collects its weights."""
         return self.apply_to(tokens, None) and all(
             block.training
@@ -141,30 +141,25 @@ class BlockGraphs:
         )
 
     def run(
-        self, block: Block, keys: LayerKeys, x: Tensor, tokens: ActiveTokens, source: KeySource | None
+        self,
+        blocks: Sequence[Block],
+        keys: Sequence[LayerKeys],
+        x: Tensor,
+        tokens: ActiveTokens,
+        source: KeySource | None = None,
     ) -> Tensor:
-        """What `block` makes of x, (*tokens.shape, C) -> the same."""
-        to_prepare, to_finish = self._of_stages(block)
+        """What blocks make of x, one after another, (*tokens.shape, C) -> the same.
+
+        The end of a block and the start of the next are one graph, where the residual stream and its gradient
+        pass through fewer kernels. source: as a block takes it; for one block.
+        """
         rows, rotation, of_source = _rows(x), self._rotation(tokens), (None, None)
         if source is not None:
             of_source = _rows(source.x), self._rotation(source.tokens, of_source=True)
-        prepared = self._prepare(to_prepare, rows, rotation, *of_source)
-        y = _attended(block, prepared, tokens, keys, source)
-        return _no_view(self._finish(to_finish, rows, y), (*tokens.shape, -1))
-
-    def run_all(
-        self, blocks: Sequence[Block], keys: Sequence[LayerKeys], x: Tensor, tokens: ActiveTokens
-    ) -> Tensor:
-        """What several blocks make of x, one after another, (*tokens.shape, C) -> the same.
-
-        The end of a block and the start of the next are one graph, where the residual stream and its gradient
-        pass through fewer kernels.
-        """
-        rows, rotation = _rows(x), self._rotation(tokens)
         weights = [self._of_stages(block) for block in blocks]
-        prepared = self._prepare(weights[0][0], rows, rotation, None, None)
+        prepared = self._prepare(weights[0][0], rows, rotation, *of_source)
         for number, (block, layer_keys) in enumerate(zip(blocks, keys, strict=True)):
-            y = _attended(block, prepared, tokens, layer_keys, None)
+            y = _attended(block, prepared, tokens, layer_keys, source)
             to_finish = weights[number][1]
             if number + 1 < len(blocks):
                 rows, *prepared = self._between(to_finish, rows, y, weights[number + 1][0], rotation)

@@ -114,10 +114,7 @@ class AttentionMask:
         def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             query_position = query[i] if query.dim() == 1 else query[b, i]
             key_position = key[j] if key.dim() == 1 else key[b, j]
-            mask = query_position >= key_position
-            if window is None:
-                return mask
-            return mask & ((query_position - key_position < window) | (query_position == PADDING))
+            return _sees(query_position, key_position, window)
 
         batch = max([len(x) for x in (query, key) if x.dim() == 2], default=None)
         return create_block_mask(sees, batch, None, query.shape[-1], key.shape[-1], query.device.type)
@@ -182,9 +179,14 @@ def visible(query_positions: Tensor, key_positions: Tensor, window: int | None) 
 
     (n,) or (B, n) and (S,) or (B, S) -> (n, S), or (B, 1, n, S) where sequences differ.
     """
-    query, key = query_positions[..., :, None], key_positions[..., None, :]
-    mask = query >= key
-    if window is not None:
-        # Padding must see something, or its softmax would be NaN.
-        mask &= (query - key < window) | (query == PADDING)
+    mask = _sees(query_positions[..., :, None], key_positions[..., None, :], window)
     return mask if mask.dim() == 2 else mask[:, None]
+
+
+def _sees(query: Tensor, key: Tensor, window: int | None) -> Tensor:
+    """`visible` of any positions that broadcast."""
+    mask = query >= key
+    if window is None:
+        return mask
+    # Padding must see something, or its softmax would be NaN.
+    return mask & ((query - key < window) | (query == PADDING))

@@ -219,26 +219,20 @@ class _PassGradients:
         backward = torch._C._current_graph_task_id()
         if backward != self._backward:
             self._sums, self._backward = (), backward
-        if not self._sums:
-            self._sums = gradients  # of the last pass, which saw all keys
-        elif gradients and self._axis == 2 and _added_by_kernel(*self._sums, *gradients):
-            own = triton_kernels.add_gradients(self._sums, gradients, start)
-            if start == 0:
-                self._sums = ()
-            return own
-        elif gradients:
-            totals = [total.narrow(self._axis, 0, stop) for total in self._sums]
-            if start == 0:  # nothing will be added to these
-                self._sums = tuple(total + new for total, new in zip(totals, gradients, strict=True))
-            else:
-                for total, new in zip(totals, gradients, strict=True):
-                    total.add_(new)
-        if not self._sums:
-            return None, None
-        parts = tuple(total.narrow(self._axis, start, stop - start) for total in self._sums)
+        if self._sums and gradients and self._axis == 2 and _added_by_kernel(*self._sums, *gradients):
+            parts = triton_kernels.add_gradients(self._sums, gradients, start)
+        else:
+            if self._sums and gradients:
+                for total, new in zip(self._sums, gradients, strict=True):
+                    total.narrow(self._axis, 0, stop).add_(new)
+            self._sums = self._sums or gradients  # of the last pass, which saw all keys
+            if not self._sums:
+                return None, None
+            parts = tuple(total.narrow(self._axis, start, stop - start) for total in self._sums)
+            parts = _contiguous(parts) if self._contiguous else parts
         if start == 0:
             self._sums = ()
-        return _contiguous(parts) if self._contiguous else parts
+        return parts
 
 
 def _added_by_kernel(*tensors: Tensor) -> bool:

@@ -90,9 +90,8 @@ class Training:
         inputs = batch.inputs.to(self.device, non_blocking=True)
         targets = batch.targets.to(self.device, non_blocking=True)
         with self.parallel.accumulate(self.forward, last=True):
-            with self.precision.autocast():
-                loss = self.forward(inputs, targets)["loss"]
-            self.state.scaler.scale(loss).backward()
+            autocast = self.precision.autocast()
+            run_micro_batch(self.state, self.forward, inputs, targets, 0.0, 1, autocast)
 
     def checkpoint(self) -> dict[str, Any]:
         """As `optim.run` writes it, without what concerns the corpus."""
