@@ -4,7 +4,7 @@ Shapes: *tokens.shape as in `models.active_tokens`, B batch, n queries, S visibl
 n_head, D = C / H; latent attention: L = kv_lora_rank, E = qk_rope_head_dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,16 +30,21 @@ def parts_of(source: KeySource | None) -> tuple[Tensor | None, Rotation | None]:
     return (None, None) if source is None else (source.x, source.tokens.rotation)
 
 
-class MultiHeadAttention(nn.Module):
-    """Multi-head softmax attention with scale 1 / sqrt(D)."""
+class Attention(nn.Module):
+    """Softmax attention in three parts: `prepare` and `output` work token by token, `attend` across tokens.
+
+    Subclasses have `prepare`, `attend`, and the projection c_proj of the output.
+    """
+
+    prepare: Callable[..., list[Tensor]]
+    attend: Callable[..., Tensor | None]
+    c_proj: nn.Linear
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
         self.dropout, self.fast = config.dropout, config.attention == "fast"
         self.fused_rotation = config.attention != "plain"
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # queries, keys, values
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -48,6 +53,19 @@ class MultiHeadAttention(nn.Module):
         """x (*tokens.shape, C) -> the same. source: what keys and values are made from, if not x."""
         y = self.attend(self.prepare(x, tokens.rotation, *parts_of(source)), tokens, keys, source)
         return x if y is None else self.output(y)
+
+    def output(self, y: Tensor) -> Tensor:
+        """Token by token: (..., H * D) -> (..., C)."""
+        return self.resid_dropout(self.c_proj(y))
+
+
+class MultiHeadAttention(Attention):
+    """Multi-head attention with scale 1 / sqrt(D)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # queries, keys, values
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def prepare(
         self,
@@ -81,10 +99,6 @@ class MultiHeadAttention(nn.Module):
         y = attention_op(tokens.pad(q), visible, fast=self.fast, dropout=dropout)  # (B, H, n, D)
         return tokens.unpad(y).flatten(-2)
 
-    def output(self, y: Tensor) -> Tensor:
-        """Token by token: (..., H * D) -> (..., C)."""
-        return self.resid_dropout(self.c_proj(y))
-
     def project(self, x: Tensor, source_x: Tensor | None = None) -> list[Tensor]:
         """Queries of x, keys and values of x or of source_x, before rotation: (*their shape, H, D) each."""
         queries, *others = self._projections(x, source_x)
@@ -108,7 +122,7 @@ class MultiHeadAttention(nn.Module):
         return projected.unflatten(-1, (-1, self.c_proj.in_features // self.n_head))
 
 
-class LatentAttention(nn.Module):
+class LatentAttention(Attention):
     """Multi-head latent attention (DeepSeek-AI 2024, arXiv:2405.04434, Section 2.1).
 
     Keys and values of all heads are made from one normalised latent of L numbers, and one key of E rotated
@@ -122,10 +136,7 @@ class LatentAttention(nn.Module):
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.n_head = config.n_head
-        self.dropout, self.fast = config.dropout, config.attention == "fast"
-        self.fused_rotation = config.attention != "plain"
+        super().__init__(config)
         self.latent_sizes = [config.kv_lora_rank, config.qk_rope_head_dim]
         self.query_sizes = [config.qk_nope_head_dim, config.qk_rope_head_dim]
         self.head_sizes = [config.qk_nope_head_dim, config.v_head_dim]  # made from the latent, per head
@@ -137,14 +148,6 @@ class LatentAttention(nn.Module):
         self.kv_norm = nn.RMSNorm(config.kv_lora_rank, eps=1e-5)
         self.kv_up = nn.Linear(config.kv_lora_rank, self.n_head * sum(self.head_sizes), bias=False)
         self.c_proj = nn.Linear(self.n_head * config.v_head_dim, config.n_embd, bias=config.bias)
-        self.resid_dropout = nn.Dropout(config.dropout)
-
-    def forward(
-        self, x: Tensor, tokens: ActiveTokens, keys: LayerKeys, source: KeySource | None = None
-    ) -> Tensor:
-        """x (*tokens.shape, C) -> (*tokens.shape, C). source: what latents are made from, if not x."""
-        y = self.attend(self.prepare(x, tokens.rotation, *parts_of(source)), tokens, keys, source)
-        return x if y is None else self.output(y)
 
     def prepare(
         self,
@@ -183,10 +186,6 @@ class LatentAttention(nn.Module):
             y = attention_op(q, visible, fast=self.fast, dropout=dropout, scale=self.scale)
             y = y[..., : self.head_sizes[1]]
         return tokens.unpad(y).flatten(-2)
-
-    def output(self, y: Tensor) -> Tensor:
-        """Token by token: (..., H * D) -> (..., C)."""
-        return self.resid_dropout(self.c_proj(y))
 
     def _latents(self, x: Tensor, rotation: Rotation | None) -> Tensor:
         """x (..., C) -> latents and shared keys (..., 1, L + E)."""
